@@ -1,0 +1,1 @@
+//! The Ramkeep backup: frames that hold replicas.

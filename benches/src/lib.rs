@@ -1,0 +1,1 @@
+//! Benchmarks of Ramkeep, alone and beside other systems.

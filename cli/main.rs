@@ -1,0 +1,2 @@
+//! `ramkeep`: the command line.
+fn main() {}

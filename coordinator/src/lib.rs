@@ -1,0 +1,1 @@
+//! The Ramkeep coordinator: one deterministic state machine.

@@ -1,0 +1,1 @@
+//! The Ramkeep master: log, index, tablets, replication.

@@ -1,0 +1,1 @@
+//! Authenticated envelopes over TCP and Unix sockets, polled.

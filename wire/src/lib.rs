@@ -1,0 +1,1 @@
+//! Ids, entries, segments, certificates and messages of Ramkeep: bytes and their meaning.
