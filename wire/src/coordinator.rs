@@ -1,0 +1,371 @@
+//! What is asked of the coordinator, and its answers. Postcard; every answer carries the ballot.
+
+use serde::{Deserialize, Serialize};
+
+use crate::certificate::CertificateKey;
+use crate::hash::KeyHash;
+use crate::ids::{
+    Ballot, BootId, ClientId, ClusterId, ListVersion, LogPosition, MapVersion, PeerId,
+    ReplicationEpoch, SegmentId, ServerId, TableId,
+};
+
+/// What a server does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Roles {
+    /// Owns tablets.
+    pub master: bool,
+    /// Holds replicas.
+    pub backup: bool,
+}
+
+/// A wish to join the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Enlist {
+    /// Fresh random bytes of this process: a retry gets the same ServerId.
+    pub nonce: [u8; 16],
+    /// What it will do.
+    pub roles: Roles,
+    /// Where it listens: `host:port` or `unix:/path`. The first is for clients.
+    pub addresses: Vec<String>,
+    /// The ServerId that its frame directory belonged to; decided crashed by this (SAFETY 6).
+    pub replaces: Option<ServerId>,
+    /// The boot of its machine.
+    pub boot: BootId,
+    /// Frames it offers as a backup.
+    pub frames: u32,
+    /// Bytes it has for its log and index as a master.
+    pub memory: u64,
+}
+
+/// Constants of a cluster, chosen when its first coordinator starts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    /// Backup copies of each segment.
+    pub replicas: u8,
+    /// Length of a master lease (SAFETY 7).
+    pub lease_us: u32,
+    /// How long an operation waits for enough backups before it is refused.
+    pub backup_wait_us: u32,
+    /// How often servers report.
+    pub heartbeat_us: u32,
+    /// Silence after which a server is asked whether it is alive.
+    pub suspect_us: u32,
+    /// Bytes of a segment.
+    pub segment_size: u32,
+}
+
+/// State of a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ServerState {
+    /// Enlisted, its master has no head open on its backups yet.
+    Joining,
+    /// In service.
+    Up,
+    /// Decided dead.
+    Crashed,
+}
+
+/// A server in the server list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerEntry {
+    /// Who.
+    pub server: ServerId,
+    /// What it does.
+    pub roles: Roles,
+    /// Where it listens.
+    pub addresses: Vec<String>,
+    /// How it is.
+    pub state: ServerState,
+    /// Whose frames it took over by restarting with their directory.
+    pub replaces: Option<ServerId>,
+}
+
+/// The server list.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerList {
+    /// Grows with every change.
+    pub version: ListVersion,
+    /// All servers that have not been forgotten, by id.
+    pub servers: Vec<ServerEntry>,
+}
+
+/// State of a tablet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TabletState {
+    /// Given to its owner, who has not confirmed yet.
+    Assigning,
+    /// Served by its owner.
+    Normal,
+    /// Its owner crashed; not served.
+    Down,
+    /// Being dropped; complete when the owner has confirmed.
+    Dropping,
+}
+
+/// A contiguous range of key hashes of a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tablet {
+    /// The table.
+    pub table: TableId,
+    /// First hash.
+    pub first: KeyHash,
+    /// Last hash, inclusive.
+    pub last: KeyHash,
+    /// The master that owns it.
+    pub owner: ServerId,
+    /// The owner's log position when it took the tablet over; its earlier entries for the range
+    /// don't count (SAFETY 20).
+    pub takeover: LogPosition,
+    /// How it is.
+    pub state: TabletState,
+}
+
+/// A table with its tablets, in order of hashes, covering all of them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Table {
+    /// Its id.
+    pub table: TableId,
+    /// Its name.
+    pub name: String,
+    /// Its tablets.
+    pub tablets: Vec<Tablet>,
+}
+
+/// What clients route by.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TabletMap {
+    /// Grows with every change.
+    pub version: MapVersion,
+    /// All tables, by id.
+    pub tables: Vec<Table>,
+    /// Where the owners listen.
+    pub servers: Vec<(ServerId, Vec<String>)>,
+}
+
+/// What a master reports of its memory. Bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MasterStats {
+    /// What it may use.
+    pub memory: u64,
+    /// Segments and index in use.
+    pub used: u64,
+    /// Entries that count.
+    pub live: u64,
+    /// Kept free for tombstones.
+    pub reserved: u64,
+    /// In the index.
+    pub index: u64,
+    /// Objects alive.
+    pub objects: u64,
+    /// Keys and values of the objects alive.
+    pub payload: u64,
+    /// Segments of the log.
+    pub segments: u32,
+    /// Segments that lack a replica.
+    pub under_replicated: u32,
+}
+
+/// What a backup reports.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackupStats {
+    /// Frames it has.
+    pub frames: u32,
+    /// Frames that hold a replica.
+    pub used: u32,
+    /// Of those, inherited from before a restart.
+    pub inherited: u32,
+}
+
+/// A server's regular report.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heartbeat {
+    /// Who reports.
+    pub server: ServerId,
+    /// The server list it has.
+    pub list: ListVersion,
+    /// Its master has a head open on its backups (SAFETY 22), or it is a backup only.
+    pub ready: bool,
+    /// Below this segment and epoch no open replica of its log counts any more (SAFETY 13).
+    pub floor: Option<(SegmentId, ReplicationEpoch)>,
+    /// Of its master.
+    pub master: Option<MasterStats>,
+    /// Of its backup.
+    pub backup: Option<BackupStats>,
+    /// Resident memory of the process, bytes.
+    pub resident: u64,
+}
+
+/// What is asked of the coordinator.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// Join the cluster.
+    Enlist(Enlist),
+    /// Report and stay in the cluster.
+    Heartbeat(Heartbeat),
+    /// Record a head's new set of backups before anything is acknowledged on it.
+    RecordEpoch {
+        /// Whose head.
+        master: ServerId,
+        /// Which segment.
+        segment: SegmentId,
+        /// Higher than any tried before for this segment.
+        epoch: ReplicationEpoch,
+        /// The backups from now on.
+        backups: Vec<ServerId>,
+    },
+    /// A server does not answer.
+    Suspect {
+        /// Who.
+        server: ServerId,
+        /// Who says so.
+        by: ServerId,
+    },
+    /// Take a client lease. A retry with the same nonce gets the same.
+    OpenClientLease {
+        /// Fresh random bytes.
+        nonce: [u8; 16],
+    },
+    /// Keep a client lease.
+    RenewClientLease {
+        /// Whose.
+        client: ClientId,
+    },
+    /// Make a table, or find the one of that name.
+    CreateTable {
+        /// Its name.
+        name: String,
+    },
+    /// Remove a table and all that is in it. Answered when every owner has confirmed.
+    DropTable {
+        /// Its name.
+        name: String,
+    },
+    /// The tables and tablets, unless the asker has them already.
+    Map {
+        /// The version that the asker has.
+        known: MapVersion,
+    },
+    /// The server list, unless the asker has it already.
+    Servers {
+        /// The version that the asker has.
+        known: ListVersion,
+    },
+    /// How the cluster is.
+    Status,
+}
+
+/// Why the coordinator refuses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Refused {
+    /// Ask the leader.
+    #[error("this coordinator does not lead")]
+    NotLeader {
+        /// Who does, if known.
+        leader: Option<PeerId>,
+    },
+    /// No such table.
+    #[error("no table of that name")]
+    NoSuchTable,
+    /// Empty or over its limit.
+    #[error("a table's name has 1 to {} bytes", crate::limits::MAX_TABLE_NAME)]
+    TableName,
+    /// A limit of the cluster is reached.
+    #[error("limit reached: {0}")]
+    Limit(String),
+    /// No master is ready to own a tablet.
+    #[error("no master is ready")]
+    NoMaster,
+    /// This ServerId was decided crashed: the process must stop and may enlist anew.
+    #[error("this server was decided crashed")]
+    Crashed,
+    /// No such server or client.
+    #[error("not known here")]
+    Unknown,
+    /// A replication epoch that is not higher than the recorded one.
+    #[error("replication epoch is not above the recorded one")]
+    Epoch,
+    /// The request makes no sense.
+    #[error("invalid request: {0}")]
+    Invalid(String),
+}
+
+/// A server as `status` shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerReport {
+    /// As in the server list.
+    pub entry: ServerEntry,
+    /// Its last report, if it is up.
+    pub heartbeat: Option<Heartbeat>,
+}
+
+/// How the cluster is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterStatus {
+    /// Which cluster.
+    pub cluster: ClusterId,
+    /// Its constants.
+    pub settings: Settings,
+    /// Who leads.
+    pub leader: PeerId,
+    /// The coordinators with their addresses.
+    pub coordinators: Vec<(PeerId, String)>,
+    /// The servers.
+    pub servers: Vec<ServerReport>,
+    /// The tables with their tablets.
+    pub tables: Vec<Table>,
+}
+
+/// The coordinator's answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Answer {
+    /// To `Enlist`.
+    Enlisted {
+        /// The new identity.
+        server: ServerId,
+        /// The cluster.
+        cluster: ClusterId,
+        /// Proves the new master's replicas; kept to itself (SAFETY 16).
+        key: CertificateKey,
+        /// The cluster's constants.
+        settings: Settings,
+        /// The server list.
+        list: ServerList,
+    },
+    /// To `Heartbeat`: the server list if it is newer than the one reported.
+    Heard {
+        /// The list.
+        list: Option<ServerList>,
+    },
+    /// To `RecordEpoch`: recorded; acknowledgements may go on.
+    EpochRecorded,
+    /// To `Suspect` and `RenewClientLease`.
+    Noted,
+    /// To `OpenClientLease`.
+    ClientLease {
+        /// The client's id.
+        client: ClientId,
+        /// How long without renewal.
+        lease_us: u64,
+    },
+    /// To `CreateTable`.
+    Table(Table),
+    /// To `DropTable`.
+    Dropped,
+    /// To `Map`: `None` when the asker has the newest.
+    Map(Option<TabletMap>),
+    /// To `Servers`: `None` when the asker has the newest.
+    Servers(Option<ServerList>),
+    /// To `Status`.
+    Status(Box<ClusterStatus>),
+    /// No.
+    Refused(Refused),
+}
+
+/// An answer with the ballot under which it was given.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Response {
+    /// The leader's ballot.
+    pub ballot: Ballot,
+    /// What it says.
+    pub answer: Answer,
+}

@@ -1,0 +1,130 @@
+//! The three envelopes that open a connection: protocol version, cluster id, and a shared-key
+//! challenge in both directions.
+//!
+//! ```text
+//! connecting side                      accepting side
+//!   Hello { cluster, nonce_c, .. }  ->
+//!                                   <- Welcome { cluster, nonce_s, mac = M("server", nonce_c, nonce_s, hello) }
+//!   Proof { mac = M("client", ..) } ->
+//! ```
+//! M is keyed BLAKE3 under the cluster's shared key. Without a key both macs are zero, and the
+//! accepting side only takes connections from loopback. The protocol version is in every header.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{ClusterId, Party};
+
+/// The shared key of a cluster.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SharedKey(pub [u8; 32]);
+
+impl std::fmt::Debug for SharedKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SharedKey(..)")
+    }
+}
+
+impl SharedKey {
+    /// The key made from the contents of a key file: at least 16 bytes after trimming white space.
+    #[must_use]
+    pub fn from_file_contents(contents: &[u8]) -> Option<Self> {
+        let trimmed = contents.trim_ascii();
+        (trimmed.len() >= Self::MIN_FILE_BYTES)
+            .then(|| Self(blake3::derive_key("ramkeep shared key file v1", trimmed)))
+    }
+
+    /// Fewest bytes a key file may hold.
+    pub const MIN_FILE_BYTES: usize = 16;
+}
+
+/// Opens a connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// The cluster the sender belongs to; zero when it doesn't know yet.
+    pub cluster: ClusterId,
+    /// Who connects; `NONE` for one without an id yet.
+    pub from: Party,
+    /// Whom it means to reach; `NONE` when any will do.
+    pub to: Party,
+    /// Fresh random bytes.
+    pub nonce: [u8; 16],
+}
+
+/// Answers a hello.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// The cluster the accepting side belongs to; zero when it doesn't know yet.
+    pub cluster: ClusterId,
+    /// Who accepts.
+    pub party: Party,
+    /// Fresh random bytes.
+    pub nonce: [u8; 16],
+    /// Proof that the accepting side has the key.
+    pub mac: [u8; 32],
+}
+
+/// Ends the challenge.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Proof {
+    /// Proof that the connecting side has the key.
+    pub mac: [u8; 32],
+}
+
+/// Why a side closes the connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Refusal {
+    /// Another protocol version; names the one spoken here.
+    #[error("the peer speaks protocol version {0}")]
+    Version(u16),
+    /// Another cluster.
+    #[error("the peer belongs to cluster {0}")]
+    Cluster(ClusterId),
+    /// The shared keys differ, or one side has none.
+    #[error("the peer does not share this cluster's key")]
+    Key,
+    /// Meant for another process (a restarted server is a new one).
+    #[error("the peer is {0:?}")]
+    Party(Party),
+    /// Too many connections.
+    #[error("the peer takes no more connections")]
+    Busy,
+    /// The envelope was not one.
+    #[error("the peer could not read what it was sent: {0}")]
+    Malformed(String),
+    /// The process is stopping.
+    #[error("the peer is stopping")]
+    Stopping,
+}
+
+/// Which side a mac speaks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The one that connected.
+    Connecting,
+    /// The one that accepted.
+    Accepting,
+}
+
+/// The mac of one side over the whole exchange; zero without a key.
+#[must_use]
+pub fn mac(
+    key: Option<&SharedKey>,
+    side: Side,
+    hello: &Hello,
+    nonce: &[u8; 16],
+    accepting: Party,
+) -> [u8; 32] {
+    let Some(key) = key else { return [0; 32] };
+    let mut hasher = blake3::Hasher::new_keyed(&key.0);
+    hasher.update(match side {
+        Side::Connecting => b"ramkeep hello: connecting",
+        Side::Accepting => b"ramkeep hello: accepting ",
+    });
+    hasher.update(&hello.nonce);
+    hasher.update(nonce);
+    hasher.update(&hello.cluster.0);
+    hasher.update(&hello.from.0.to_le_bytes());
+    hasher.update(&hello.to.0.to_le_bytes());
+    hasher.update(&accepting.0.to_le_bytes());
+    *hasher.finalize().as_bytes()
+}

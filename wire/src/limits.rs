@@ -1,0 +1,52 @@
+//! Every limit by name. A message over its limit is refused before memory is taken for it.
+
+/// Bytes of a segment, and of a frame's contents.
+pub const SEGMENT_SIZE: usize = 8 << 20;
+/// Longest key.
+pub const MAX_KEY: usize = (64 << 10) - 1;
+/// Shortest key.
+pub const MIN_KEY: usize = 1;
+/// Longest value.
+pub const MAX_VALUE: usize = 1 << 20;
+/// Longest entry group: an object with optional fields, the tombstone of the one it replaces and a
+/// completion.
+pub const MAX_GROUP: usize = MAX_VALUE + 2 * MAX_KEY + 1024;
+/// Segments a log may have at once: its digest must fit well inside a segment.
+pub const MAX_SEGMENTS_PER_LOG: usize = 65_536;
+/// Largest payload of any envelope.
+pub const MAX_PAYLOAD: usize = MAX_GROUP + (64 << 10);
+/// A response envelope is closed once its payload has grown past this; the rest goes in another.
+pub const RESPONSE_SPLIT: usize = 256 << 10;
+/// Items in one data envelope.
+pub const MAX_ITEMS: usize = 4_096;
+/// Data items in flight on one connection; a client that has more waits.
+pub const MAX_IN_FLIGHT_ITEMS: usize = 8_192;
+/// Bytes of replies held or unsent on one connection, past which the server stops reading from it.
+pub const MAX_UNSENT: usize = 8 << 20;
+/// Largest page of a scan, in bytes, unless its first object alone is larger.
+pub const MAX_SCAN_PAGE: usize = 256 << 10;
+/// Bytes of a segment in one replication message.
+pub const MAX_REPLICATE_BYTES: usize = MAX_GROUP;
+/// Replication messages in flight to one backup for one segment.
+pub const MAX_REPLICATES_IN_FLIGHT: usize = 8;
+/// Copies beside the master's own.
+pub const MAX_REPLICAS: usize = 7;
+/// Longest table name, in bytes of UTF-8.
+pub const MAX_TABLE_NAME: usize = 255;
+/// Tables in a cluster.
+pub const MAX_TABLES: usize = 16_384;
+/// Tablets one table may be cut into.
+pub const MAX_TABLETS_PER_TABLE: usize = 1_024;
+/// Servers in a server list (living and kept as crashed).
+pub const MAX_SERVERS: usize = 4_096;
+/// Connections a process accepts.
+pub const MAX_CONNECTIONS: usize = 4_096;
+/// A hello must be complete within this many bytes.
+pub const MAX_HELLO: usize = 1_024;
+/// Addresses of one process.
+pub const MAX_ADDRESS: usize = 256;
+
+const _: () = assert!(MAX_GROUP + (64 << 10) < SEGMENT_SIZE);
+const _: () = assert!(MAX_REPLICATE_BYTES + 256 <= MAX_PAYLOAD);
+const _: () = assert!(MAX_SEGMENTS_PER_LOG * 48 < SEGMENT_SIZE / 2);
+const _: () = assert!(MAX_ITEMS <= MAX_IN_FLIGHT_ITEMS);

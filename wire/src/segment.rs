@@ -1,0 +1,133 @@
+//! Segments as bytes from elsewhere: unverified until their certificate fits, then iterable.
+//!
+//! # Invariants
+//! 1. The entries of a [`VerifiedSegment`] can be taken as the master wrote them.
+//! 2. Nothing but [`UnverifiedSegment::verify`] makes one.
+
+use crate::certificate::{Certificate, CertificateKey, Claim, verify};
+use crate::entry::{self, Entry, EntryError};
+
+/// Bytes that claim to be a segment's, from a backup or a file.
+#[derive(Clone, Copy, Debug)]
+pub struct UnverifiedSegment<'a> {
+    claim: Claim,
+    certificate: Certificate,
+    contents: &'a [u8],
+}
+
+/// A segment's bytes, proved by its certificate and by every entry's checksum.
+#[derive(Clone, Copy, Debug)]
+pub struct VerifiedSegment<'a> {
+    claim: Claim,
+    contents: &'a [u8],
+}
+
+/// Why a segment is not what it claims to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SegmentError {
+    /// The certificate does not fit claim and contents.
+    #[error("certificate does not fit the segment's contents")]
+    Certificate,
+    /// An entry is damaged.
+    #[error("entry at offset {offset}: {error}")]
+    Entry {
+        /// Where.
+        offset: usize,
+        /// How.
+        error: EntryError,
+    },
+    /// The first entry is not the header, or it names something else than was claimed.
+    #[error("the segment's header is missing or names another segment")]
+    Header,
+}
+
+impl<'a> UnverifiedSegment<'a> {
+    /// Takes bytes with what is claimed of them.
+    #[must_use]
+    pub fn new(claim: Claim, certificate: Certificate, contents: &'a [u8]) -> Self {
+        Self {
+            claim,
+            certificate,
+            contents,
+        }
+    }
+
+    /// What is claimed.
+    #[must_use]
+    pub fn claim(&self) -> &Claim {
+        &self.claim
+    }
+
+    /// Proves the bytes: certificate, header, and every entry.
+    pub fn verify(self, key: &CertificateKey) -> Result<VerifiedSegment<'a>, SegmentError> {
+        if !verify(key, &self.claim, self.contents, &self.certificate) {
+            return Err(SegmentError::Certificate);
+        }
+        let mut first = true;
+        for entry in entries(self.contents) {
+            let (_, entry) = entry?;
+            if first && !self.is_own_header(&entry) {
+                return Err(SegmentError::Header);
+            }
+            first = false;
+        }
+        if first && !self.contents.is_empty() {
+            return Err(SegmentError::Header);
+        }
+        Ok(VerifiedSegment {
+            claim: self.claim,
+            contents: self.contents,
+        })
+    }
+
+    fn is_own_header(&self, entry: &Entry<'_>) -> bool {
+        matches!(entry, Entry::SegmentHeader(header)
+            if header.segment == self.claim.segment
+                && header.master == self.claim.master
+                && header.cluster == self.claim.cluster
+                && header.kind == self.claim.kind)
+    }
+}
+
+impl<'a> VerifiedSegment<'a> {
+    /// What was claimed, and holds.
+    #[must_use]
+    pub fn claim(&self) -> &Claim {
+        &self.claim
+    }
+
+    /// The bytes.
+    #[must_use]
+    pub fn contents(&self) -> &'a [u8] {
+        self.contents
+    }
+
+    /// The entries with their offsets, in the order written.
+    pub fn entries(&self) -> impl Iterator<Item = (usize, Entry<'a>)> + 'a {
+        entries(self.contents).map_while(Result::ok)
+    }
+}
+
+/// The entries of `contents` with their offsets; ends after the first error.
+pub fn entries(
+    contents: &[u8],
+) -> impl Iterator<Item = Result<(usize, Entry<'_>), SegmentError>> + '_ {
+    let mut offset = 0;
+    let mut failed = false;
+    std::iter::from_fn(move || {
+        if failed || offset >= contents.len() {
+            return None;
+        }
+        match entry::read(&contents[offset..]) {
+            Ok((entry, len)) => {
+                let at = offset;
+                offset += len;
+                Some(Ok((at, entry)))
+            }
+            Err(error) => {
+                failed = true;
+                Some(Err(SegmentError::Entry { offset, error }))
+            }
+        }
+    })
+}
