@@ -15,11 +15,27 @@ use crate::workload::Asked;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::Args)]
 pub(crate) struct Sizes {
     /// Bytes of the echo's request: as a Ramkeep read (envelope, batch, item, key)
-    #[arg(long = "echo-request", default_value_t = 92, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    #[arg(long = "echo-request", default_value_t = Self::REQUEST, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub(crate) request: u32,
     /// Bytes of the echo's response: as a Ramkeep read's (envelope, item, value)
-    #[arg(long = "echo-response", default_value_t = 160, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    #[arg(long = "echo-response", default_value_t = Self::RESPONSE, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub(crate) response: u32,
+}
+
+impl Sizes {
+    /// Of a Ramkeep read's request: envelope, batch header, item header, key.
+    const REQUEST: u32 = 40 + 20 + 16 + 20;
+    /// Of its response: envelope, item header, value.
+    const RESPONSE: u32 = 40 + 20 + 100;
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self {
+            request: Self::REQUEST,
+            response: Self::RESPONSE,
+        }
+    }
 }
 
 /// Serves one connection after the other until killed. Prints its port as the first line.

@@ -30,6 +30,8 @@ pub(crate) enum Wait {
     Spin,
     /// Give the core away, then ask again.
     Yield,
+    /// Sleep in the read until there is something.
+    Block,
 }
 
 impl Wait {
@@ -38,7 +40,7 @@ impl Wait {
     pub(crate) fn pause(self) {
         match self {
             Self::Spin => std::hint::spin_loop(),
-            Self::Yield => rustix::thread::sched_yield(),
+            Self::Yield | Self::Block => rustix::thread::sched_yield(),
         }
     }
 }
@@ -57,8 +59,8 @@ pub(crate) struct Shape {
 /// When a run ends.
 #[derive(Clone, Copy)]
 pub(crate) enum Until {
-    /// After so long.
-    Elapsed(Duration),
+    /// After so long, or so many requests if that comes first.
+    Elapsed(Duration, u64),
     /// After so many requests.
     Count(u64),
 }
@@ -90,7 +92,8 @@ impl Session {
     /// Takes over a connection on which the protocol is ready to send its first request.
     pub(crate) fn new(stream: TcpStream, protocol: Box<dyn Protocol>, wait: Wait) -> Outcome<Self> {
         stream.set_nodelay(true)?;
-        stream.set_nonblocking(true)?;
+        stream.set_nonblocking(wait != Wait::Block)?;
+        stream.set_read_timeout(Some(SILENCE))?;
         Ok(Self {
             stream,
             protocol,
@@ -114,7 +117,7 @@ impl Session {
         let mut now = begin;
         loop {
             let more = match until {
-                Until::Elapsed(limit) => now - begin < limit,
+                Until::Elapsed(limit, most) => now - begin < limit && sent < most,
                 Until::Count(count) => sent < count,
             };
             while more && shape.window - self.unanswered >= shape.batch {

@@ -109,6 +109,9 @@ failures_from!(
     rustix::io::Errno,
     hdrhistogram::CreationError,
     protocol::BadReply,
+    ramkeep_wire::envelope::EnvelopeError,
+    ramkeep_wire::hello::Refusal,
+    ramkeep_wire::postcards::Malformed,
     serde_json::Error,
 );
 
@@ -145,7 +148,8 @@ fn compare(args: &Args) -> Outcome<()> {
         keys: args.keys,
         wait: Wait::Spin,
     };
-    let mut samples = phase(args, &SINGLE, Op::Set, single, effort)?;
+    let mut failures = Vec::new();
+    let mut samples = phase(args, &SINGLE, Op::Set, single, effort, &mut failures)?;
     let effort = Effort {
         wait: args.replicated_wait,
         ..effort
@@ -156,6 +160,7 @@ fn compare(args: &Args) -> Outcome<()> {
         Op::DurableSet,
         replicated,
         effort,
+        &mut failures,
     )?);
     let report = Report::new(&samples);
     if args.json {
@@ -163,7 +168,7 @@ fn compare(args: &Args) -> Outcome<()> {
     } else {
         print!("{}", report.text());
     }
-    Ok(())
+    failures.into_iter().next().map_or(Ok(()), Err)
 }
 
 /// Starts the systems that take part, loads them, measures, and stops them.
@@ -173,6 +178,7 @@ fn phase(
     load: Op,
     setting: Setting,
     effort: Effort,
+    failures: &mut Vec<Failure>,
 ) -> Outcome<Vec<Sample>> {
     let part = args.test.as_deref().unwrap_or_default();
     let tests: Vec<Test> = tests
@@ -199,7 +205,7 @@ fn phase(
         measure::load(&one, load, effort).map_err(|e| e.during(system.name(), "load"))?;
         running.push(one);
     }
-    measure::rounds(&running, &tests, effort)
+    Ok(measure::rounds(running, &tests, effort, failures))
 }
 
 fn participants(args: &Args, replicas: usize) -> Vec<System> {

@@ -8,17 +8,19 @@
 
 use std::time::Duration;
 
-use crate::Outcome;
 use crate::engine::{Shape, Until, Wait};
 use crate::process::cpu_time;
 use crate::protocol::Op;
 use crate::systems::{Running, System};
 use crate::workload::Keys;
+use crate::{Failure, Outcome};
 
 /// Requests in flight of the throughput tests.
 const DEPTH: u32 = 64;
 /// Keys of a multi-read.
 const MULTI: u32 = 100;
+/// Writes of one measurement at most: what a log without a cleaner has room for.
+const MAX_WRITES: u64 = 400_000;
 /// The part of a measurement that warms up before it.
 const WARM_UP: u32 = 8;
 
@@ -39,6 +41,14 @@ impl Test {
             name,
             title,
             shape: Shape { op, batch, window },
+        }
+    }
+
+    /// Operations of one measurement at most.
+    fn most(self) -> u64 {
+        match self.shape.op {
+            Op::Get | Op::MultiGet => u64::MAX,
+            Op::Set | Op::DurableSet => MAX_WRITES,
         }
     }
 
@@ -163,28 +173,32 @@ pub(crate) fn load(running: &Running, op: Op, effort: Effort) -> Outcome<()> {
     Ok(())
 }
 
-/// All tests on all systems, in turns.
-pub(crate) fn rounds(running: &[Running], tests: &[Test], effort: Effort) -> Outcome<Vec<Sample>> {
+/// All tests on all systems, in turns. A system that fails takes no further turn, and its failure
+/// is added to `failures`.
+pub(crate) fn rounds(
+    mut running: Vec<Running>,
+    tests: &[Test],
+    effort: Effort,
+    failures: &mut Vec<Failure>,
+) -> Vec<Sample> {
     let mut samples = Vec::new();
     for round in 0..effort.rounds {
         for &test in tests {
-            // Whoever goes first in one round goes last in the next.
-            let mut turn: Vec<&Running> = running.iter().collect();
-            if round % 2 == 1 {
-                turn.reverse();
-            }
-            for one in turn
-                .into_iter()
-                .filter(|one| test.is_latency() || !is_echo(one.system))
-            {
-                samples.push(
-                    measure(one, test, effort, round)
-                        .map_err(|e| e.during(one.system.name(), test.name))?,
-                );
-            }
+            running.retain(|one| {
+                if is_echo(one.system) && !test.is_latency() {
+                    return true;
+                }
+                let measured = measure(one, test, effort, round);
+                let failed = measured.map(|sample| samples.push(sample)).err();
+                let goes_on = failed.is_none();
+                failures.extend(failed.map(|e| e.during(one.system.name(), test.name)));
+                goes_on
+            });
         }
+        // Whoever goes first in one round goes last in the next.
+        running.reverse();
     }
-    Ok(samples)
+    samples
 }
 
 fn is_echo(system: System) -> bool {
@@ -194,10 +208,18 @@ fn is_echo(system: System) -> bool {
 fn measure(running: &Running, test: Test, effort: Effort, round: u32) -> Outcome<Sample> {
     let mut session = running.open(effort.wait)?;
     let mut keys = Keys::random(effort.keys, u64::from(round) + 1);
-    session.run(test.shape, &mut keys, Until::Elapsed(effort.each / WARM_UP))?;
+    session.run(
+        test.shape,
+        &mut keys,
+        Until::Elapsed(effort.each / WARM_UP, test.most() / u64::from(WARM_UP)),
+    )?;
     let pids = running.pids();
     let before = cpu_time(&pids)?;
-    let run = session.run(test.shape, &mut keys, Until::Elapsed(effort.each))?;
+    let run = session.run(
+        test.shape,
+        &mut keys,
+        Until::Elapsed(effort.each, test.most()),
+    )?;
     let cpu = cpu_time(&pids)?.saturating_sub(before);
     let percentiles = [50.0, 99.0, 99.9].map(|p| run.latency.value_at_percentile(p));
     let (operations, elapsed) = (run.operations, run.elapsed);

@@ -54,6 +54,12 @@ pub(crate) enum BadReply {
     /// A value that does not belong to the key asked for.
     #[error("the value returned is not that of key number {0}")]
     WrongValue(u32),
+    /// Not a Ramkeep envelope.
+    #[error(transparent)]
+    Envelope(#[from] ramkeep_wire::envelope::EnvelopeError),
+    /// Not a data envelope's payload.
+    #[error(transparent)]
+    Data(#[from] ramkeep_wire::data::DataError),
     /// Fewer replicas than asked for had the write.
     #[error("only {0} replicas acknowledged")]
     NotDurable(u32),

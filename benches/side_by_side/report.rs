@@ -280,7 +280,7 @@ fn at_least(what: &'static str, goal: f64, measured: Option<f64>) -> Option<Goal
 
 fn heading(test: Test) -> String {
     let columns = if test.is_latency() {
-        ["p50 us", "p99 us", "p99.9 us", "p50/echo", "p50/ramkeep"]
+        ["p50 us", "p99 us", "p99.9 us", "of echo", "of ramkeep"]
     } else {
         [
             "objects/s",
