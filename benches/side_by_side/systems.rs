@@ -203,8 +203,9 @@ fn start_memcached(cores: Cores) -> Outcome<Kind> {
     let program = installed("memcached")?;
     let port = free_port()?;
     // -R: a worker may answer a whole batch before it looks at other connections; the default of
-    // 20 would only cost it here. -u matters to root alone, which memcached refuses to run as.
-    let args = format!("-l 127.0.0.1 -p {port} -U 0 -t 1 -m 256 -R 1000 -u nobody");
+    // 20 would only cost it here. -u: memcached refuses root unless told so, and a change of user
+    // would undo that it ends with this process; others than root may not change anyway.
+    let args = format!("-l 127.0.0.1 -p {port} -U 0 -t 1 -m 256 -R 1000 -u root");
     let child = Child::start(cores, &program, &words(&args))?;
     drop(connect(loopback(port))?);
     Ok(Kind::Memcached {
