@@ -15,6 +15,7 @@ pub mod hash;
 pub mod hello;
 pub mod ids;
 pub mod limits;
+pub mod mutants;
 pub mod order;
 pub mod postcards;
 pub mod replicate;

@@ -1,0 +1,107 @@
+//! Planted faults: each is a step that some code skips or does wrongly when the simulator asks for
+//! it, so that a check can be shown to bite.
+//!
+//! A hook is one line, `if mutants::active(Mutant::AckEarly) { .. }`. Without the cargo feature
+//! `mutants`, which only the simulator's mutant runs turn on, [`active`] is constant `false` and the
+//! hook compiles away.
+
+macro_rules! mutants {
+    ($($(#[$doc:meta])* $name:ident = $text:literal),+ $(,)?) => {
+        /// A planted fault.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Mutant { $($(#[$doc])* $name),+ }
+
+        impl Mutant {
+            /// All of them.
+            pub const ALL: &'static [Self] = &[$(Self::$name),+];
+
+            /// Its name on a command line.
+            #[must_use]
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$name => $text),+ }
+            }
+
+            /// The mutant of this name.
+            #[must_use]
+            pub fn from_name(name: &str) -> Option<Self> {
+                Self::ALL.iter().copied().find(|mutant| mutant.name() == name)
+            }
+        }
+    };
+}
+
+mutants! {
+    /// Master: writes are answered at once, not when they are durable.
+    AckEarly = "ack-early",
+    /// Master: reads answer what is not durable yet.
+    ShowNotDurable = "show-not-durable",
+    /// Master: a miss (absent key, rejection) answers without waiting for the durable position.
+    MissDoesNotWait = "miss-does-not-wait",
+    /// Master: a removal appends no tombstone.
+    LoseTombstone = "lose-tombstone",
+    /// Master: a key written after its removal starts again at version 1.
+    ReuseVersion = "reuse-version",
+    /// Master: a head's new set of backups is used without being recorded at the coordinator.
+    SkipEpochRecord = "skip-epoch-record",
+    /// Master: every attempt at a new set of backups uses the same epoch number.
+    ReuseEpoch = "reuse-epoch",
+    /// Master: a digest leaves out the segment before the head.
+    DigestForgetsSegment = "digest-forgets-segment",
+    /// Master: the active mark is written before the previous head is closed on its backups.
+    ActiveTooEarly = "active-too-early",
+    /// Master: the old head closes before the new one is open on its backups.
+    CloseBeforeOpen = "close-before-open",
+    /// Master: reads are answered without a lease.
+    ReadWithoutLease = "read-without-lease",
+    /// Master: one acknowledgement of the k is enough.
+    OneAckIsEnough = "one-ack-is-enough",
+    /// Backup: acknowledges before the certificate's slot is written.
+    AckBeforeCertificate = "ack-before-certificate",
+    /// Backup: writes the certificate over the one in use, instead of in the other slot.
+    CertificateInPlace = "certificate-in-place",
+    /// Backup: takes bytes of a replication epoch below the one it holds.
+    AcceptStaleEpoch = "accept-stale-epoch",
+    /// Backup: shows copies under way in its inventory.
+    ShowIncomplete = "show-incomplete",
+    /// Backup: serves what is meant for another ServerId.
+    IgnoreServerId = "ignore-server-id",
+    /// Coordinator: answers before its journal is synced.
+    AnswerBeforeSync = "answer-before-sync",
+    /// Coordinator: takes an epoch that is not above the recorded one.
+    RecordAnyEpoch = "record-any-epoch",
+    /// Coordinator: takes commands from a server decided crashed.
+    HearTheDead = "hear-the-dead",
+}
+
+#[cfg(feature = "mutants")]
+mod registry {
+    use super::Mutant;
+    use std::cell::Cell;
+
+    thread_local! {
+        static ACTIVE: Cell<Option<Mutant>> = const { Cell::new(None) };
+    }
+
+    /// Whether this thread runs with the fault planted.
+    #[inline]
+    #[must_use]
+    pub fn active(mutant: Mutant) -> bool {
+        ACTIVE.get() == Some(mutant)
+    }
+
+    /// Plants a fault in this thread, or none; returns the one before.
+    pub fn plant(mutant: Option<Mutant>) -> Option<Mutant> {
+        ACTIVE.replace(mutant)
+    }
+}
+
+#[cfg(feature = "mutants")]
+pub use registry::{active, plant};
+
+/// Whether the fault is planted: never, in this build.
+#[cfg(not(feature = "mutants"))]
+#[inline]
+#[must_use]
+pub const fn active(_: Mutant) -> bool {
+    false
+}
