@@ -1,1 +1,5 @@
 //! The Ramkeep master: log, index, tablets, replication.
+#![forbid(unsafe_code)]
+
+pub mod index;
+pub mod replication;

@@ -175,7 +175,8 @@ pub struct ReplicateAck {
     pub length: u32,
     /// What came of the message.
     pub status: ReplicateStatus,
-    /// CLOSED and COMPLETE of [`flags`], as the replica is now.
+    /// COMPLETE of [`flags`]: the certificate on record covers `length` bytes at `epoch`. CLOSED:
+    /// the replica is closed.
     pub flags: u8,
     /// Lease granted to the master from when the backup received the message; 0 for none.
     pub lease_us: u32,

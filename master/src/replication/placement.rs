@@ -1,0 +1,153 @@
+//! Placement: which backups get a segment's replicas.
+//!
+//! At random among the living servers that run a backup, never the master's own and never one
+//! that holds the segment already (RAMCloud, TOCS'15, 3.2). The random numbers come from a seed
+//! given by the shell, so that a simulated run repeats.
+
+use std::collections::BTreeMap;
+
+use ramkeep_wire::{Micros, ServerId};
+
+/// splitmix64: good enough for spreading load, and the same everywhere.
+#[derive(Clone, Debug)]
+pub struct Random(u64);
+
+impl Random {
+    /// From a seed.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// The next number.
+    pub fn next_u64(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, n: usize) -> usize {
+        (self.next_u64() % n as u64) as usize
+    }
+}
+
+/// How a backup is, as far as its master knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// Answers, or nothing else is known.
+    Good,
+    /// Its connection broke, or it let a message wait too long; not chosen until `until` unless
+    /// its connection is made anew before.
+    Suspect {
+        /// When it may be chosen again.
+        until: Micros,
+    },
+    /// Has no free frame; not chosen until `until`.
+    Full {
+        /// When it may be asked again.
+        until: Micros,
+    },
+    /// Decided dead by the coordinator.
+    Crashed,
+}
+
+/// The backups that replicas may be placed on.
+#[derive(Debug)]
+pub struct Backups {
+    health: BTreeMap<ServerId, Health>,
+    random: Random,
+}
+
+impl Backups {
+    /// None yet.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Self {
+            health: BTreeMap::new(),
+            random: Random::new(seed),
+        }
+    }
+
+    /// Adds a living backup; one that is known keeps its health.
+    pub fn add(&mut self, server: ServerId) {
+        self.health.entry(server).or_insert(Health::Good);
+    }
+
+    /// Sets the health of a known backup; the dead stay dead.
+    pub fn set(&mut self, server: ServerId, health: Health) {
+        if let Some(known) = self.health.get_mut(&server)
+            && *known != Health::Crashed
+        {
+            *known = health;
+        }
+    }
+
+    /// How a backup is; an unknown one counts as dead.
+    #[must_use]
+    pub fn health(&self, server: ServerId) -> Health {
+        self.health.get(&server).copied().unwrap_or(Health::Crashed)
+    }
+
+    /// The backups not decided dead.
+    pub fn living(&self) -> impl Iterator<Item = ServerId> + '_ {
+        self.health
+            .iter()
+            .filter(|(_, health)| **health != Health::Crashed)
+            .map(|(id, _)| *id)
+    }
+
+    /// A backup for one more replica of a segment that `taken` hold already.
+    pub fn choose(&mut self, now: Micros, taken: &[ServerId]) -> Option<ServerId> {
+        let usable = |health: &Health| match health {
+            Health::Good => true,
+            Health::Suspect { until } | Health::Full { until } => *until <= now,
+            Health::Crashed => false,
+        };
+        let free = |(id, health): &(&ServerId, &Health)| usable(health) && !taken.contains(id);
+        let count = self.health.iter().filter(free).count();
+        if count == 0 {
+            return None;
+        }
+        let chosen = self.random.below(count);
+        self.health
+            .iter()
+            .filter(free)
+            .nth(chosen)
+            .map(|(id, _)| *id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replicas_spread_over_all_that_are_well() {
+        let mut backups = Backups::new(7);
+        (1..=4).for_each(|id| backups.add(ServerId(id)));
+        backups.set(ServerId(4), Health::Suspect { until: Micros(100) });
+        backups.set(ServerId(3), Health::Crashed);
+        let mut seen = [0; 5];
+        for _ in 0..1000 {
+            let chosen = backups
+                .choose(Micros(0), &[ServerId(2)])
+                .map_or(0, |id| id.0 as usize);
+            seen[chosen] += 1;
+        }
+        assert_eq!(seen, [0, 1000, 0, 0, 0]);
+        (0..1000).for_each(|_| {
+            seen[backups
+                .choose(Micros(100), &[ServerId(2)])
+                .map_or(0, |id| id.0 as usize)] += 1;
+        });
+        assert!(seen[4] > 300 && seen[1] > 1300, "{seen:?}");
+        backups.set(ServerId(3), Health::Good);
+        assert_eq!(
+            backups.health(ServerId(3)),
+            Health::Crashed,
+            "the dead stay dead"
+        );
+    }
+}
