@@ -3,3 +3,4 @@
 
 pub mod index;
 pub mod replication;
+pub mod store;
