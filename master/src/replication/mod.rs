@@ -17,6 +17,8 @@ mod acks;
 pub mod placement;
 pub mod replica;
 mod segment;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
