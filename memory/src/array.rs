@@ -20,8 +20,8 @@ pub use std::sync::atomic::AtomicU64 as AtomicWord;
 #[cfg(not(loom))]
 use crate::mapping::Mapping;
 
-/// Words in a cache line.
-pub const WORDS_PER_LINE: usize = 8;
+/// Words in a cache line; few under loom, whose work grows with every word.
+pub const WORDS_PER_LINE: usize = if cfg!(loom) { 3 } else { 8 };
 
 /// One cache line of atomic words.
 pub type Line = [AtomicWord; WORDS_PER_LINE];
@@ -106,8 +106,9 @@ impl AtomicArray {
         );
     }
 
-    /// Sets the lines of `range` to zero, as by relaxed stores, and gives their pages back to the
-    /// system where they are whole.
+    /// Sets the lines of `range` to zero, as by Release stores, and gives their pages back to the
+    /// system where they are whole. (Taking a page away interrupts every processor that runs the
+    /// process, which orders what was stored before for whoever finds the zeros.)
     ///
     /// # Panics
     /// If the array lacks some of the lines.
@@ -160,11 +161,11 @@ impl AtomicArray {
 
 impl AtomicArray {
     fn zero(&self, lines: Range<usize>) {
-        use std::sync::atomic::Ordering::Relaxed;
+        use std::sync::atomic::Ordering::Release;
         for line in lines {
             self.line(line)
                 .iter()
-                .for_each(|word| word.store(0, Relaxed));
+                .for_each(|word| word.store(0, Release));
         }
     }
 }

@@ -228,6 +228,24 @@ impl SegmentMemory {
         })
     }
 
+    /// All written bytes of a slot from `offset` on: for reading an entry whose length is in its
+    /// own bytes, with one check. `None` as for [`slice`](Self::slice).
+    ///
+    /// # Panics
+    /// If the guard is another memory's.
+    #[must_use]
+    #[inline]
+    pub fn tail<'g>(&'g self, guard: &'g Guard, slot: Slot, offset: usize) -> Option<&'g [u8]> {
+        assert!(
+            guard.belongs_to(&self.inner.collector),
+            "guard of another memory"
+        );
+        let len = self.inner.readable(guard, slot)?.checked_sub(offset)?;
+        let start = slot.0 as usize * self.inner.slot_size + offset;
+        // SAFETY: as in `slice`, for the range from `offset` to the published length.
+        Some(unsafe { std::slice::from_raw_parts(self.inner.mapping.base().add(start), len) })
+    }
+
     /// How many bytes of a slot a guard may read, 0 for a slot it is refused.
     #[must_use]
     pub fn written(&self, guard: &Guard, slot: Slot) -> usize {
