@@ -29,7 +29,7 @@ use ramkeep_wire::{Certificate, Micros, ReplicationEpoch, SegmentId, SegmentKind
 pub use acks::AckEffect;
 use placement::{Backups, Health};
 use replica::Wanted;
-use segment::{Change, Replicated};
+use segment::Replicated;
 
 /// Copies of closed segments under way at once (SAFETY 10).
 pub const MAX_COPIES: usize = 4;
@@ -142,27 +142,17 @@ impl Replication {
         }
     }
 
-    /// A living backup was heard of.
-    pub fn add_backup(&mut self, server: ServerId) {
-        if server != self.config.me {
-            self.backups.add(server);
-        }
-    }
-
-    /// The connection to a backup is there (again).
+    /// The connection to a backup is there (again): it may be chosen.
     pub fn link_up(&mut self, server: ServerId) {
-        if matches!(self.backups.health(server), Health::Suspect { .. }) {
-            self.backups.set(server, Health::Good);
+        if server != self.config.me {
+            self.backups.connected(server);
         }
     }
 
     /// The connection to a backup broke or could not be made: what was in flight is sent again if
     /// it comes back; heads replace it at once.
-    pub fn link_down(&mut self, now: Micros, server: ServerId) {
-        let until = now + std::time::Duration::from_micros(self.config.retry_us);
-        if !matches!(self.backups.health(server), Health::Full { .. }) {
-            self.backups.set(server, Health::Suspect { until });
-        }
+    pub fn link_down(&mut self, server: ServerId) {
+        self.backups.set(server, Health::Away);
         for segment in self.segments.values_mut() {
             segment
                 .replicas
@@ -544,12 +534,7 @@ impl Replication {
     pub fn changes(&self) -> usize {
         self.segments
             .values()
-            .filter(|s| matches!(s.change, Some(Change { .. })))
+            .filter(|s| s.change.is_some())
             .count()
-    }
-
-    /// Every backup that some segment is on or that may be chosen: whom to keep connected.
-    pub fn living_backups(&self) -> impl Iterator<Item = ServerId> + '_ {
-        self.backups.living()
     }
 }

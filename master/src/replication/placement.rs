@@ -38,8 +38,9 @@ impl Random {
 pub enum Health {
     /// Answers, or nothing else is known.
     Good,
-    /// Its connection broke, or it let a message wait too long; not chosen until `until` unless
-    /// its connection is made anew before.
+    /// There is no connection to it; not chosen until there is.
+    Away,
+    /// It let a message wait too long, or refused one; not chosen until `until`.
     Suspect {
         /// When it may be chosen again.
         until: Micros,
@@ -70,9 +71,12 @@ impl Backups {
         }
     }
 
-    /// Adds a living backup; one that is known keeps its health.
-    pub fn add(&mut self, server: ServerId) {
-        self.health.entry(server).or_insert(Health::Good);
+    /// There is a connection to a backup.
+    pub fn connected(&mut self, server: ServerId) {
+        let health = self.health.entry(server).or_insert(Health::Good);
+        if *health == Health::Away {
+            *health = Health::Good;
+        }
     }
 
     /// Sets the health of a known backup; the dead stay dead.
@@ -103,7 +107,7 @@ impl Backups {
         let usable = |health: &Health| match health {
             Health::Good => true,
             Health::Suspect { until } | Health::Full { until } => *until <= now,
-            Health::Crashed => false,
+            Health::Away | Health::Crashed => false,
         };
         let free = |(id, health): &(&ServerId, &Health)| usable(health) && !taken.contains(id);
         let count = self.health.iter().filter(free).count();
@@ -126,7 +130,7 @@ mod tests {
     #[test]
     fn replicas_spread_over_all_that_are_well() {
         let mut backups = Backups::new(7);
-        (1..=4).for_each(|id| backups.add(ServerId(id)));
+        (1..=4).for_each(|id| backups.connected(ServerId(id)));
         backups.set(ServerId(4), Health::Suspect { until: Micros(100) });
         backups.set(ServerId(3), Health::Crashed);
         let mut seen = [0; 5];

@@ -140,7 +140,7 @@ impl World {
             recorded: BTreeMap::new(),
             now: Micros(1),
         };
-        (1..=backups).for_each(|id| world.replication.add_backup(ServerId(id)));
+        (1..=backups).for_each(|id| world.replication.link_up(ServerId(id)));
         world
     }
 
@@ -188,7 +188,7 @@ impl World {
     fn break_link(&mut self, server: ServerId) {
         self.sent.remove(&server);
         self.acks.remove(&server);
-        self.replication.link_down(self.now, server);
+        self.replication.link_down(server);
     }
 
     fn kill(&mut self, server: ServerId) {
@@ -345,7 +345,7 @@ fn too_few_backups_refuse_writes_after_a_while_and_take_them_again_later() {
     world.settle();
     assert!(world.replication.too_few_backups(world.now));
     world.backups.insert(ServerId(3), BTreeMap::new());
-    world.replication.add_backup(ServerId(3));
+    world.replication.link_up(ServerId(3));
     world.settle();
     assert!(!world.replication.too_few_backups(world.now));
     assert_eq!(world.replication.under_replicated(), 0);
@@ -389,7 +389,10 @@ proptest! {
                 Event::Deliver(id) => world.deliver(ServerId(id)),
                 Event::Acknowledge(id) => world.acknowledge(ServerId(id)),
                 Event::Record => world.record(),
-                Event::Break(id) => world.break_link(ServerId(id)),
+                Event::Break(id) => {
+                    world.break_link(ServerId(id));
+                    world.replication.link_up(ServerId(id));
+                }
                 Event::Wait(us) => world.now = Micros(world.now.0 + us),
             }
             world.pump();
