@@ -1,0 +1,422 @@
+//! The master's core: the store, its replication, and what it owes the coordinator.
+//!
+//! # Invariants
+//! 1. Lock order: control, then the store's writer. Messages to one backup leave in the order in
+//!    which replication derived them, because they are handed over under the control lock.
+//! 2. Orders with a lower ballot than one seen are refused.
+//! 3. Once fenced, always fenced: nothing is replicated, granted or recorded any more.
+//!
+//! Pure: the shell brings the time, carries what comes out, and brings back what was answered.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use ramkeep_memory::Slot;
+use ramkeep_wire::certificate::CertificateKey;
+use ramkeep_wire::coordinator::{
+    Answer, Heartbeat, MasterStats, Refused, Request, Response, ServerEntry, ServerList, ServerState,
+    Settings,
+};
+use ramkeep_wire::order::{Command, Order, OrderReply, TabletGrant};
+use ramkeep_wire::replicate::{Replicate, ReplicateAck};
+use ramkeep_wire::{
+    Ballot, ClusterId, ListVersion, Micros, ReplicationEpoch, SegmentId, ServerId,
+};
+
+use crate::replication::{AckEffect, Config, LogSegment, Output, ReplicatedLog, Replication};
+use crate::store::{Gate, Log, Store, StoreConfig, StoreError};
+
+/// How long after a coordinator could not be asked it is asked again.
+const RETRY_REQUEST: Duration = Duration::from_millis(20);
+
+/// Who the master is and what it may use.
+#[derive(Clone, Debug)]
+pub struct MasterConfig {
+    /// Issued at enlistment.
+    pub me: ServerId,
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// Certifies this master's replicas.
+    pub key: CertificateKey,
+    /// The cluster's constants.
+    pub settings: Settings,
+    /// Bytes for log and index.
+    pub memory: u64,
+    /// Seeds the placement of replicas.
+    pub seed: u64,
+}
+
+/// Takes what the master sends to backups.
+pub trait Sink {
+    /// A replication message with its bytes.
+    fn replicate(&mut self, to: ServerId, message: &Replicate<'_>);
+    /// Replicas that are not needed any more.
+    fn free(&mut self, to: ServerId, segments: Vec<SegmentId>);
+}
+
+/// The master of one server.
+#[derive(Debug)]
+pub struct Master {
+    config: MasterConfig,
+    store: Store,
+    control: Mutex<Control>,
+    fenced: AtomicBool,
+    /// Of the server list that was taken in last; the shell looks here for new servers to connect.
+    list_version: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Control {
+    replication: Replication,
+    ballot: Ballot,
+    list: ServerList,
+    gate: Gate,
+    outputs: Vec<(Output, Slot)>,
+    requests: Vec<Request>,
+    /// Records that failed and are tried again from the time given.
+    failed_records: Vec<(Micros, SegmentId, ReplicationEpoch, bool)>,
+}
+
+impl Master {
+    /// A master with an empty log and no tablets.
+    ///
+    /// # Errors
+    /// If the memory is too small for a log.
+    pub fn new(config: MasterConfig) -> Result<Self, StoreError> {
+        let settings = &config.settings;
+        let replicas = usize::from(settings.replicas);
+        let store = Store::new(StoreConfig {
+            cluster: config.cluster,
+            master: config.me,
+            key: (replicas > 0).then_some(config.key),
+            segment_size: settings.segment_size,
+            memory: config.memory,
+        })?;
+        let replication = Replication::new(Config {
+            me: config.me,
+            replicas,
+            slow_backup_us: u64::from(settings.lease_us) * SLOW_BACKUP_LEASES,
+            retry_us: u64::from(settings.lease_us),
+            backup_wait_us: u64::from(settings.backup_wait_us),
+            seed: config.seed,
+        });
+        let control = Control {
+            replication,
+            ballot: Ballot::default(),
+            list: ServerList::default(),
+            gate: Gate::Open,
+            outputs: Vec::new(),
+            requests: Vec::new(),
+            failed_records: Vec::new(),
+        };
+        Ok(Self {
+            config,
+            store,
+            control: Mutex::new(control),
+            fenced: AtomicBool::new(false),
+            list_version: AtomicU64::new(0),
+        })
+    }
+
+    /// Who this is.
+    #[must_use]
+    pub fn me(&self) -> ServerId {
+        self.config.me
+    }
+
+    /// The log, index and tablets.
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Whether this master was decided crashed: it serves nothing any more, and its process ends.
+    #[must_use]
+    pub fn is_fenced(&self) -> bool {
+        self.fenced.load(Ordering::Acquire)
+    }
+
+    /// Sends what is due to backups. Returns whether more has become durable: held replies may go.
+    pub fn pump(&self, now: Micros, sink: &mut impl Sink) -> bool {
+        if self.is_fenced() {
+            return false;
+        }
+        let mut control = self.control.lock();
+        let control = &mut *control;
+        let mut writer = self.store.writer();
+        let (outputs, requests) = (&mut control.outputs, &mut control.requests);
+        let log = writer.log_mut();
+        let mut slots = SlotLog { log, last: None };
+        let moved = {
+            let mut collect = |output| outputs.push((output, Slot(0)));
+            control.replication.pump(now, &mut slots, &mut collect)
+        };
+        for (output, slot) in outputs.iter_mut() {
+            if let Output::Replicate { message, .. } = output
+                && let Some(found) = slots.slot(message.segment)
+            {
+                *slot = found;
+            }
+        }
+        // Pinned before the writer is let go, so that no slot named above can be freed.
+        let guard = ramkeep_memory::pin();
+        drop(writer);
+        for (output, slot) in outputs.drain(..) {
+            match output {
+                Output::Replicate { to, message } => {
+                    let range = message.offset as usize..message.length as usize;
+                    let bytes = self
+                        .store
+                        .memory()
+                        .slice(&guard, slot, range)
+                        .expect("replication sends only what was appended");
+                    sink.replicate(to, &Replicate { bytes, ..message });
+                }
+                Output::Free { to, segments } => sink.free(to, segments),
+                Output::RecordEpoch { segment, epoch, backups } => {
+                    let master = self.config.me;
+                    requests.push(Request::RecordEpoch { master, segment, epoch, backups });
+                }
+            }
+        }
+        self.set_gate(now, control);
+        moved
+    }
+
+    fn set_gate(&self, now: Micros, control: &mut Control) {
+        let gate = if self.is_fenced() {
+            Gate::NotReady
+        } else if control.replication.too_few_backups(now) {
+            Gate::NotEnoughBackups
+        } else {
+            Gate::Open
+        };
+        if gate != control.gate {
+            control.gate = gate;
+            self.store.set_write_gate(gate);
+        }
+    }
+
+    /// Takes in an acknowledgement from the current connection to a backup. Call
+    /// [`Master::pump`] after a run of these.
+    pub fn handle_ack(&self, now: Micros, from: ServerId, ack: &ReplicateAck) {
+        if self.control.lock().replication.handle_ack(now, from, ack) == AckEffect::Fenced {
+            self.fence();
+        }
+    }
+
+    /// The connection to a backup is there.
+    pub fn link_up(&self, server: ServerId) {
+        self.control.lock().replication.link_up(server);
+    }
+
+    /// The connection to a backup broke, or could not be made.
+    pub fn link_down(&self, server: ServerId) {
+        self.control.lock().replication.link_down(server);
+    }
+
+    /// Carries out an order of the coordinator.
+    pub fn handle_order(&self, order: Order) -> OrderReply {
+        let mut control = self.control.lock();
+        if order.ballot < control.ballot {
+            return OrderReply::StaleBallot(control.ballot);
+        }
+        control.ballot = order.ballot;
+        match order.command {
+            Command::Probe => OrderReply::Done,
+            Command::UpdateServers(list) => {
+                self.take_list(&mut control, list);
+                OrderReply::Done
+            }
+            Command::TakeTablets(grants) => self.take_tablets(&control, &grants),
+            Command::DropTable(table) => {
+                self.store.drop_table(table);
+                OrderReply::Done
+            }
+        }
+    }
+
+    fn take_tablets(&self, control: &Control, grants: &[TabletGrant]) -> OrderReply {
+        if self.is_fenced() || !control.replication.ready() {
+            return OrderReply::NotReady;
+        }
+        OrderReply::Taken(self.store.take_tablets(grants))
+    }
+
+    fn take_list(&self, control: &mut Control, list: ServerList) {
+        if list.version <= control.list.version {
+            return;
+        }
+        for entry in list.servers.iter().filter(|entry| entry.server != self.config.me) {
+            if entry.state == ServerState::Crashed {
+                control.replication.link_down(entry.server);
+                control.replication.crashed(entry.server);
+            } else if let Some(old) = entry.replaces {
+                control.replication.inherited(entry.server, old);
+            }
+        }
+        let me = list.servers.iter().find(|entry| entry.server == self.config.me);
+        if me.is_some_and(|entry| entry.state == ServerState::Crashed) {
+            self.fence();
+        }
+        self.list_version.store(list.version.0, Ordering::Release);
+        control.list = list;
+    }
+
+    fn fence(&self) {
+        self.fenced.store(true, Ordering::Release);
+        self.store.set_write_gate(Gate::NotReady);
+    }
+
+    /// Requests to the coordinator that are due. Each is answered by
+    /// [`Master::handle_answer`], also when the coordinator could not be reached.
+    pub fn poll_request(&self) -> Option<Request> {
+        let mut control = self.control.lock();
+        if control.requests.is_empty() { None } else { Some(control.requests.remove(0)) }
+    }
+
+    /// What the coordinator answered to `asked`; `None`: it could not be reached.
+    pub fn handle_answer(&self, now: Micros, asked: &Request, response: Option<&Response>) {
+        let mut control = self.control.lock();
+        if let Some(response) = response {
+            control.ballot = control.ballot.max(response.ballot);
+            if response.answer == Answer::Refused(Refused::Crashed) {
+                self.fence();
+            }
+        }
+        let answer = response.map(|response| &response.answer);
+        match (asked, answer) {
+            (Request::RecordEpoch { segment, epoch, .. }, Some(Answer::EpochRecorded)) => {
+                control.replication.epoch_recorded(*segment, *epoch);
+            }
+            (Request::RecordEpoch { segment, epoch, .. }, refused) => {
+                let too_low = refused == Some(&Answer::Refused(Refused::Epoch));
+                control.failed_records.push((now + RETRY_REQUEST, *segment, *epoch, too_low));
+            }
+            (_, Some(Answer::Heard { list: Some(list) })) => {
+                self.take_list(&mut control, list.clone());
+            }
+            _ => {}
+        }
+    }
+
+    /// Lets time pass: call every few milliseconds, then [`Master::pump`].
+    pub fn handle_tick(&self, now: Micros) {
+        let mut control = self.control.lock();
+        let control = &mut *control;
+        let replication = &mut control.replication;
+        control.failed_records.retain(|(due, segment, epoch, too_low)| {
+            if *due <= now {
+                replication.epoch_refused(*segment, *epoch, *too_low);
+            }
+            *due > now
+        });
+        self.set_gate(now, control);
+    }
+
+    /// The report to send now.
+    #[must_use]
+    pub fn heartbeat(&self) -> Heartbeat {
+        let control = self.control.lock();
+        Heartbeat {
+            server: self.config.me,
+            list: control.list.version,
+            ready: control.replication.ready(),
+            floor: control.replication.floor(),
+            master: Some(self.stats_with(&control)),
+            backup: None,
+            resident: 0,
+        }
+    }
+
+    /// What the master uses its memory for.
+    #[must_use]
+    pub fn stats(&self) -> MasterStats {
+        self.stats_with(&self.control.lock())
+    }
+
+    fn stats_with(&self, control: &Control) -> MasterStats {
+        let under_replicated =
+            u32::try_from(control.replication.under_replicated()).unwrap_or(u32::MAX);
+        MasterStats { under_replicated, ..self.store.stats() }
+    }
+
+    /// Version of the server list that was taken in last.
+    #[must_use]
+    pub fn list_version(&self) -> ListVersion {
+        ListVersion(self.list_version.load(Ordering::Acquire))
+    }
+
+    /// The living backups with their addresses: whom to keep connected.
+    #[must_use]
+    pub fn backups(&self) -> Vec<(ServerId, Vec<String>)> {
+        let control = self.control.lock();
+        let wanted = |entry: &&ServerEntry| {
+            entry.roles.backup
+                && entry.state != ServerState::Crashed
+                && entry.server != self.config.me
+        };
+        let entries = control.list.servers.iter().filter(wanted);
+        entries.map(|entry| (entry.server, entry.addresses.clone())).collect()
+    }
+
+    /// The backups of a segment, for status and tests.
+    #[must_use]
+    pub fn backups_of(&self, segment: SegmentId) -> Vec<ServerId> {
+        self.control.lock().replication.backups_of(segment)
+    }
+}
+
+/// A backup of a head may keep it waiting for this many lease lengths before it is replaced.
+const SLOW_BACKUP_LEASES: u64 = 4;
+
+/// The log as replication sees it.
+struct SlotLog<'a> {
+    log: &'a mut Log,
+    last: Option<(SegmentId, Slot)>,
+}
+
+impl SlotLog<'_> {
+    fn slot(&mut self, id: SegmentId) -> Option<Slot> {
+        if let Some((known, slot)) = self.last
+            && known == id
+        {
+            return Some(slot);
+        }
+        let slot = self.log.info(id)?.slot;
+        self.last = Some((id, slot));
+        Some(slot)
+    }
+}
+
+impl ReplicatedLog for SlotLog<'_> {
+    fn open_heads(&self) -> [Option<SegmentId>; 2] {
+        [self.log.previous_head(), Some(self.log.head())]
+    }
+
+    fn segment(&self, id: SegmentId) -> Option<LogSegment> {
+        let info = self.log.info(id)?;
+        Some(LogSegment { kind: info.kind, length: info.length, sealed: info.sealed })
+    }
+
+    fn certify(
+        &mut self,
+        id: SegmentId,
+        epoch: ReplicationEpoch,
+    ) -> (u32, ramkeep_wire::Certificate) {
+        self.log.certify(id, epoch)
+    }
+
+    fn set_durable(&mut self, id: SegmentId, length: u32) {
+        self.log.set_durable(id, length);
+    }
+
+    fn predecessor_closed(&mut self, id: SegmentId) {
+        self.log.predecessor_closed(id);
+    }
+
+    fn active_end(&self, id: SegmentId) -> Option<u32> {
+        self.log.active_end(id)
+    }
+}
