@@ -1,1 +1,11 @@
-//! The deterministic simulator of a whole Ramkeep cluster.
+//! The deterministic simulator: a seed makes a cluster, a workload and a fault plan, runs the very
+//! cores that serve users in virtual time over the very bytes that go over sockets, and checks what
+//! came of it. The same seed gives the same run, byte by byte.
+#![forbid(unsafe_code)]
+
+pub mod check;
+pub mod events;
+pub mod history;
+pub mod network;
+pub mod rng;
+pub mod trace;

@@ -1,0 +1,9 @@
+//! The checkers: what a history and what the backups hold are judged by.
+
+pub mod durable;
+pub mod linear;
+pub mod log_end;
+pub mod wgl;
+pub mod zones;
+
+pub use linear::{Verdict, check_history};

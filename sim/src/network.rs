@@ -1,0 +1,641 @@
+//! The network between simulated processes: connections that carry whole envelopes.
+//!
+//! A connection behaves as TCP does. Within it, what is sent in one direction arrives in order and
+//! once. When it breaks, a prefix of what is under way in each direction may still arrive, each side
+//! learns of it at a time of its own, and so bytes of an old connection may be taken after those of a
+//! new one: that is where loss, repetition (by the sender's retries) and reordering come from.
+//! A cut holds bytes back, as retransmission would, until it ends or the connection breaks.
+//!
+//! # Invariants
+//! 1. In one direction of one connection, envelopes arrive in the order sent, none twice.
+//! 2. A side that has been told of the break gets nothing more from that connection.
+//! 3. Every envelope is parsed as it leaves: nothing but valid envelopes travels.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use ramkeep_wire::{Micros, envelope};
+
+use crate::events::Events;
+use crate::rng::Rng;
+
+/// One life of a process: a restart is another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ProcessId(pub u32);
+
+/// A connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnectionId(pub u64);
+
+/// What the network does to a process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NetEvent {
+    /// The connection that `at` asked for is there.
+    Opened {
+        /// Which.
+        connection: ConnectionId,
+        /// Who asked.
+        at: ProcessId,
+    },
+    /// The connection that `at` asked for could not be made.
+    Failed {
+        /// Which.
+        connection: ConnectionId,
+        /// Who asked.
+        at: ProcessId,
+    },
+    /// Someone has connected to `at`.
+    Accepted {
+        /// Which.
+        connection: ConnectionId,
+        /// Who listens.
+        at: ProcessId,
+    },
+    /// One envelope arrives.
+    Deliver {
+        /// On which connection.
+        connection: ConnectionId,
+        /// At whom.
+        at: ProcessId,
+        /// Its number in its direction.
+        number: u64,
+        /// The envelope.
+        bytes: Vec<u8>,
+    },
+    /// `at` learns that the connection is gone.
+    Broken {
+        /// Which.
+        connection: ConnectionId,
+        /// Who learns it.
+        at: ProcessId,
+    },
+}
+
+impl NetEvent {
+    /// Whom it happens to.
+    #[must_use]
+    pub fn at(&self) -> ProcessId {
+        match self {
+            Self::Opened { at, .. }
+            | Self::Failed { at, .. }
+            | Self::Accepted { at, .. }
+            | Self::Deliver { at, .. }
+            | Self::Broken { at, .. } => *at,
+        }
+    }
+}
+
+/// How long things take.
+#[derive(Clone, Copy, Debug)]
+pub struct Delays {
+    /// Usual delay of an envelope.
+    pub usual: (u64, u64),
+    /// Envelopes in a thousand that take longer.
+    pub late_per_mille: u64,
+    /// Their delay.
+    pub late: (u64, u64),
+}
+
+impl Default for Delays {
+    fn default() -> Self {
+        Self {
+            usual: (20, 120),
+            late_per_mille: 20,
+            late: (500, 5_000),
+        }
+    }
+}
+
+/// Which way a cut goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// Only from the first to the second.
+    OneWay,
+    /// Both ways.
+    Both,
+}
+
+#[derive(Debug)]
+struct Lane {
+    sent: u64,
+    delivered: u64,
+    last: Micros,
+    /// Envelopes from this number on are lost.
+    lost_from: u64,
+}
+
+impl Lane {
+    fn new(now: Micros) -> Self {
+        Self {
+            sent: 0,
+            delivered: 0,
+            last: now,
+            lost_from: u64::MAX,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Connection {
+    /// Who asked for it, and who listens.
+    ends: [ProcessId; 2],
+    /// What each end sends.
+    lanes: [Lane; 2],
+    /// Whether each end has been told of the break.
+    told: [bool; 2],
+    broken: bool,
+}
+
+impl Connection {
+    fn side(&self, process: ProcessId) -> usize {
+        usize::from(self.ends[0] != process)
+    }
+}
+
+/// How long a connect is tried.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_millis(200);
+/// A cut connection breaks at the latest after this.
+pub const CUT_BREAKS_AFTER: Duration = Duration::from_secs(2);
+
+/// The network.
+#[derive(Debug)]
+pub struct Network {
+    rng: Rng,
+    delays: Delays,
+    connections: BTreeMap<ConnectionId, Connection>,
+    next: u64,
+    /// Directions that carry nothing until then.
+    cuts: BTreeMap<(ProcessId, ProcessId), Micros>,
+    /// Directions that are slower by a factor, until then.
+    slow: BTreeMap<(ProcessId, ProcessId), (u64, Micros)>,
+    /// Envelopes sent, for the report.
+    pub envelopes: u64,
+    /// Bytes sent, for the report.
+    pub bytes: u64,
+}
+
+impl Network {
+    /// A network without connections.
+    #[must_use]
+    pub fn new(rng: Rng, delays: Delays) -> Self {
+        Self {
+            rng,
+            delays,
+            connections: BTreeMap::new(),
+            next: 1,
+            cuts: BTreeMap::new(),
+            slow: BTreeMap::new(),
+            envelopes: 0,
+            bytes: 0,
+        }
+    }
+
+    /// `from` asks for a connection to `to`, or to an address where nobody listens.
+    pub fn connect<E: From<NetEvent>>(
+        &mut self,
+        events: &mut Events<E>,
+        from: ProcessId,
+        to: Option<ProcessId>,
+    ) -> ConnectionId {
+        let now = events.now();
+        let connection = ConnectionId(self.next);
+        self.next += 1;
+        let Some(to) = to else {
+            let delay = self.delay(now, from, from);
+            events.at(
+                now + delay,
+                NetEvent::Failed {
+                    connection,
+                    at: from,
+                }
+                .into(),
+            );
+            return connection;
+        };
+        let there = self.arrival(now, from, to);
+        let back = self.arrival(there, to, from);
+        if back > now + CONNECT_TIMEOUT {
+            events.at(
+                now + CONNECT_TIMEOUT,
+                NetEvent::Failed {
+                    connection,
+                    at: from,
+                }
+                .into(),
+            );
+            return connection;
+        }
+        self.connections.insert(
+            connection,
+            Connection {
+                ends: [from, to],
+                lanes: [Lane::new(there), Lane::new(back)],
+                told: [false; 2],
+                broken: false,
+            },
+        );
+        events.at(
+            there,
+            NetEvent::Accepted { connection, at: to }.into(),
+        );
+        events.at(
+            back,
+            NetEvent::Opened {
+                connection,
+                at: from,
+            }
+            .into(),
+        );
+        connection
+    }
+
+    /// `from` sends envelopes, one after another in `bytes`. What is sent on a broken connection is
+    /// swallowed.
+    pub fn send<E: From<NetEvent>>(
+        &mut self,
+        events: &mut Events<E>,
+        connection: ConnectionId,
+        from: ProcessId,
+        mut bytes: &[u8],
+    ) {
+        while !bytes.is_empty() {
+            let (_, len) = envelope::parse(bytes)
+                .expect("cores send valid envelopes")
+                .expect("cores send whole envelopes");
+            self.send_one(events, connection, from, &bytes[..len]);
+            bytes = &bytes[len..];
+        }
+    }
+
+    fn send_one<E: From<NetEvent>>(
+        &mut self,
+        events: &mut Events<E>,
+        connection: ConnectionId,
+        from: ProcessId,
+        bytes: &[u8],
+    ) {
+        self.envelopes += 1;
+        self.bytes += bytes.len() as u64;
+        let Some(known) = self.connections.get(&connection) else {
+            return;
+        };
+        let side = known.side(from);
+        let to = known.ends[1 - side];
+        if known.broken {
+            return;
+        }
+        let arrival = self.arrival(events.now(), from, to);
+        let Some(known) = self.connections.get_mut(&connection) else {
+            return;
+        };
+        let lane = &mut known.lanes[side];
+        lane.last = lane.last.max(arrival);
+        let number = lane.sent;
+        lane.sent += 1;
+        events.at(
+            lane.last,
+            NetEvent::Deliver {
+                connection,
+                at: to,
+                number,
+                bytes: bytes.to_vec(),
+            }
+            .into(),
+        );
+    }
+
+    /// Whether an event that has come due really happens; keeps the connection's books.
+    pub fn happens(&mut self, event: &NetEvent) -> bool {
+        match event {
+            NetEvent::Failed { .. } => true,
+            NetEvent::Opened { connection, at } | NetEvent::Accepted { connection, at } => self
+                .connections
+                .get(connection)
+                .is_some_and(|known| !known.told[known.side(*at)]),
+            NetEvent::Deliver {
+                connection,
+                at,
+                number,
+                ..
+            } => self.arrives(*connection, *at, *number),
+            NetEvent::Broken { connection, at } => self.learns(*connection, *at),
+        }
+    }
+
+    fn arrives(&mut self, connection: ConnectionId, at: ProcessId, number: u64) -> bool {
+        let Some(known) = self.connections.get_mut(&connection) else {
+            return false;
+        };
+        let side = known.side(at);
+        let lane = &mut known.lanes[1 - side];
+        if known.told[side] || number >= lane.lost_from {
+            return false;
+        }
+        assert_eq!(lane.delivered, number, "a connection keeps its order");
+        lane.delivered += 1;
+        true
+    }
+
+    fn learns(&mut self, connection: ConnectionId, at: ProcessId) -> bool {
+        let Some(known) = self.connections.get_mut(&connection) else {
+            return false;
+        };
+        let side = known.side(at);
+        let news = !known.told[side];
+        known.told[side] = true;
+        if known.told == [true; 2] {
+            self.connections.remove(&connection);
+        }
+        news
+    }
+
+    /// The other end of a connection.
+    #[must_use]
+    pub fn other_end(&self, connection: ConnectionId, of: ProcessId) -> Option<ProcessId> {
+        let known = self.connections.get(&connection)?;
+        Some(known.ends[1 - known.side(of)])
+    }
+
+    /// Breaks a connection: in each direction a prefix of what is under way still arrives.
+    pub fn sever<E: From<NetEvent>>(
+        &mut self,
+        events: &mut Events<E>,
+        connection: ConnectionId,
+        notice: (u64, u64),
+    ) {
+        let now = events.now();
+        let Some(known) = self.connections.get_mut(&connection) else {
+            return;
+        };
+        if known.broken {
+            return;
+        }
+        known.broken = true;
+        for lane in &mut known.lanes {
+            lane.lost_from = self.rng.below(lane.delivered..lane.sent + 1);
+        }
+        for at in known.ends {
+            let notice = self.rng.micros(notice.0..notice.1 + 1);
+            events.at(now + notice, NetEvent::Broken { connection, at }.into());
+        }
+    }
+
+    /// `side` closes its end: it gets nothing more, and what it sent before still arrives first.
+    pub fn close<E: From<NetEvent>>(
+        &mut self,
+        events: &mut Events<E>,
+        connection: ConnectionId,
+        by: ProcessId,
+    ) {
+        let Some(known) = self.connections.get_mut(&connection) else {
+            return;
+        };
+        let side = known.side(by);
+        known.told[side] = true;
+        known.broken = true;
+        let (at, when) = (known.ends[1 - side], known.lanes[side].last);
+        events.at(when, NetEvent::Broken { connection, at }.into());
+    }
+
+    /// The process is gone: its connections break, its peers learn of it after a time in `notice`.
+    pub fn process_gone<E: From<NetEvent>>(
+        &mut self,
+        events: &mut Events<E>,
+        process: ProcessId,
+        notice: (u64, u64),
+    ) {
+        for connection in self.connections_of(process) {
+            self.sever(events, connection, notice);
+            self.learns(connection, process);
+        }
+    }
+
+    /// The open connections with `process` at an end.
+    #[must_use]
+    pub fn connections_of(&self, process: ProcessId) -> Vec<ConnectionId> {
+        self.connections
+            .iter()
+            .filter(|(_, known)| known.ends.contains(&process))
+            .map(|(id, _)| *id)
+            .collect()
+    }
+
+    /// The open connections between two processes.
+    #[must_use]
+    pub fn connections_between(&self, one: ProcessId, two: ProcessId) -> Vec<ConnectionId> {
+        self.connections
+            .iter()
+            .filter(|(_, known)| {
+                !known.broken && known.ends.contains(&one) && known.ends.contains(&two)
+            })
+            .map(|(id, _)| *id)
+            .collect()
+    }
+
+    /// Nothing sent from `one` arrives at `two` until `until` (and the other way, if both).
+    /// Connections that the cut would hold up for longer than they live break.
+    pub fn cut<E: From<NetEvent>>(
+        &mut self,
+        events: &mut Events<E>,
+        one: ProcessId,
+        two: ProcessId,
+        direction: Direction,
+        until: Micros,
+    ) {
+        self.cuts.insert((one, two), until);
+        if direction == Direction::Both {
+            self.cuts.insert((two, one), until);
+        }
+        if until.since(events.now()) > CUT_BREAKS_AFTER {
+            let wait = CUT_BREAKS_AFTER.as_micros() as u64;
+            for connection in self.connections_between(one, two) {
+                self.sever(events, connection, (wait, wait * 2));
+            }
+        }
+    }
+
+    /// Envelopes from `one` to `two` take `factor` times as long until `until`.
+    pub fn slow_down(&mut self, one: ProcessId, two: ProcessId, factor: u64, until: Micros) {
+        self.slow.insert((one, two), (factor, until));
+    }
+
+    /// All cuts and slow links end.
+    pub fn heal(&mut self) {
+        self.cuts.clear();
+        self.slow.clear();
+    }
+
+    fn arrival(&mut self, now: Micros, from: ProcessId, to: ProcessId) -> Micros {
+        let held = self.cuts.get(&(from, to)).copied().unwrap_or(now).max(now);
+        held + self.delay(now, from, to)
+    }
+
+    fn delay(&mut self, now: Micros, from: ProcessId, to: ProcessId) -> Duration {
+        let Delays {
+            usual,
+            late_per_mille,
+            late,
+        } = self.delays;
+        let range = if self.rng.per_mille(late_per_mille) {
+            late
+        } else {
+            usual
+        };
+        let factor = match self.slow.get(&(from, to)) {
+            Some((factor, until)) if *until > now => *factor,
+            _ => 1,
+        };
+        self.rng.micros(range.0..range.1 + 1) * u32::try_from(factor).unwrap_or(u32::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ramkeep_wire::Party;
+    use ramkeep_wire::envelope::{Header, Kind};
+
+    const A: ProcessId = ProcessId(1);
+    const B: ProcessId = ProcessId(2);
+
+    fn message(number: u64) -> Vec<u8> {
+        let mut out = Vec::new();
+        let header = Header::new(Kind::DataRequest, number, Party::NONE, Party::NONE);
+        envelope::append(&mut out, header, b"payload");
+        out
+    }
+
+    fn correlation(bytes: &[u8]) -> u64 {
+        envelope::parse(bytes).unwrap().unwrap().0.header.correlation
+    }
+
+    struct Wire {
+        network: Network,
+        events: Events<NetEvent>,
+    }
+
+    impl Wire {
+        fn new(seed: u64) -> Self {
+            Self {
+                network: Network::new(Rng::new(seed), Delays::default()),
+                events: Events::default(),
+            }
+        }
+
+        fn connect(&mut self) -> ConnectionId {
+            self.network.connect(&mut self.events, A, Some(B))
+        }
+
+        fn send(&mut self, connection: ConnectionId, from: ProcessId, number: u64) {
+            self.network
+                .send(&mut self.events, connection, from, &message(number));
+        }
+
+        fn next(&mut self) -> Option<NetEvent> {
+            loop {
+                let event = self.events.pop()?;
+                if self.network.happens(&event) {
+                    return Some(event);
+                }
+            }
+        }
+
+        fn delivered_to(&mut self, to: ProcessId) -> Vec<u64> {
+            let mut seen = Vec::new();
+            while let Some(event) = self.next() {
+                if let NetEvent::Deliver { at, bytes, .. } = &event
+                    && *at == to
+                {
+                    seen.push(correlation(bytes));
+                }
+            }
+            seen
+        }
+    }
+
+    #[test]
+    fn a_connection_keeps_its_order() {
+        for seed in 0..20 {
+            let mut wire = Wire::new(seed);
+            let connection = wire.connect();
+            for number in 0..50 {
+                wire.send(connection, A, number);
+            }
+            assert_eq!(wire.delivered_to(B), (0..50).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn a_break_loses_a_suffix_and_tells_both_ends() {
+        let (mut lost, mut kept) = (false, false);
+        for seed in 0..50 {
+            let mut wire = Wire::new(seed);
+            let connection = wire.connect();
+            for number in 0..10 {
+                wire.send(connection, A, number);
+            }
+            wire.network
+                .sever(&mut wire.events, connection, (10_000, 10_000));
+            wire.send(connection, A, 99);
+            let mut told = Vec::new();
+            let mut seen = Vec::new();
+            while let Some(event) = wire.next() {
+                match event {
+                    NetEvent::Deliver { bytes, .. } => seen.push(correlation(&bytes)),
+                    NetEvent::Broken { at, .. } => told.push(at),
+                    _ => {}
+                }
+            }
+            told.sort();
+            assert_eq!(told, [A, B]);
+            assert_eq!(seen, (0..seen.len() as u64).collect::<Vec<_>>());
+            lost |= seen.len() < 10;
+            kept |= !seen.is_empty();
+        }
+        assert!(lost && kept);
+    }
+
+    #[test]
+    fn bytes_of_an_old_connection_can_come_after_those_of_a_new_one() {
+        let reordered = (0..200).any(|seed| {
+            let mut wire = Wire::new(seed);
+            let old = wire.connect();
+            wire.send(old, A, 1);
+            wire.network.sever(&mut wire.events, old, (0, 20_000));
+            let new = wire.connect();
+            wire.send(new, A, 2);
+            wire.delivered_to(B) == [2, 1]
+        });
+        assert!(reordered);
+    }
+
+    #[test]
+    fn a_cut_in_one_direction_holds_only_that_direction_back() {
+        let mut wire = Wire::new(1);
+        let connection = wire.connect();
+        while wire.next().is_some() {}
+        wire.network.cut(
+            &mut wire.events,
+            A,
+            B,
+            Direction::OneWay,
+            Micros(1_000_000),
+        );
+        wire.send(connection, A, 1);
+        wire.send(connection, B, 2);
+        let mut seen = Vec::new();
+        while let Some(event) = wire.next() {
+            if let NetEvent::Deliver { bytes, .. } = event {
+                seen.push((correlation(&bytes), wire.events.now() > Micros(1_000_000)));
+            }
+        }
+        assert_eq!(seen, [(2, false), (1, true)]);
+    }
+
+    #[test]
+    fn nobody_listening_fails_the_connect() {
+        let mut wire = Wire::new(1);
+        wire.network.connect(&mut wire.events, A, None);
+        assert!(matches!(wire.next(), Some(NetEvent::Failed { at: A, .. })));
+    }
+}
