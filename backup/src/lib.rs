@@ -1,1 +1,24 @@
 //! The Ramkeep backup: frames that hold replicas.
+//!
+//! [`Backup`] is the pure core: replication messages and requests in, acknowledgements and answers
+//! out, time as an argument. It keeps replicas in a [`FrameStore`]: [`MappedStore`] in servers,
+//! [`MemoryStore`] in the simulator. [`layout`] draws the frame file.
+#![forbid(unsafe_code)]
+
+mod core;
+mod frames;
+pub mod layout;
+mod mapped;
+mod masters;
+mod replica;
+mod requests;
+#[cfg(feature = "shell")]
+pub mod shell;
+mod store;
+
+pub use crate::core::Backup;
+pub use frames::{Frames, FramesError};
+pub use layout::Geometry;
+pub use mapped::MappedStore;
+pub use requests::Answer;
+pub use store::{Area, FrameStore, MemoryStore};

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::certificate::{Certificate, SegmentKind};
 use crate::ids::{BootId, ReplicationEpoch, SegmentId, ServerId};
+use crate::postcards::Malformed;
 
 /// What is asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,10 +17,14 @@ pub enum BackupRequest {
         /// Which.
         segments: Vec<SegmentId>,
     },
-    /// What replicas of this master's segments are held?
+    /// What replicas of this master's segments are held? Answered in pages of at most
+    /// `limits::MAX_INVENTORY` in order of segments; a shorter page is the last. For anyone but the
+    /// master itself the backup must have fenced the master first.
     Inventory {
         /// Whose.
         master: ServerId,
+        /// Only segments after this one.
+        after: Option<SegmentId>,
     },
     /// Bytes of a replica.
     Fetch {
@@ -73,6 +78,30 @@ pub enum BackupResponse {
     },
     /// No such replica.
     Unknown,
+    /// The master may still hold a lease granted here (SAFETY 5): ask again after this long.
+    NotYet {
+        /// How long, microseconds.
+        wait_us: u64,
+    },
     /// The request makes no sense, or is not the sender's to make.
     Refused(String),
+}
+
+impl BackupResponse {
+    /// The response in a payload, and the bytes that follow it: as many as a `Bytes` names, none
+    /// after any other.
+    pub fn read(payload: &[u8]) -> Result<(Self, &[u8]), Malformed> {
+        let (response, rest) =
+            postcard::take_from_bytes(payload).map_err(|error| Malformed(error.to_string()))?;
+        let wanted = match &response {
+            Self::Bytes { length, .. } => *length as usize,
+            _ => 0,
+        };
+        if rest.len() == wanted {
+            Ok((response, rest))
+        } else {
+            let found = rest.len();
+            Err(Malformed(format!("{found} bytes follow, not {wanted}")))
+        }
+    }
 }

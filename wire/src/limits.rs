@@ -29,6 +29,11 @@ pub const MAX_SCAN_PAGE: usize = 256 << 10;
 pub const MAX_REPLICATE_BYTES: usize = MAX_GROUP;
 /// Replication messages in flight to one backup for one segment.
 pub const MAX_REPLICATES_IN_FLIGHT: usize = 8;
+/// Replicas in one page of an inventory.
+pub const MAX_INVENTORY: usize = 4_096;
+/// Rates of two machines' clocks differ by less than one part in this many. Who waits for another's
+/// lease to run out waits that much longer than the lease.
+pub const CLOCK_RATE_PARTS: u64 = 100;
 /// Copies beside the master's own.
 pub const MAX_REPLICAS: usize = 7;
 /// Longest table name, in bytes of UTF-8.
@@ -49,4 +54,5 @@ pub const MAX_ADDRESS: usize = 256;
 const _: () = assert!(MAX_GROUP + (64 << 10) < SEGMENT_SIZE);
 const _: () = assert!(MAX_REPLICATE_BYTES + 256 <= MAX_PAYLOAD);
 const _: () = assert!(MAX_SEGMENTS_PER_LOG * 48 < SEGMENT_SIZE / 2);
+const _: () = assert!(MAX_INVENTORY * 128 < MAX_PAYLOAD);
 const _: () = assert!(MAX_ITEMS <= MAX_IN_FLIGHT_ITEMS);

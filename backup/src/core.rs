@@ -1,0 +1,288 @@
+//! The backup: replicas of other masters' segments, and the leases that go with them. Pure.
+//!
+//! # Invariants
+//! 1. What is acknowledged as complete is in its frame, under its certificate, before the
+//!    acknowledgement exists; a kill at any moment leaves the last complete state (SAFETY 15).
+//! 2. A copy under way is invisible: only a complete state is in an inventory or fetched (SAFETY 3).
+//! 3. A fenced master changes nothing here, and frees nothing (DESIGN, invariant 6).
+//! 4. Recovery is answered only once the master can hold no lease granted here (SAFETY 5).
+//! 5. A replica from before a restart stays as it is until its master has completed a new copy here
+//!    or has freed it.
+
+use std::collections::BTreeMap;
+
+use ramkeep_wire::coordinator::BackupStats;
+use ramkeep_wire::replicate::{Replicate, ReplicateAck, ReplicateStatus, flags};
+use ramkeep_wire::{BootId, ClusterId, Micros, ReplicationEpoch, SegmentId, ServerId};
+
+use crate::frames::{FrameId, Frames, FramesError, Identity};
+use crate::layout::Slot;
+use crate::masters::Masters;
+use crate::replica::{Replica, Verdict};
+use crate::store::FrameStore;
+
+const KNOWN_FLAGS: u8 = flags::OPEN | flags::CLOSED | flags::COMPLETE | flags::LEASE;
+
+/// Names a replica.
+pub(crate) type Name = (ServerId, SegmentId);
+
+/// A replica from before this process.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Inherited {
+    pub(crate) frame: FrameId,
+    pub(crate) slot: Slot,
+}
+
+/// The backup's state machine.
+#[derive(Debug)]
+pub struct Backup<S> {
+    pub(crate) frames: Frames<S>,
+    pub(crate) replicas: BTreeMap<Name, Replica>,
+    pub(crate) inherited: BTreeMap<Name, Inherited>,
+    pub(crate) masters: Masters,
+    former: ServerId,
+    damaged: u32,
+}
+
+impl<S: FrameStore> Backup<S> {
+    /// Takes over a formatted store at `now`. Nothing is granted until [`assign`](Self::assign).
+    ///
+    /// # Errors
+    /// [`FramesError`] if the store is not ours to use.
+    pub fn open(store: S, boot: BootId, now: Micros) -> Result<Self, FramesError> {
+        let (mut frames, found) = Frames::open(store, boot)?;
+        let mut inherited = BTreeMap::new();
+        for (frame, slot) in found.replicas {
+            let newer = Inherited { frame, slot };
+            let older = inherited
+                .get(&(slot.master, slot.segment))
+                .is_some_and(|other: &Inherited| rank(&other.slot) > rank(&slot));
+            if older {
+                frames.free(frame);
+            } else if let Some(other) = inherited.insert((slot.master, slot.segment), newer) {
+                frames.free(other.frame);
+            }
+        }
+        Ok(Self {
+            frames,
+            replicas: BTreeMap::new(),
+            inherited,
+            masters: Masters::new(now, found.superblock.lease_us),
+            former: found.superblock.server,
+            damaged: found.damaged,
+        })
+    }
+
+    /// The server that used these frames before; enlistment names it, so that it is decided
+    /// crashed (SAFETY 6).
+    #[must_use]
+    pub fn replaces(&self) -> Option<ServerId> {
+        (self.former != ServerId(0)).then_some(self.former)
+    }
+
+    /// The cluster these frames belong to, unless they are new.
+    #[must_use]
+    pub fn cluster(&self) -> Option<ClusterId> {
+        let cluster = self.frames.superblock().cluster;
+        (cluster != ClusterId::default()).then_some(cluster)
+    }
+
+    /// The boot of the machine, as given to [`open`](Self::open).
+    #[must_use]
+    pub fn boot(&self) -> BootId {
+        self.frames.boot()
+    }
+
+    /// Frames found torn or damaged when the store was opened.
+    #[must_use]
+    pub fn damaged(&self) -> u32 {
+        self.damaged
+    }
+
+    /// Enlistment is done: the frames are this server's, and leases are this long.
+    ///
+    /// # Errors
+    /// [`FramesError`] if the frames hold another cluster's replicas, or the disk fails.
+    pub fn assign(
+        &mut self,
+        cluster: ClusterId,
+        server: ServerId,
+        lease_us: u32,
+    ) -> Result<(), FramesError> {
+        self.frames.assign(cluster, server, lease_us)?;
+        self.masters.set_lease(lease_us);
+        Ok(())
+    }
+
+    /// The master was decided crashed: it changes nothing here any more.
+    pub fn fence(&mut self, master: ServerId) {
+        self.masters.fence(master);
+    }
+
+    /// Frees every replica of a master that has been recovered, or never will be.
+    pub fn free_master(&mut self, master: ServerId) {
+        let whole = (master, SegmentId(0))..=(master, SegmentId(u64::MAX));
+        let mut names: Vec<Name> = Vec::new();
+        names.extend(self.replicas.range(whole.clone()).map(|(name, _)| *name));
+        names.extend(self.inherited.range(whole).map(|(name, _)| *name));
+        for name in names {
+            self.free_replica(name);
+        }
+    }
+
+    /// Frees a replica, new and inherited; nothing if there is none.
+    pub(crate) fn free_replica(&mut self, name: Name) {
+        if let Some(replica) = self.replicas.remove(&name) {
+            self.frames.free(replica.frame);
+        }
+        self.free_inherited(name);
+    }
+
+    fn free_inherited(&mut self, name: Name) {
+        if let Some(inherited) = self.inherited.remove(&name) {
+            self.frames.free(inherited.frame);
+        }
+    }
+
+    /// What is reported to the coordinator.
+    #[must_use]
+    pub fn stats(&self) -> BackupStats {
+        let frames = self.frames.geometry().frames();
+        BackupStats {
+            frames,
+            used: frames.saturating_sub(self.frames.free_count() as u32),
+            inherited: self.inherited.len() as u32,
+        }
+    }
+
+    /// Where the bytes are.
+    #[must_use]
+    pub fn store(&self) -> &S {
+        self.frames.store()
+    }
+
+    /// Where the bytes are, to damage or limit them in a test.
+    pub fn store_mut(&mut self) -> &mut S {
+        self.frames.store_mut()
+    }
+
+    /// The store as a kill leaves it.
+    #[must_use]
+    pub fn into_store(self) -> S {
+        self.frames.into_store()
+    }
+
+    /// Makes a replica what `master` wants it to be, received at `now`.
+    pub fn handle_replicate(
+        &mut self,
+        now: Micros,
+        master: ServerId,
+        message: &Replicate<'_>,
+    ) -> ReplicateAck {
+        let name = (master, message.segment);
+        let status = if !self.well_formed(master, message) {
+            ReplicateStatus::Refused
+        } else if self.masters.is_fenced(master) {
+            ReplicateStatus::Fenced
+        } else {
+            self.replicate(name, message)
+        };
+        let mut ack = ReplicateAck {
+            segment: message.segment,
+            epoch: ReplicationEpoch(0),
+            length: 0,
+            status,
+            flags: 0,
+            lease_us: 0,
+        };
+        if let Some(replica) = self.replicas.get(&name) {
+            ack.epoch = replica.epoch;
+            ack.length = replica.held;
+            ack.flags = replica.flags();
+        }
+        if status == ReplicateStatus::Done && message.has(flags::LEASE) {
+            ack.lease_us = self.masters.grant(now, master);
+        }
+        ack
+    }
+
+    /// Whether a message makes sense by itself.
+    fn well_formed(&self, master: ServerId, message: &Replicate<'_>) -> bool {
+        let end = (message.offset as usize).checked_add(message.bytes.len());
+        let complete = message.has(flags::COMPLETE);
+        master != ServerId(0)
+            && message.segment != SegmentId(0)
+            && message.flags & !KNOWN_FLAGS == 0
+            && end == Some(message.length as usize)
+            && message.length <= self.frames.geometry().segment_size()
+            && (!complete || message.certificate.is_some())
+            && (complete || !message.has(flags::CLOSED))
+    }
+
+    fn replicate(&mut self, name: Name, message: &Replicate<'_>) -> ReplicateStatus {
+        if !self.replicas.contains_key(&name) {
+            if !message.has(flags::OPEN) {
+                return ReplicateStatus::Unknown;
+            }
+            let Some(frame) = self.frames.take() else {
+                return ReplicateStatus::NoFrame;
+            };
+            let identity = Identity {
+                master: name.0,
+                segment: name.1,
+                kind: message.kind,
+            };
+            let replica = Replica::new(frame, identity, message.epoch);
+            self.replicas.insert(name, replica);
+        }
+        let Some(replica) = self.replicas.get_mut(&name) else {
+            return ReplicateStatus::Unknown;
+        };
+        match replica.judge(message, self.frames.contents(replica.frame)) {
+            Verdict::Refuse(status) => status,
+            Verdict::Gap => {
+                replica.epoch = message.epoch;
+                ReplicateStatus::Gap
+            }
+            Verdict::Apply { certify } => {
+                let completes = certify.is_some();
+                apply(&mut self.frames, replica, message, certify);
+                if completes {
+                    self.free_inherited(name);
+                }
+                ReplicateStatus::Done
+            }
+        }
+    }
+}
+
+/// Bytes first, then the certificate; what returns from here may be acknowledged.
+#[inline]
+fn apply<S: FrameStore>(
+    frames: &mut Frames<S>,
+    replica: &mut Replica,
+    message: &Replicate<'_>,
+    certify: Option<crate::frames::Certified>,
+) {
+    if message.length > replica.held {
+        let known = replica.held - message.offset;
+        frames.put(
+            replica.frame,
+            replica.held,
+            &message.bytes[known as usize..],
+        );
+        replica.held = message.length;
+    }
+    replica.epoch = message.epoch;
+    if let Some(certified) = certify {
+        frames.certify(replica.frame, &replica.identity, &certified);
+        // Bytes past a new certificate were a copy that the master has thought better of.
+        replica.held = certified.length;
+        replica.certified = Some(certified);
+    }
+}
+
+/// Of two states of one replica the better one: a closed one can't be outdated.
+fn rank(slot: &Slot) -> (bool, ReplicationEpoch, u32, u64) {
+    (slot.closed, slot.epoch, slot.length, slot.sequence)
+}

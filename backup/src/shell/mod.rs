@@ -1,0 +1,7 @@
+//! The part of a backup with files, locks and envelopes.
+
+mod directory;
+mod service;
+
+pub use directory::{OpenError, boot_id};
+pub use service::{BackupService, KINDS};
