@@ -171,6 +171,22 @@ impl SegmentMemory {
         closed.memory.retire(closed.slot);
     }
 
+    /// Makes the next slot that was never claimed resident, and says whether there is one. It may
+    /// take tens of milliseconds, which the slot's appender is spared; calls for one slot are cheap
+    /// after the first. For a thread that nobody waits for.
+    pub fn populate_next(&self) -> bool {
+        let fresh = self.inner.lock_free().fresh as usize;
+        let start = fresh * self.inner.slot_size;
+        let exists = fresh < self.slots();
+        if exists {
+            // Claimed meanwhile, the slot is none the worse for it: contents stay.
+            self.inner
+                .mapping
+                .populate(start..start + self.inner.slot_size);
+        }
+        exists
+    }
+
     /// Gives the memory of freed slots back to the system.
     pub fn trim(&self) {
         let free = self.inner.lock_free();

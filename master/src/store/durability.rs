@@ -17,6 +17,23 @@ use ramkeep_wire::{LogPosition, SegmentId};
 #[derive(Clone, Copy, Debug)]
 pub struct Durable(());
 
+impl Durable {
+    /// For an answer that tells nothing of any object: a refusal.
+    #[inline]
+    pub(super) fn of_nothing() -> Self {
+        Self(())
+    }
+
+    /// The planted fault of acknowledging early.
+    pub(super) fn planted() -> Self {
+        assert!(
+            mutants::active(Mutant::AckEarly),
+            "only a planted fault acknowledges unproved"
+        );
+        Self(())
+    }
+}
+
 #[derive(Debug, Default)]
 struct SlotState {
     /// Which segment the slot holds.
@@ -55,7 +72,7 @@ impl Durability {
     #[must_use]
     #[inline]
     pub fn reached(&self, position: LogPosition) -> Option<Durable> {
-        (position <= self.position() || mutants::active(Mutant::AckEarly)).then_some(Durable(()))
+        (position <= self.position()).then_some(Durable(()))
     }
 
     /// Whether an entry that ends at `end` of the segment in `slot` is durable; if not, the position

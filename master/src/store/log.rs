@@ -364,6 +364,13 @@ impl Log {
         (self.config.segment_size as usize).saturating_sub(fixed_len(segments))
     }
 
+    /// Bytes of a segment.
+    #[must_use]
+    #[inline]
+    pub fn segment_size(&self) -> usize {
+        self.config.segment_size as usize
+    }
+
     /// Segments that the log may have at most.
     #[must_use]
     #[inline]

@@ -1,8 +1,27 @@
 //! The store: log, index and tablets of a master, and the operations on them.
+//!
+//! Readers hold a guard and take no lock; whoever changes something holds the [`Writer`]. Nothing
+//! is shown to a client but with a [`Durable`], and nothing is done but with an [`Owned`].
 
+mod account;
+mod answer;
 pub mod durability;
+mod entries;
 pub mod log;
+mod read;
+mod replies;
+mod scan;
 mod segment;
+mod session;
+mod sweep;
+pub mod tablets;
+mod writer;
 
+pub use answer::{Answer, Shown};
 pub use durability::{Durability, Durable};
 pub use log::{AppendError, Appended, Log, LogConfig, LogError, SegmentInfo};
+pub use read::{Gate, Read, Store, StoreConfig, StoreError};
+pub use scan::MAX_SCANS;
+pub use session::{Batch, DataSession, MasterLease};
+pub use tablets::{Overlap, Owned, OwnedTablet, Tablets};
+pub use writer::Writer;

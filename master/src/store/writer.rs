@@ -1,0 +1,336 @@
+//! The writer: the one place where log, index and account change, together.
+//!
+//! # Invariants
+//! 1. An object is in the log before the index shows it; a tombstone before the index forgets.
+//! 2. A version of a key is never used twice: an overwrite takes the next, a new key takes the safe
+//!    version, and a removal raises the safe version above what it removed.
+//! 3. A mutation that is refused has changed nothing.
+
+use ramkeep_memory::Guard;
+use ramkeep_wire::coordinator::MasterStats;
+use ramkeep_wire::data::{RejectRules, Status};
+use ramkeep_wire::entry::{NewEntry, Object, Tombstone, object_len, tombstone_len};
+use ramkeep_wire::limits::{MAX_KEY, MAX_VALUE, MIN_KEY};
+use ramkeep_wire::mutants::{self, Mutant};
+use ramkeep_wire::{LogPosition, Version};
+
+use super::account::{Account, Demand};
+use super::answer::{Answer, Refused, Shown};
+use super::durability::Durable;
+use super::entries::{Entries, Found};
+use super::log::{AppendError, Log};
+use super::sweep::Sweep;
+use super::tablets::Owned;
+use crate::index::{IndexWriter, Reference};
+
+/// Everything that only one may change at a time.
+#[derive(Debug)]
+pub struct Writer {
+    pub(super) log: Log,
+    pub(super) index: IndexWriter,
+    pub(super) account: Account,
+    pub(super) sweep: Sweep,
+}
+
+/// The object that a mutation meets.
+#[derive(Clone, Copy, Debug)]
+struct Current {
+    reference: Reference,
+    version: Version,
+    len: usize,
+    value_len: usize,
+    /// Its value as a counter.
+    counter: Option<i64>,
+    end: u32,
+}
+
+impl Current {
+    #[inline]
+    fn of(found: &Found<'_>) -> Self {
+        let object = &found.object;
+        Self {
+            reference: found.reference,
+            version: object.version,
+            len: found.len(),
+            value_len: object.value.len(),
+            counter: object.value.try_into().ok().map(i64::from_le_bytes),
+            end: found.end(),
+        }
+    }
+}
+
+impl Writer {
+    /// The log.
+    #[must_use]
+    pub fn log(&self) -> &Log {
+        &self.log
+    }
+
+    /// The log, for replication to move its durable position on.
+    pub fn log_mut(&mut self) -> &mut Log {
+        &mut self.log
+    }
+
+    /// Sets a key's value, unless `rules` refuse.
+    #[inline]
+    pub fn write(
+        &mut self,
+        guard: &Guard,
+        owned: Owned<'_>,
+        value: &[u8],
+        rules: RejectRules,
+    ) -> Answer {
+        if !(MIN_KEY..=MAX_KEY).contains(&owned.key().len()) || value.len() > MAX_VALUE {
+            return Answer::refused(Status::TooLarge);
+        }
+        let current = self.current(guard, owned);
+        if let Some(rejected) = self.rejected(current, rules) {
+            return rejected;
+        }
+        match self.put(guard, owned, value, current) {
+            Ok((version, shown)) => Answer::new(Status::Ok, version, shown),
+            Err(Refused(status)) => Answer::refused(status),
+        }
+    }
+
+    /// Removes a key's object, unless `rules` refuse. Removing what is not there is done at once,
+    /// with version 0.
+    #[inline]
+    pub fn remove(&mut self, guard: &Guard, owned: Owned<'_>, rules: RejectRules) -> Answer {
+        let current = self.current(guard, owned);
+        if let Some(rejected) = self.rejected(current, rules) {
+            return rejected;
+        }
+        let Some(current) = current else {
+            return Answer::new(Status::Ok, Version(0), self.log.durability().miss());
+        };
+        match self.kill(owned, &current) {
+            Ok(shown) => Answer::new(Status::Ok, current.version, shown),
+            Err(Refused(status)) => Answer::refused(status),
+        }
+    }
+
+    /// Adds `operand` (8 bytes, little-endian, two's complement) to a counter, unless `rules`
+    /// refuse; an absent one counts as 0. What would not fit in 64 bits is [`Status::Invalid`] and
+    /// changes nothing, as is an operand of another length.
+    pub fn increment(
+        &mut self,
+        guard: &Guard,
+        owned: Owned<'_>,
+        operand: &[u8],
+        rules: RejectRules,
+    ) -> Answer {
+        let Ok(operand) = operand.try_into().map(i64::from_le_bytes) else {
+            return Answer::refused(Status::Invalid);
+        };
+        let current = self.current(guard, owned);
+        if let Some(rejected) = self.rejected(current, rules) {
+            return rejected;
+        }
+        let counter = match current {
+            None => 0,
+            Some(Current {
+                counter: Some(counter),
+                ..
+            }) => counter,
+            Some(current) => {
+                return Answer::new(
+                    Status::NotACounter,
+                    current.version,
+                    self.seen(Some(&current)),
+                );
+            }
+        };
+        let Some(sum) = counter.checked_add(operand) else {
+            let version = current.map_or(Version(0), |current| current.version);
+            return Answer::new(Status::Invalid, version, self.seen(current.as_ref()));
+        };
+        match self.put(guard, owned, &sum.to_le_bytes(), current) {
+            Ok((version, shown)) => Answer::new(Status::Ok, version, shown).with_counter(sum),
+            Err(Refused(status)) => Answer::refused(status),
+        }
+    }
+
+    /// What this master reports of its memory.
+    #[must_use]
+    pub fn stats(&self) -> MasterStats {
+        let index = self.index.index().bytes();
+        let segments = self.log.segment_count();
+        MasterStats {
+            memory: self.account.budget(),
+            used: segments as u64 * self.log.segment_size() as u64 + index,
+            live: self.account.live,
+            reserved: self.account.reserved,
+            index,
+            objects: self.account.objects,
+            payload: self.account.payload,
+            segments: segments as u32,
+            under_replicated: 0,
+        }
+    }
+
+    #[inline]
+    fn current(&self, guard: &Guard, owned: Owned<'_>) -> Option<Current> {
+        let entries = Entries {
+            memory: self.log.memory(),
+            guard,
+        };
+        entries
+            .find(self.index.index(), owned)
+            .map(|found| Current::of(&found))
+    }
+
+    /// The answer to an operation that its rules refuse: a read, for it appends nothing (SAFETY 1).
+    #[inline]
+    fn rejected(&self, current: Option<Current>, rules: RejectRules) -> Option<Answer> {
+        let version = current.map(|current| current.version);
+        rules.reject(version).then(|| {
+            let shown = self.seen(current.as_ref());
+            Answer::new(Status::Rejected, version.unwrap_or_default(), shown)
+        })
+    }
+
+    /// When an answer may be shown that tells of `current`, or of its absence.
+    fn seen(&self, current: Option<&Current>) -> Shown {
+        let durability = self.log.durability();
+        match current {
+            Some(current) => durability.entry(current.reference.slot(), current.end),
+            None => durability.miss(),
+        }
+    }
+
+    /// Appends the object with the tombstone of the one it replaces, and shows it in the index.
+    #[inline]
+    fn put(
+        &mut self,
+        guard: &Guard,
+        owned: Owned<'_>,
+        value: &[u8],
+        current: Option<Current>,
+    ) -> Result<(Version, Shown), Refused> {
+        let (key, table) = (owned.key(), owned.table());
+        let version = current.map_or_else(|| self.first_version(), |old| old.version.next());
+        let object = NewEntry::Object(Object {
+            table,
+            version,
+            expiry: None,
+            key,
+            value,
+        });
+        let len = object_len(key.len(), value.len(), false);
+        let new_key = current.is_none().then_some(key.len());
+        let appended = match current {
+            None => self.append(&[object], len, new_key)?,
+            Some(old) => {
+                let tombstone = self.tombstone(owned, &old);
+                self.append(
+                    &[object, tombstone],
+                    len + tombstone_len(key.len()),
+                    new_key,
+                )?
+            }
+        };
+        let reference = appended.0;
+        *self.log.live_mut(reference) += len as u64;
+        let entries = Entries {
+            memory: self.log.memory(),
+            guard,
+        };
+        match current {
+            None => self
+                .index
+                .insert(owned.hash(), reference, &entries)
+                .expect("the index has the buckets that the budget can pay for"),
+            Some(old) => {
+                let replaced = self.index.replace(owned.hash(), old.reference, reference);
+                assert!(replaced, "the index lost the object that was found in it");
+                *self.log.live_mut(old.reference) -= old.len as u64;
+                *self.log.live_mut(reference) += tombstone_len(key.len()) as u64;
+                self.account.removed(key.len(), old.value_len, old.len);
+            }
+        }
+        self.account.added(key.len(), value.len(), len);
+        Ok((version, self.appended(appended.1)))
+    }
+
+    /// Appends the tombstone of an object and takes the object out of the index.
+    #[inline]
+    fn kill(&mut self, owned: Owned<'_>, old: &Current) -> Result<Shown, Refused> {
+        let tombstone = self.tombstone(owned, old);
+        let segments = self.account.segments(&self.log, self.index.index().bytes());
+        let key = owned.key().len();
+        let end = if mutants::active(Mutant::LoseTombstone) {
+            self.log.appended_position()
+        } else {
+            let appended = self.log.append(&[tombstone], segments).map_err(refusal)?;
+            *self.log.live_mut(appended.reference(0)) += tombstone_len(key) as u64;
+            appended.end
+        };
+        self.log.raise_safe_version(old.version.next());
+        self.log.durability().removed(end);
+        let removed = self.index.remove(owned.hash(), old.reference);
+        assert!(removed, "the index lost the object that was found in it");
+        *self.log.live_mut(old.reference) -= old.len as u64;
+        self.account.removed(key, old.value_len, old.len);
+        Ok(self.appended(end))
+    }
+
+    fn tombstone<'k>(&self, owned: Owned<'k>, old: &Current) -> NewEntry<'k> {
+        NewEntry::Tombstone(Tombstone {
+            table: owned.table(),
+            version: old.version,
+            segment: self.log.segment_of(old.reference),
+            key: owned.key(),
+        })
+    }
+
+    /// Appends a group of `len` bytes within the account, whose first entry is an object.
+    #[inline]
+    fn append(
+        &mut self,
+        group: &[NewEntry<'_>],
+        len: usize,
+        new_key: Option<usize>,
+    ) -> Result<(Reference, LogPosition), Refused> {
+        let index_bytes = self.index.index().bytes();
+        if !self.account.admits(
+            &self.log,
+            index_bytes,
+            Demand {
+                group: len,
+                new_key,
+            },
+        ) {
+            return Err(Refused(Status::OutOfMemory));
+        }
+        let segments = self.account.segments(&self.log, index_bytes);
+        let appended = self.log.append(group, segments).map_err(refusal)?;
+        Ok((appended.reference(0), appended.end))
+    }
+
+    fn first_version(&self) -> Version {
+        if mutants::active(Mutant::ReuseVersion) {
+            Version(1)
+        } else {
+            self.log.safe_version()
+        }
+    }
+
+    /// When a mutation that ends at `end` may be acknowledged.
+    #[inline]
+    fn appended(&self, end: LogPosition) -> Shown {
+        if mutants::active(Mutant::AckEarly) {
+            return Ok(Durable::planted());
+        }
+        self.log.durability().reached(end).ok_or(end)
+    }
+}
+
+#[cold]
+fn refusal(error: AppendError) -> Refused {
+    Refused(match error {
+        AppendError::Full => Status::OutOfMemory,
+        AppendError::Rolling => Status::RetryLater,
+        AppendError::TooLarge => Status::TooLarge,
+    })
+}
