@@ -1,0 +1,376 @@
+//! The client's core: a state machine that routes operations to servers, batches them into
+//! envelopes and sees them through redirects, refusals and broken connections.
+//!
+//! Pure: time comes in as an argument, bytes go out by [`Core::poll_output`]. The order of calls:
+//! after any of `start`, `handle_*`, drain `poll_output`, then look at `next_timeout`. The async
+//! client drives the same core piecewise, by [`Core::next_ready`], [`Core::fill`],
+//! [`Core::pop_completed`] and [`Core::take`].
+//!
+//! # Invariants
+//! 1. An operation that may have been applied is never sent again: a mutation goes out anew only
+//!    after its server answered that it did nothing.
+//! 2. Every operation begun gets one result, at its deadline at the latest.
+//! 3. `Timeout { maybe_applied: false }` and `Unavailable` mean that no server has, or will, apply
+//!    the operation.
+//! 4. Operations on one server leave in the order in which they were begun, unless they are sent
+//!    again.
+
+mod answers;
+mod control;
+mod events;
+mod lease;
+mod links;
+mod map;
+mod routing;
+mod rpc_ids;
+mod sending;
+mod slots;
+#[cfg(test)]
+mod tests;
+mod timing;
+
+use std::collections::{BTreeMap, VecDeque};
+
+use ramkeep_wire::coordinator::{Request, Table};
+use ramkeep_wire::data::{self, Item, Op, ScanCursor};
+use ramkeep_wire::envelope::Header;
+use ramkeep_wire::limits::{MAX_KEY, MAX_VALUE, MIN_KEY};
+use ramkeep_wire::{ClientId, Micros, RpcId, ServerId, TableId, key_hash};
+
+use self::control::Control;
+use self::lease::Lease;
+use self::links::ServerLink;
+use self::map::Routes;
+use self::rpc_ids::RpcIds;
+pub use self::slots::OpId;
+use self::slots::{Begin, Phase, Slots};
+use crate::error::Error;
+use crate::limits::{MAX_PENDING, MAX_PENDING_BYTES};
+use crate::types::{Operation, Outcome};
+
+/// Whom something is sent to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Target {
+    /// A server.
+    Server(ServerId),
+    /// The coordinator of this place in the list given to [`Core::new`].
+    Coordinator(usize),
+}
+
+/// What the core wants done.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Send an envelope with this header; its payload was appended to the buffer given.
+    Send {
+        /// To whom; [`Core::addresses`] says where.
+        to: Target,
+        /// Kind, correlation and parties.
+        header: Header,
+    },
+    /// An operation is over.
+    Done {
+        /// Which.
+        op: OpId,
+        /// What came of it.
+        result: Result<Outcome, Error>,
+    },
+    /// Close the connection, if there is one: the server sent what it must not, or left the map.
+    Close(Target),
+}
+
+/// Why an operation did not begin.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotStarted {
+    /// As many as may be are under way; try again when one is over.
+    #[error("too many operations are under way")]
+    Full,
+    /// It can't succeed.
+    #[error(transparent)]
+    Refused(#[from] Error),
+}
+
+const NEVER: Micros = Micros(u64::MAX);
+
+/// The client's core.
+#[derive(Debug)]
+pub struct Core {
+    routes: Routes,
+    slots: Slots,
+    servers: BTreeMap<ServerId, ServerLink>,
+    /// Servers that have something to be sent and may.
+    ready: VecDeque<ServerId>,
+    control: Control,
+    lease: Lease,
+    rpcs: RpcIds,
+    completed: VecDeque<OpId>,
+    control_results: BTreeMap<OpId, Result<Outcome, Error>>,
+    closing: VecDeque<Target>,
+    /// No deadline or waiting time of a slot is earlier.
+    wake_bound: Micros,
+    next_correlation: u64,
+}
+
+impl Core {
+    /// A core that knows these coordinators; it begins by asking for the map. `nonce` is random,
+    /// or drawn from the seed in a simulation.
+    #[must_use]
+    pub fn new(coordinators: Vec<String>, nonce: [u8; 16]) -> Self {
+        let mut control = Control::new(coordinators);
+        control.refresh();
+        Self {
+            routes: Routes::default(),
+            slots: Slots::default(),
+            servers: BTreeMap::new(),
+            ready: VecDeque::new(),
+            control,
+            lease: Lease::new(nonce),
+            rpcs: RpcIds::new(),
+            completed: VecDeque::new(),
+            control_results: BTreeMap::new(),
+            closing: VecDeque::new(),
+            wake_bound: NEVER,
+            next_correlation: 1,
+        }
+    }
+
+    /// Begins an operation that ends at `deadline` at the latest. Limits are checked here, before
+    /// anything is sent.
+    pub fn start(
+        &mut self,
+        now: Micros,
+        operation: Operation<'_>,
+        deadline: Micros,
+    ) -> Result<OpId, NotStarted> {
+        match operation {
+            Operation::Read { table, key } => {
+                let item = item(Op::Read, table, key, &[]);
+                self.start_item(now, item, deadline)
+            }
+            Operation::Write {
+                table,
+                key,
+                value,
+                reject,
+            } => {
+                let rules = reject.0;
+                let item = Item {
+                    rules,
+                    ..item(Op::Write, table, key, value)
+                };
+                self.start_item(now, item, deadline)
+            }
+            Operation::Remove { table, key, reject } => {
+                let rules = reject.0;
+                let item = Item {
+                    rules,
+                    ..item(Op::Remove, table, key, &[])
+                };
+                self.start_item(now, item, deadline)
+            }
+            Operation::Increment { table, key, delta } => {
+                let item = item(Op::Increment, table, key, &[]);
+                let value = &delta.to_le_bytes();
+                self.start_item(now, Item { value, ..item }, deadline)
+            }
+            Operation::Scan { table, from } => {
+                let mut cursor = Vec::with_capacity(16 + from.after.len());
+                let until = ramkeep_wire::KeyHash(u64::MAX);
+                let (hash, after) = (from.hash, &from.after[..]);
+                ScanCursor { hash, until, after }.write(&mut cursor);
+                let item = item(Op::Scan, table, &[], &cursor);
+                self.begin(now, item, hash, deadline)
+            }
+        }
+    }
+
+    fn start_item(
+        &mut self,
+        now: Micros,
+        item: Item<'_>,
+        deadline: Micros,
+    ) -> Result<OpId, NotStarted> {
+        if item.key.len() < MIN_KEY {
+            return Err(Error::EmptyKey.into());
+        }
+        if item.key.len() > MAX_KEY || item.value.len() > MAX_VALUE {
+            return Err(Error::TooLarge.into());
+        }
+        self.begin(now, item, key_hash(item.table, item.key), deadline)
+    }
+
+    fn begin(
+        &mut self,
+        now: Micros,
+        mut item: Item<'_>,
+        hash: ramkeep_wire::KeyHash,
+        deadline: Micros,
+    ) -> Result<OpId, NotStarted> {
+        if !self.has_room(data::item_len(&item)) {
+            return Err(NotStarted::Full);
+        }
+        if item.op.mutates() {
+            item.rpc = self.rpcs.next();
+            if let Some(request) = self.lease.want(now) {
+                self.control.ask_lease(request);
+            }
+        }
+        let op = self.slots.begin(&Begin {
+            op: item.op,
+            table: item.table,
+            hash,
+            rpc: item.rpc,
+            deadline,
+            item,
+        });
+        self.wake_bound = self.wake_bound.min(deadline);
+        self.dispatch(now, op);
+        Ok(op)
+    }
+
+    /// Whether an operation of so many bytes may begin now.
+    #[must_use]
+    #[inline]
+    pub fn has_room(&self, bytes: usize) -> bool {
+        self.slots.len() < MAX_PENDING
+            && (self.slots.bytes() + bytes <= MAX_PENDING_BYTES || self.slots.len() == 0)
+    }
+
+    /// Asks the coordinator. A refused answer is an error; any other is [`Outcome::Answer`].
+    pub fn start_request(
+        &mut self,
+        request: Request,
+        deadline: Micros,
+    ) -> Result<OpId, NotStarted> {
+        let op = self.control.start(request, deadline);
+        op.ok_or(NotStarted::Full)
+    }
+
+    /// Asks for the map anew. [`Core::map_number`] reaches the returned number with the answer.
+    pub fn refresh_map(&mut self) -> u64 {
+        self.control.refresh()
+    }
+
+    /// The tables of the map, as last heard.
+    #[must_use]
+    pub fn tables(&self) -> &[Table] {
+        self.routes.tables()
+    }
+
+    /// Number of the latest refresh of the map that was answered.
+    #[must_use]
+    pub fn map_number(&self) -> u64 {
+        self.control.answered_refresh()
+    }
+
+    /// Why the coordinators can't be reached, if they can't.
+    #[must_use]
+    pub fn trouble(&self) -> Option<&str> {
+        self.control.trouble()
+    }
+
+    /// This client's id; 0 until it has a client lease.
+    #[must_use]
+    pub fn client(&self) -> ClientId {
+        self.lease.client()
+    }
+
+    /// Where a target listens. Empty for one that left the map.
+    #[must_use]
+    pub fn addresses(&self, target: Target) -> &[String] {
+        match target {
+            Target::Server(server) => self
+                .servers
+                .get(&server)
+                .map_or(&[], |link| &link.addresses),
+            Target::Coordinator(peer) => {
+                self.control.address(peer).map_or(&[], std::slice::from_ref)
+            }
+        }
+    }
+
+    /// Nobody wants this operation's result. It may still be applied if it was sent.
+    pub fn cancel(&mut self, op: OpId) {
+        if op.is_control() {
+            self.control.cancel(op);
+            self.control_results.remove(&op);
+        } else if let Some(slot) = self.slots.get(op) {
+            if slot.phase != Phase::Done && slot.rpc != RpcId(0) {
+                self.rpcs.finish(slot.rpc);
+            }
+            self.slots.abandon(op);
+        }
+    }
+
+    /// What to do next. For [`Output::Send`] the payload is appended to `payload`. Call until it
+    /// returns `None`.
+    pub fn poll_output(&mut self, now: Micros, payload: &mut Vec<u8>) -> Option<Output> {
+        if let Some(target) = self.pop_closing() {
+            return Some(Output::Close(target));
+        }
+        while let Some(op) = self.pop_completed() {
+            if let Some(result) = self.take(op) {
+                return Some(Output::Done { op, result });
+            }
+        }
+        while let Some(to) = self.next_ready(now) {
+            if let Some(header) = self.fill(now, to, payload) {
+                return Some(Output::Send { to, header });
+            }
+        }
+        None
+    }
+
+    /// A connection that is to be closed.
+    pub fn pop_closing(&mut self) -> Option<Target> {
+        self.closing.pop_front()
+    }
+
+    /// An operation that has its result. Each is named once.
+    #[inline]
+    pub fn pop_completed(&mut self) -> Option<OpId> {
+        self.completed.pop_front()
+    }
+
+    /// The result of an operation that is over; handed out once.
+    #[inline]
+    pub fn take(&mut self, op: OpId) -> Option<Result<Outcome, Error>> {
+        if op.is_control() {
+            self.control_results.remove(&op)
+        } else {
+            self.slots.take(op)
+        }
+    }
+
+    /// Whether anything is on the wire to this server.
+    #[must_use]
+    pub fn in_flight(&self, server: ServerId) -> usize {
+        self.servers.get(&server).map_or(0, |link| link.in_flight)
+    }
+
+    fn complete(&mut self, op: OpId, result: Result<Outcome, Error>) {
+        if let Some(slot) = self.slots.get(op)
+            && slot.rpc != RpcId(0)
+        {
+            self.rpcs.finish(slot.rpc);
+        }
+        self.slots.finish(op, result);
+        self.completed.push_back(op);
+    }
+
+    fn complete_request(&mut self, op: OpId, result: Result<Outcome, Error>) {
+        self.control_results.insert(op, result);
+        self.completed.push_back(op);
+    }
+}
+
+fn item<'a>(op: Op, table: TableId, key: &'a [u8], value: &'a [u8]) -> Item<'a> {
+    Item {
+        op,
+        id: 0,
+        table,
+        rpc: RpcId(0),
+        rules: data::RejectRules::default(),
+        key,
+        value,
+    }
+}

@@ -1,0 +1,161 @@
+//! What comes in from servers and coordinators.
+
+use ramkeep_wire::bytes::Reader;
+use ramkeep_wire::coordinator::Response;
+use ramkeep_wire::data::{ResponseItem, Status};
+use ramkeep_wire::{Micros, ServerId};
+
+use super::control::Event;
+use super::links::LinkState;
+use super::routing::NO_MAP;
+use super::slots::Phase;
+use super::{Core, Target, answers};
+use crate::error::Error;
+use crate::limits::{MAP_PATIENCE, backoff};
+use crate::types::Outcome;
+
+impl Core {
+    /// Takes the payload of a DataResponse. One that can't be read breaks the connection off.
+    pub fn handle_response(&mut self, now: Micros, server: ServerId, payload: &[u8]) {
+        let Some(link) = self.servers.get_mut(&server) else {
+            return;
+        };
+        link.answered();
+        let mut reader = Reader(payload);
+        loop {
+            match ResponseItem::read(&mut reader) {
+                Ok(Some(item)) => {
+                    if let Err(what) = self.handle_item(now, server, &item) {
+                        return self.break_off(now, server, what);
+                    }
+                }
+                Ok(None) => break,
+                Err(error) => return self.break_off(now, server, &error.to_string()),
+            }
+        }
+        self.list(server);
+    }
+
+    pub(super) fn break_off(&mut self, now: Micros, server: ServerId, what: &str) {
+        tracing::warn!(%server, what, "malformed answer; connection closed");
+        self.closing.push_back(Target::Server(server));
+        self.handle_link_down(now, Target::Server(server), what);
+    }
+
+    /// Takes one answer. An error: the server breaks the protocol.
+    #[inline]
+    pub(super) fn handle_item(
+        &mut self,
+        now: Micros,
+        server: ServerId,
+        item: &ResponseItem<'_>,
+    ) -> Result<(), &'static str> {
+        let Some(op) = self.slots.owed(server, item.id) else {
+            return Ok(());
+        };
+        if let Some(link) = self.servers.get_mut(&server) {
+            link.in_flight = link.in_flight.saturating_sub(1);
+        }
+        self.slots.settle(op);
+        let Some(slot) = self.slots.get_mut(op) else {
+            return Ok(());
+        };
+        if slot.phase != Phase::Sent {
+            return Ok(());
+        }
+        match item.status {
+            Status::RetryLater => {
+                slot.attempts += 1;
+                let until = now + backoff(slot.attempts);
+                self.wait(op, NO_MAP, until);
+            }
+            Status::WrongServer => {
+                slot.attempts += 1;
+                slot.refused_by = Some(server);
+                let map = self.control.refresh();
+                self.wait(op, map, now + MAP_PATIENCE);
+            }
+            _ => match answers::outcome(slot, item) {
+                Ok(result) => self.complete(op, result),
+                Err(what) => {
+                    self.complete(op, Err(Error::Protocol(what.to_owned())));
+                    return Err(what);
+                }
+            },
+        }
+        Ok(())
+    }
+
+    /// Takes the coordinator's answer.
+    pub fn handle_coordinator_response(
+        &mut self,
+        now: Micros,
+        correlation: u64,
+        response: Response,
+    ) {
+        match self.control.handle(now, correlation, response) {
+            Some(Event::Map(number, map)) => self.handle_map(now, number, map),
+            Some(Event::Lease(client, lease_us)) => self.lease.opened(now, client, lease_us),
+            Some(Event::LeaseLost) => self.lease.lost(now),
+            Some(Event::Done(op, result)) => self.complete_request(op, result.map(Outcome::Answer)),
+            Some(Event::Renewed) | None => {}
+        }
+    }
+
+    /// A connection is being opened: nothing is given out for it until it is up or down.
+    pub fn handle_connecting(&mut self, to: Target) {
+        match to {
+            Target::Coordinator(peer) => self.control.connecting(peer),
+            Target::Server(server) => {
+                if let Some(link) = self.servers.get_mut(&server) {
+                    link.state = LinkState::Connecting;
+                }
+            }
+        }
+    }
+
+    /// A connection that was being opened is up.
+    pub fn handle_link_up(&mut self, to: Target) {
+        match to {
+            Target::Coordinator(peer) => self.control.link_up(peer),
+            Target::Server(server) => {
+                if let Some(link) = self.servers.get_mut(&server) {
+                    link.state = LinkState::Usable;
+                }
+                self.list(server);
+            }
+        }
+    }
+
+    /// A connection broke or could not be opened; what was on it is lost. Reads go out again, a
+    /// mutation that was sent ends here.
+    pub fn handle_link_down(&mut self, now: Micros, to: Target, reason: &str) {
+        let server = match to {
+            Target::Coordinator(peer) => return self.control.link_down(now, peer, reason),
+            Target::Server(server) => server,
+        };
+        let Some(link) = self.servers.get_mut(&server) else {
+            return;
+        };
+        link.break_down(now, reason);
+        for index in 0..self.slots.high_water() {
+            let (op, slot) = self.slots.at(index);
+            if slot.wire != Some(server) {
+                continue;
+            }
+            let (phase, mutates) = (slot.phase, slot.op.mutates());
+            self.slots.settle(op);
+            match phase {
+                Phase::Sent if mutates => self.complete(
+                    op,
+                    Err(Error::Timeout {
+                        maybe_applied: true,
+                    }),
+                ),
+                Phase::Sent => self.dispatch(now, op),
+                _ => {}
+            }
+        }
+        self.control.refresh();
+    }
+}

@@ -1,0 +1,71 @@
+//! Numbers for calls, and the ack id: below it everything is received.
+//!
+//! # Invariants
+//! 1. An rpc id is given once, in growing order, from 1.
+//! 2. `ack()` is lower than every rpc id that is given and not finished.
+
+use std::collections::VecDeque;
+
+use ramkeep_wire::RpcId;
+
+/// Gives rpc ids and knows which are outstanding. Takes no memory per call once warm.
+#[derive(Debug)]
+pub(crate) struct RpcIds {
+    /// Lowest outstanding, or the next to be given.
+    base: u64,
+    /// Whether `base + i` is outstanding.
+    outstanding: VecDeque<bool>,
+}
+
+impl RpcIds {
+    pub(crate) fn new() -> Self {
+        Self {
+            base: 1,
+            outstanding: VecDeque::new(),
+        }
+    }
+
+    /// The next rpc id; outstanding until [`RpcIds::finish`].
+    pub(crate) fn next(&mut self) -> RpcId {
+        self.outstanding.push_back(true);
+        RpcId(self.base + self.outstanding.len() as u64 - 1)
+    }
+
+    /// The call's result is received, or given up for good.
+    pub(crate) fn finish(&mut self, id: RpcId) {
+        if let Some(flag) = (id.0.checked_sub(self.base))
+            .and_then(|at| self.outstanding.get_mut(usize::try_from(at).ok()?))
+        {
+            *flag = false;
+        }
+        while self.outstanding.front() == Some(&false) {
+            self.outstanding.pop_front();
+            self.base += 1;
+        }
+    }
+
+    /// All rpc ids up to this one are finished.
+    pub(crate) fn ack(&self) -> RpcId {
+        RpcId(self.base - 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ack_id_stays_below_the_oldest_outstanding_call() {
+        let mut ids = RpcIds::new();
+        let [first, second, third] = [ids.next(), ids.next(), ids.next()];
+        assert_eq!((first, second, third), (RpcId(1), RpcId(2), RpcId(3)));
+        ids.finish(second);
+        assert_eq!(ids.ack(), RpcId(0));
+        ids.finish(first);
+        assert_eq!(ids.ack(), RpcId(2));
+        ids.finish(first);
+        assert_eq!(ids.ack(), RpcId(2), "finishing twice changes nothing");
+        ids.finish(third);
+        assert_eq!((ids.ack(), ids.next()), (RpcId(3), RpcId(4)));
+    }
+}

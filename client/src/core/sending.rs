@@ -1,0 +1,106 @@
+//! What goes out: queues of servers become envelopes.
+
+use ramkeep_wire::data;
+use ramkeep_wire::envelope::{Header, Kind};
+use ramkeep_wire::limits::MAX_ITEMS;
+use ramkeep_wire::{Micros, Party, ServerId};
+
+use super::slots::{OpId, Phase};
+use super::{Core, Target};
+use crate::limits::{MAX_BATCH_BYTES, MAX_PENDING};
+
+impl Core {
+    pub(super) fn enqueue(&mut self, server: ServerId, op: OpId) {
+        let link = self.servers.get_mut(&server).expect("the caller looked");
+        if link.queue.len() >= 2 * MAX_PENDING {
+            let slots = &self.slots;
+            let waits = |op: &OpId| slots.get(*op).map(|slot| slot.phase);
+            link.queue
+                .retain(|op| waits(op) == Some(Phase::Queued(server)));
+        }
+        link.queue.push_back(op);
+        self.list(server);
+    }
+
+    pub(super) fn list(&mut self, server: ServerId) {
+        if let Some(link) = self.servers.get_mut(&server)
+            && !link.listed
+            && link.is_ready()
+        {
+            link.listed = true;
+            self.ready.push_back(server);
+        }
+    }
+
+    /// Someone for whom there is something to send.
+    pub fn next_ready(&mut self, now: Micros) -> Option<Target> {
+        if let Some(peer) = self.control.ready(now) {
+            return Some(Target::Coordinator(peer));
+        }
+        while let Some(&server) = self.ready.front() {
+            match self.servers.get_mut(&server) {
+                Some(link) if link.is_ready() => return Some(Target::Server(server)),
+                Some(link) => link.listed = false,
+                None => {}
+            }
+            self.ready.pop_front();
+        }
+        None
+    }
+
+    /// Appends the payload of the next envelope for `to` and returns its header; `None`: there is
+    /// nothing (more) to send now.
+    pub fn fill(&mut self, now: Micros, to: Target, payload: &mut Vec<u8>) -> Option<Header> {
+        // A connection outlives a lease, and envelopes name who said hello on it; the client's id is
+        // in the payload.
+        let from = Party::NONE;
+        match to {
+            Target::Coordinator(_) => {
+                let known = self.routes.version();
+                let correlation = self.control.fill(now, known, payload)?;
+                let kind = Kind::CoordinatorRequest;
+                Some(Header::new(kind, correlation, Party::NONE, from))
+            }
+            Target::Server(server) => {
+                if !self.fill_items(server, payload) {
+                    return None;
+                }
+                let correlation = self.next_correlation;
+                self.next_correlation += 1;
+                let party = Party::server(server);
+                Some(Header::new(Kind::DataRequest, correlation, party, from))
+            }
+        }
+    }
+
+    pub(super) fn fill_items(&mut self, server: ServerId, payload: &mut Vec<u8>) -> bool {
+        let Some(link) = self.servers.get_mut(&server) else {
+            return false;
+        };
+        let start = data::begin_request(payload, self.lease.client(), self.rpcs.ack());
+        let mut count = 0;
+        while link.is_ready() && count < MAX_ITEMS && payload.len() - start < MAX_BATCH_BYTES {
+            let Some(&op) = link.queue.front() else { break };
+            let slot = self.slots.get_mut(op);
+            let Some(slot) = slot.filter(|slot| slot.phase == Phase::Queued(server)) else {
+                link.queue.pop_front();
+                continue;
+            };
+            if count > 0 && payload.len() - start + slot.item.len() > MAX_BATCH_BYTES {
+                break;
+            }
+            payload.extend_from_slice(&slot.item);
+            slot.phase = Phase::Sent;
+            slot.wire = Some(server);
+            link.queue.pop_front();
+            link.in_flight += 1;
+            count += 1;
+        }
+        if count == 0 {
+            payload.truncate(start);
+            return false;
+        }
+        data::set_count(payload, start, count as u32);
+        true
+    }
+}

@@ -1,0 +1,296 @@
+//! Redirects, refusals, broken connections and deadlines.
+
+use super::*;
+
+#[test]
+fn a_redirected_operation_follows_the_new_map() {
+    let mut bench = Bench::new();
+    let key = key(false, 0);
+    let op = bench.start(write(&key, b"v"));
+    bench.asked();
+    let first = bench.respond_to_last(Status::WrongServer, 0, b"");
+    bench.answer_map(map(2, ServerId(3), TWO));
+    let second = bench.respond_to_last(Status::Ok, 8, b"");
+    assert_eq!((first.server, second.server), (ONE, ServerId(3)));
+    assert_eq!((first.rpc, &first.value), (second.rpc, &second.value));
+    assert_eq!(bench.result(op), Some(Ok(Outcome::Written(Version(8)))));
+}
+
+#[test]
+fn a_server_that_denies_what_the_map_says_is_asked_again_after_a_pause() {
+    let mut bench = Bench::new();
+    let key = key(false, 0);
+    let op = bench.start(read(&key));
+    bench.respond_to_last(Status::WrongServer, 0, b"");
+    bench.answer(Answer::Map(None));
+    assert!(bench.sent().is_empty(), "not at once");
+    bench.pass(Duration::from_millis(2));
+    bench.respond_to_last(Status::Ok, 1, b"v");
+    assert_eq!(bench.result(op), Some(Ok(object(b"v", 1))));
+}
+
+#[test]
+fn a_redirected_operation_tries_the_old_map_while_no_coordinator_answers() {
+    let mut bench = Bench::new();
+    let key = key(false, 0);
+    let op = bench.start(read(&key));
+    bench.respond_to_last(Status::WrongServer, 0, b"");
+    bench.break_link(Target::Coordinator(0));
+    bench.pass(Duration::from_millis(500));
+    bench.respond_to_last(Status::Ok, 1, b"v");
+    assert_eq!(bench.result(op), Some(Ok(object(b"v", 1))));
+}
+
+#[test]
+fn retry_later_is_tried_again_at_growing_distances() {
+    let mut bench = Bench::new();
+    let key = key(false, 0);
+    let op = bench.start(write(&key, b"v"));
+    let mut waits = Vec::new();
+    for _ in 0..4 {
+        bench.respond_to_last(Status::RetryLater, 0, b"");
+        let before = bench.now;
+        while bench.items.is_empty() {
+            bench.pass(Duration::from_micros(500));
+        }
+        waits.push(bench.now.since(before).as_millis());
+    }
+    assert_eq!(waits, [1, 2, 4, 8]);
+    bench.respond_to_last(Status::Ok, 1, b"");
+    assert_eq!(bench.result(op), Some(Ok(Outcome::Written(Version(1)))));
+}
+
+#[test]
+fn a_tablet_nobody_serves_is_waited_for() {
+    let mut bench = Bench::fresh(1);
+    let mut down = map(1, ONE, TWO);
+    down.tables[0].tablets[0].state = TabletState::Down;
+    bench.answer_map(down);
+    let key = key(false, 0);
+    let op = bench.start(read(&key));
+    bench.answer(Answer::Map(None));
+    assert!(bench.sent().is_empty());
+    bench.pass(Duration::from_millis(300));
+    bench.answer_map(map(2, ServerId(3), TWO));
+    let seen = bench.respond_to_last(Status::Ok, 1, b"v");
+    assert_eq!(seen.server, ServerId(3));
+    assert_eq!(bench.result(op), Some(Ok(object(b"v", 1))));
+}
+
+#[test]
+fn an_unknown_table_is_not_found_only_by_a_map_asked_for_since() {
+    let mut bench = Bench::fresh(1);
+    let unknown = Operation::Read {
+        table: TableId(9),
+        key: b"k",
+    };
+    let op = bench.start(unknown);
+    bench.answer_map(map(1, ONE, TWO));
+    assert_eq!(bench.result(op), None, "that map was asked for before");
+    bench.answer(Answer::Map(None));
+    assert_eq!(bench.result(op), Some(Err(Error::TableNotFound)));
+}
+
+#[test]
+fn a_mutation_whose_connection_broke_is_not_sent_again() {
+    let mut bench = Bench::new();
+    let key = key(false, 0);
+    let op = bench.start(write(&key, b"v"));
+    assert_eq!(bench.sent().len(), 1);
+    bench.break_link(Target::Server(ONE));
+    assert_eq!(bench.result(op), Some(Err(MAYBE)));
+    bench.pass(Duration::from_secs(1));
+    assert!(bench.sent().is_empty());
+}
+
+#[test]
+fn reads_and_what_was_never_sent_go_out_again_after_a_broken_connection() {
+    let mut bench = Bench::new();
+    let key = key(false, 0);
+    let reading = bench.start(read(&key));
+    let first = bench.sent()[0].clone();
+    bench.break_link(Target::Server(ONE));
+    let writing = bench.start(write(&key, b"v"));
+    assert!(bench.sent().is_empty(), "the connection rests for a moment");
+    bench.pass(Duration::from_millis(5));
+    let seen = bench.sent();
+    assert_eq!(
+        seen.iter().map(|seen| seen.op).collect::<Vec<_>>(),
+        [Op::Read, Op::Write]
+    );
+    assert_eq!(
+        seen[0].id, first.id,
+        "the broken connection owes nothing any more"
+    );
+    bench.respond(
+        ONE,
+        &[
+            answer(seen[0].id, Status::Ok, 1, b"v"),
+            answer(seen[1].id, Status::Ok, 2, b""),
+        ],
+    );
+    assert_eq!(bench.result(reading), Some(Ok(object(b"v", 1))));
+    assert_eq!(
+        bench.result(writing),
+        Some(Ok(Outcome::Written(Version(2))))
+    );
+}
+
+#[test]
+fn what_waits_for_a_dead_server_moves_with_the_map() {
+    let mut bench = Bench::new();
+    let key = key(false, 0);
+    bench.break_link(Target::Server(ONE));
+    let op = bench.start(write(&key, b"v"));
+    assert!(bench.sent().is_empty());
+    bench.answer_map(map(2, ServerId(3), TWO));
+    let seen = bench.respond_to_last(Status::Ok, 1, b"");
+    assert_eq!(seen.server, ServerId(3));
+    assert_eq!(bench.result(op), Some(Ok(Outcome::Written(Version(1)))));
+    bench.pass(Duration::from_secs(1));
+    assert!(bench.sent().is_empty(), "sent once");
+}
+
+#[test]
+fn a_broken_server_is_tried_again_without_the_coordinator() {
+    let mut bench = Bench::new();
+    let key = key(false, 0);
+    let op = bench.start(read(&key));
+    bench.sent();
+    bench.break_link(Target::Server(ONE));
+    bench.break_link(Target::Coordinator(0));
+    bench.pass(Duration::from_millis(50));
+    bench.respond_to_last(Status::Ok, 1, b"v");
+    assert_eq!(bench.result(op), Some(Ok(object(b"v", 1))));
+}
+
+#[test]
+fn a_deadline_tells_whether_the_operation_was_sent() {
+    let mut bench = Bench::new();
+    let (low, high) = (key(false, 0), key(true, 0));
+    bench.break_link(Target::Server(TWO));
+    bench.core.handle_connecting(Target::Server(TWO));
+    let second = Duration::from_secs(1);
+    let sent_write = bench.start_within(write(&low, b"v"), second);
+    let sent_read = bench.start_within(read(&low), second);
+    let unsent_write = bench.start_within(write(&high, b"v"), second);
+    bench.pass(second - Duration::from_micros(1));
+    assert!(bench.done.is_empty());
+    bench.pass(Duration::from_micros(1));
+    assert_eq!(bench.result(sent_write), Some(Err(MAYBE)));
+    assert_eq!(bench.result(sent_read), Some(Err(NOT)));
+    let reason = "server 2: broken".to_owned();
+    assert_eq!(
+        bench.result(unsent_write),
+        Some(Err(Error::Unavailable { reason }))
+    );
+    bench.core.handle_link_up(Target::Server(TWO));
+    bench.sent();
+    bench.drain();
+    assert!(bench.sent().is_empty(), "what is over is not sent");
+}
+
+#[test]
+fn an_answer_after_the_deadline_changes_nothing() {
+    let mut bench = Bench::new();
+    let key = key(false, 0);
+    let op = bench.start_within(write(&key, b"v"), Duration::from_secs(1));
+    let id = bench.sent()[0].id;
+    bench.pass(Duration::from_secs(2));
+    assert_eq!(bench.result(op), Some(Err(MAYBE)));
+    bench.respond(ONE, &[answer(id, Status::Ok, 1, b"")]);
+    assert!(bench.done.is_empty() && bench.closed.is_empty());
+}
+
+#[test]
+fn an_operation_that_was_told_to_wait_was_not_applied() {
+    let mut bench = Bench::new();
+    let key = key(false, 0);
+    let op = bench.start_within(write(&key, b"v"), Duration::from_millis(1));
+    bench.respond_to_last(Status::RetryLater, 0, b"");
+    bench.pass(Duration::from_millis(1));
+    assert_eq!(bench.result(op), Some(Err(NOT)));
+}
+
+#[test]
+fn a_malformed_answer_closes_the_connection() {
+    let mut bench = Bench::new();
+    let key = key(false, 0);
+    let writing = bench.start(write(&key, b"v"));
+    bench.core.handle_response(bench.now, ONE, &[1, 2, 3]);
+    bench.drain();
+    assert_eq!(bench.closed, [Target::Server(ONE)]);
+    assert_eq!(bench.result(writing), Some(Err(MAYBE)));
+}
+
+#[test]
+fn an_answer_that_fits_no_such_question_closes_the_connection() {
+    let mut bench = Bench::new();
+    let (key, other) = (key(false, 0), key(false, 1));
+    let counter = Operation::Increment {
+        table: TABLE,
+        key: &key,
+        delta: 1,
+    };
+    let wrong = bench.start(counter);
+    let id = bench.sent()[0].id;
+    let bystander = bench.start(read(&other));
+    bench.respond(ONE, &[answer(id, Status::Ok, 1, b"seven b")]);
+    assert_eq!(bench.closed, [Target::Server(ONE)]);
+    assert!(matches!(bench.result(wrong), Some(Err(Error::Protocol(_)))));
+    bench.sent();
+    bench.pass(Duration::from_millis(5));
+    bench.respond_to_last(Status::Absent, 0, b"");
+    assert_eq!(bench.result(bystander), Some(Ok(Outcome::Read(None))));
+}
+
+#[test]
+fn a_page_out_of_order_is_not_taken() {
+    let mut bench = Bench::new();
+    let mut keys = [key(false, 0), key(false, 1)];
+    keys.sort_by_key(|key| std::cmp::Reverse(key_hash(TABLE, key)));
+    let mut page = vec![0];
+    for key in &keys {
+        let version = Version(1);
+        ramkeep_wire::data::ScanObject {
+            version,
+            key,
+            value: b"",
+        }
+        .write(&mut page);
+    }
+    let from = crate::types::ScanPosition::default();
+    let op = bench.start(Operation::Scan {
+        table: TABLE,
+        from: &from,
+    });
+    bench.respond_to_last(Status::Ok, 0, &page);
+    assert!(matches!(bench.result(op), Some(Err(Error::Protocol(_)))));
+}
+
+#[test]
+fn a_cancelled_operation_that_was_not_sent_never_is() {
+    let mut bench = Bench::new();
+    let key = key(false, 0);
+    let op = bench
+        .core
+        .start(bench.now, write(&key, b"v"), Micros(u64::MAX))
+        .unwrap();
+    bench.core.cancel(op);
+    bench.drain();
+    assert!(bench.sent().is_empty());
+}
+
+#[test]
+fn a_server_that_left_the_map_is_forgotten() {
+    let mut bench = Bench::new();
+    let mut smaller = map(2, ONE, ONE);
+    smaller.servers.truncate(1);
+    bench.core.refresh_map();
+    bench.drain();
+    bench.answer_map(smaller);
+    assert_eq!(
+        bench.closed,
+        [Target::Server(TWO), Target::Server(ServerId(3))]
+    );
+}

@@ -1,0 +1,45 @@
+//! The client's own limits, by name. Those of messages are in [`ramkeep_wire::limits`].
+
+use std::time::Duration;
+
+use ramkeep_wire::data::{ITEM_HEADER_LEN, REQUEST_HEADER_LEN};
+use ramkeep_wire::limits::{MAX_IN_FLIGHT_ITEMS, MAX_KEY, MAX_PAYLOAD, MAX_VALUE};
+
+/// Operations begun and not finished; further callers wait.
+pub const MAX_PENDING: usize = 1 << 16;
+/// Bytes of keys and values of those operations; a single operation may always begin.
+pub const MAX_PENDING_BYTES: usize = 64 << 20;
+/// An envelope is closed once its items have grown past this.
+pub const MAX_BATCH_BYTES: usize = 256 << 10;
+/// Bytes unsent on one connection, past which no further envelope is put on it.
+pub const MAX_LINK_UNSENT: usize = 1 << 20;
+/// Requests to the coordinator begun and not finished.
+pub const MAX_CONTROL: usize = 1_024;
+/// Coordinators that a client can be given.
+pub const MAX_COORDINATORS: usize = 16;
+/// Connections to each server that one client may use.
+pub const MAX_CONNECTIONS_PER_SERVER: usize = 64;
+/// Buffers of finished operations are kept for the next up to this size.
+pub(crate) const KEEP_BUFFER: usize = 1 << 10;
+
+/// How long operations may take, unless the caller says otherwise.
+pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(10);
+/// First wait before trying again; each further one is twice as long.
+pub(crate) const BACKOFF_FIRST: Duration = Duration::from_millis(1);
+/// Longest wait before trying again.
+pub(crate) const BACKOFF_LAST: Duration = Duration::from_millis(128);
+/// A coordinator that is silent for this long is given up for the next.
+pub(crate) const COORDINATOR_PATIENCE: Duration = Duration::from_secs(2);
+/// An operation sent to the wrong server waits this long for a newer map before it tries the old.
+pub(crate) const MAP_PATIENCE: Duration = Duration::from_millis(200);
+
+const _: () =
+    assert!(REQUEST_HEADER_LEN + ITEM_HEADER_LEN + 16 + MAX_KEY + MAX_VALUE <= MAX_PAYLOAD);
+const _: () = assert!(MAX_BATCH_BYTES <= MAX_PAYLOAD);
+const _: () = assert!(MAX_PENDING >= MAX_IN_FLIGHT_ITEMS);
+const _: () = assert!(MAX_PENDING <= 1 << 16, "a wire id has 16 bits of slot");
+
+/// The wait before try number `attempts` (1: the first retry).
+pub(crate) fn backoff(attempts: u32) -> Duration {
+    (BACKOFF_FIRST * 2u32.saturating_pow(attempts.saturating_sub(1).min(16))).min(BACKOFF_LAST)
+}
