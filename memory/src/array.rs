@@ -106,6 +106,14 @@ impl AtomicArray {
         );
     }
 
+    /// Makes the lines of `range` resident ahead of their use, as far as they exist. Only a hint;
+    /// it may take milliseconds, which whoever touches them first is spared.
+    pub fn populate(&self, range: Range<usize>) {
+        let (start, end) = (range.start.min(self.lines), range.end.min(self.lines));
+        self.mapping
+            .populate(start * size_of::<Line>()..end * size_of::<Line>());
+    }
+
     /// Sets the lines of `range` to zero, as by Release stores, and gives their pages back to the
     /// system where they are whole. (Taking a page away interrupts every processor that runs the
     /// process, which orders what was stored before for whoever finds the zeros.)
@@ -148,6 +156,9 @@ impl AtomicArray {
 
     /// As without loom: nothing.
     pub fn prefetch(&self, _index: usize) {}
+
+    /// As without loom: nothing.
+    pub fn populate(&self, _range: Range<usize>) {}
 
     /// As without loom, by stores.
     pub fn release(&self, range: Range<usize>) {

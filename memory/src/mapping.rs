@@ -51,6 +51,18 @@ impl Mapping {
         self.raw.as_mut_ptr()
     }
 
+    /// Makes the pages of `range` resident, as far as the system can; contents stay. What was not
+    /// populated costs a fault at its first touch: milliseconds for a huge page in a virtual machine.
+    pub(crate) fn populate(&self, range: Range<usize>) {
+        debug_assert!(range.end <= self.len, "populate past the end of a mapping");
+        #[cfg(target_os = "linux")]
+        if range.start < range.end {
+            let start = range.start / PAGE * PAGE;
+            let advice = memmap2::Advice::PopulateWrite;
+            let _unsupported = self.raw.advise_range(advice, start, range.end - start);
+        }
+    }
+
     /// Gives the whole pages inside `range` back to the system; they read as zero afterwards.
     /// Returns the part of `range` that was given back, empty if none was.
     ///

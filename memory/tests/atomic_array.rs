@@ -48,6 +48,17 @@ fn released_lines_are_zero_and_their_neighbours_untouched() {
 }
 
 #[test]
+fn populating_keeps_what_is_stored() {
+    let array = AtomicArray::new(3 * PAGE_LINES).unwrap();
+    array.get(9).store(1, Relaxed);
+    array.populate(1..2 * PAGE_LINES);
+    array.populate(3 * PAGE_LINES..4 * PAGE_LINES);
+    array.populate(7..7);
+    assert_eq!(array.get(9).load(Relaxed), 1);
+    assert_eq!(array.get(2 * PAGE_LINES * WORDS_PER_LINE).load(Relaxed), 0);
+}
+
+#[test]
 #[should_panic(expected = "line 4 of an array of 4")]
 fn a_line_past_the_end_is_refused() {
     let _ = AtomicArray::new(4).unwrap().line(4);

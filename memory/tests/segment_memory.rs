@@ -168,6 +168,22 @@ fn trimmed_slots_are_as_good_as_before() {
 }
 
 #[test]
+fn populating_changes_nothing_but_residence() {
+    let memory = memory(2, 8192);
+    assert!(memory.populate_next());
+    let mut appender = memory.claim().unwrap();
+    appender.append(b"kept").unwrap();
+    assert!(memory.populate_next());
+    assert_eq!(
+        memory.slice(&memory.pin(), appender.slot(), 0..4),
+        Some(&b"kept"[..])
+    );
+    let _second = memory.claim().unwrap();
+    assert!(!memory.populate_next());
+    assert_eq!(memory.touched_slots(), 2);
+}
+
+#[test]
 fn readers_never_see_a_byte_change_while_slots_are_reused() {
     use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
     const SIZE: usize = 256;

@@ -42,6 +42,11 @@ impl OverflowBuckets {
     pub(super) fn line(&self, bucket: Overflow) -> &Line {
         self.0.line(bucket.0 as usize)
     }
+
+    pub(super) fn populate(&self, buckets: std::ops::Range<u64>) {
+        self.0
+            .populate(buckets.start as usize..buckets.end as usize);
+    }
 }
 
 /// Which overflow buckets are free. Readers may still look at free ones: they find out afterwards.
@@ -80,6 +85,11 @@ impl FreeOverflow {
     /// Buckets that `take` can still give.
     pub(super) fn left(&self) -> usize {
         self.reusable.len() + (self.capacity - self.fresh) as usize
+    }
+
+    /// Buckets that were ever taken.
+    pub(super) fn touched(&self) -> u64 {
+        u64::from(self.fresh)
     }
 
     pub(super) fn in_use(&self) -> u64 {

@@ -280,6 +280,22 @@ fn hashes_that_are_all_the_same_make_a_long_chain_and_nothing_worse() {
     check_chains(&index);
 }
 
+#[test]
+fn populating_ahead_changes_nothing_a_reader_sees() {
+    let (index, mut writer) = empty(1 << 12);
+    index.populate_ahead();
+    for n in 0..16_000 {
+        writer.insert(scramble(n), reference(n), &hash_of_number).unwrap();
+        let bytes = index.bytes();
+        if n % 7 == 0 {
+            index.populate_ahead();
+        }
+        assert_eq!(index.bytes(), bytes);
+    }
+    assert_eq!(scan(&index).len(), 16_000);
+    check_chains(&index);
+}
+
 /// A stable set that readers must always find, while the writer grows, shrinks and moves the rest.
 #[test]
 fn readers_find_what_stays_while_the_writer_works() {

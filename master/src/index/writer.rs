@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use ramkeep_memory::{AtomicArray, Line};
+use ramkeep_memory::Line;
 use ramkeep_wire::KeyHash;
 
 use super::overflow::{FreeOverflow, Overflow};
@@ -169,10 +169,10 @@ impl IndexWriter {
     }
 
     fn publish_figures(&self) {
-        self.index.entries.store(self.entries, Ordering::Relaxed);
-        self.index
-            .overflow_in_use
-            .store(self.free.in_use(), Ordering::Relaxed);
+        let index = &self.index;
+        index.entries.store(self.entries, Ordering::Relaxed);
+        index.overflow_in_use.store(self.free.in_use(), Ordering::Relaxed);
+        index.overflow_touched.store(self.free.touched(), Ordering::Relaxed);
     }
 
     fn first_line(&self, place: Place) -> &Line {
@@ -233,7 +233,7 @@ impl IndexWriter {
             level: growth.level,
             bucket: growth.split,
         };
-        if growth.level == self.index.max_level || !self.reserve_level(growth.level + 1) {
+        if growth.level == self.index.max_level || !self.index.reserve_level(growth.level + 1) {
             return false;
         }
         let mut scratch = std::mem::take(&mut self.scratch);
@@ -254,21 +254,6 @@ impl IndexWriter {
         }
         self.scratch = scratch;
         enough
-    }
-
-    /// Makes sure that the buckets of `level` are reserved.
-    fn reserve_level(&self, level: u32) -> bool {
-        let reservation = &self.index.levels[level as usize];
-        if reservation.get().is_none() {
-            // Without address space the index goes on with longer chains, and tries again.
-            let Ok(buckets) = AtomicArray::new(1 << level) else {
-                return false;
-            };
-            reservation
-                .set(buckets)
-                .expect("only the one writer reserves levels");
-        }
-        true
     }
 
     /// Collects the words of a chain, and its overflow buckets.
