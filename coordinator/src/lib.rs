@@ -1,1 +1,28 @@
-//! The Ramkeep coordinator: one deterministic state machine.
+//! The Ramkeep coordinator: one deterministic state machine that knows who is in the cluster and
+//! who owns what.
+//!
+//! ```text
+//!  requests, replies, time ──> core::Coordinator ──> Output: persist, reply, order
+//!                                   │    ▲
+//!                          propose  ▼    │ decided
+//!                              consensus::Consensus      (a group of one for now)
+//!                                        │
+//!                                        ▼
+//!                              state::State::apply       (the same on every peer)
+//! ```
+//! Everything here but `shell` is pure: time and random bytes come in as arguments.
+#![forbid(unsafe_code)]
+
+pub mod command;
+pub mod consensus;
+pub mod core;
+mod entropy;
+pub mod journal;
+pub mod limits;
+#[cfg(feature = "shell")]
+pub mod shell;
+pub mod state;
+
+pub use crate::command::{Applied, Command};
+pub use crate::core::{Config, Coordinator, Output};
+pub use crate::state::State;

@@ -1,0 +1,130 @@
+//! Commands: the inputs of the replicated state machine.
+//!
+//! # Invariants
+//! 1. A command carries everything that its outcome depends on beside the state: random bytes are
+//!    drawn by the proposer, time never appears.
+//! 2. A command applied twice leaves what once leaves: enlistments and client leases are recognised
+//!    by their nonce, tables by their name, replication epochs and floors by their order. That is
+//!    why commands need no (client, sequence) results yet; a command that is not idempotent by
+//!    itself must bring them, as a table of results beside [`crate::state::State`]'s clients.
+//! 3. A command on behalf of a server decided crashed is refused (SAFETY 4).
+//!
+//! Variants are only ever appended: their order is in every journal.
+
+use ramkeep_wire::certificate::CertificateKey;
+use ramkeep_wire::coordinator::{Enlist, Refused, Settings};
+use ramkeep_wire::order::TabletGrant;
+use ramkeep_wire::{
+    Ballot, ClientId, ClusterId, LogPosition, ReplicationEpoch, SegmentId, ServerId, TableId,
+};
+use serde::{Deserialize, Serialize};
+
+/// An input of the state machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// A cluster comes into being: the first command of every journal.
+    Bootstrap {
+        /// Random.
+        cluster: ClusterId,
+        /// Its constants.
+        settings: Settings,
+    },
+    /// A coordinator leads under this ballot; orders carry it.
+    Lead {
+        /// Above every earlier one.
+        ballot: Ballot,
+    },
+    /// A server joins; the one it replaces is decided crashed.
+    Enlist {
+        /// What it said.
+        request: Enlist,
+        /// Random: its certificate key, unless its nonce is known already.
+        key: CertificateKey,
+    },
+    /// A server is dead.
+    DeclareCrashed {
+        /// Which.
+        server: ServerId,
+    },
+    /// A crashed server can neither read nor write any more.
+    Fenced {
+        /// Which.
+        server: ServerId,
+    },
+    /// A server's first head is open on its backups (SAFETY 22), or it is a backup only.
+    ServerReady {
+        /// Which.
+        server: ServerId,
+    },
+    /// Make a table and give its tablets to the masters that are ready.
+    CreateTable {
+        /// Its name.
+        name: String,
+    },
+    /// An owner serves tablets that it was given.
+    TabletsTaken {
+        /// The owner.
+        owner: ServerId,
+        /// The tablets, with its log position when it took each.
+        taken: Vec<(TabletGrant, LogPosition)>,
+    },
+    /// Begin to drop a table.
+    DropTable {
+        /// Its name.
+        name: String,
+    },
+    /// An owner serves nothing of a dropped table any more.
+    TableDropped {
+        /// The table.
+        table: TableId,
+        /// The owner.
+        owner: ServerId,
+    },
+    /// The backups of a head from now on.
+    RecordEpoch {
+        /// Whose head.
+        master: ServerId,
+        /// Which segment.
+        segment: SegmentId,
+        /// Above the recorded one.
+        epoch: ReplicationEpoch,
+        /// The backups.
+        backups: Vec<ServerId>,
+    },
+    /// Open replicas below this never count any more (SAFETY 13).
+    RaiseFloor {
+        /// Whose log.
+        master: ServerId,
+        /// Segment of the floor.
+        segment: SegmentId,
+        /// Its replication epoch.
+        epoch: ReplicationEpoch,
+    },
+    /// A client takes a lease. Renewals are the leader's own business: it measures silence, and a
+    /// new leader starts to measure afresh, so only the end of a lease is a command.
+    OpenClientLease {
+        /// Recognises a retry.
+        nonce: [u8; 16],
+    },
+    /// A client's lease is over.
+    ExpireClientLease {
+        /// Whose.
+        client: ClientId,
+    },
+}
+
+/// What a command did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Applied {
+    /// As it says.
+    Done,
+    /// The server has this id (from now on or since an earlier try).
+    Server(ServerId),
+    /// The table has this id.
+    Table(TableId),
+    /// The client has this id.
+    Client(ClientId),
+}
+
+/// What came of a command.
+pub type Outcome = Result<Applied, Refused>;

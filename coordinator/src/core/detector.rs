@@ -1,0 +1,210 @@
+//! Failure detection: who has been silent, who is asked, who is dead.
+//!
+//! # Invariants
+//! 1. A heartbeat or any reply clears a suspicion.
+//! 2. Nobody is decided crashed without probes that went unanswered, and time for answers to them.
+//! 3. Silence counts only while this coordinator was awake and leading: timers start afresh with
+//!    [`Watch::afresh`] (SAFETY 8).
+
+use std::time::Duration;
+
+use ramkeep_wire::coordinator::Heartbeat;
+use ramkeep_wire::{ListVersion, Micros};
+
+use crate::limits::{CLOSED_CRASH_AFTER, CRASH_AFTER, MIN_PROBES, PROBE_EVERY};
+
+/// What the leader knows of a living server beside the replicated state. Lost with the leader.
+#[derive(Debug)]
+pub(super) struct Watch {
+    heard: Micros,
+    suspicion: Option<Suspicion>,
+    /// The last report.
+    pub(super) heartbeat: Option<Heartbeat>,
+    /// The newest server list that it is known to have.
+    pub(super) confirmed: ListVersion,
+    /// Its crash has been proposed.
+    pub(super) declaring: bool,
+}
+
+#[derive(Debug)]
+struct Suspicion {
+    since: Micros,
+    probes: u32,
+    last_probe: Option<Micros>,
+    closed_since: Option<Micros>,
+    refused: u32,
+}
+
+/// What to do about a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Nothing.
+    Fine,
+    /// Ask it now.
+    Probe,
+    /// It was asked; wait.
+    Wait,
+    /// It is dead.
+    Dead,
+}
+
+impl Watch {
+    pub(super) fn new(now: Micros) -> Self {
+        Self {
+            heard: now,
+            suspicion: None,
+            heartbeat: None,
+            confirmed: ListVersion(0),
+            declaring: false,
+        }
+    }
+
+    /// Whatever silence there was does not count.
+    pub(super) fn afresh(&mut self, now: Micros) {
+        self.heard = now;
+        self.suspicion = None;
+    }
+
+    /// It gave a sign of life.
+    pub(super) fn hear(&mut self, now: Micros) {
+        self.heard = now;
+        self.suspicion = None;
+    }
+
+    /// Somebody has reason to think that it is dead.
+    pub(super) fn suspect(&mut self, now: Micros) {
+        self.suspicion.get_or_insert(Suspicion {
+            since: now,
+            probes: 0,
+            last_probe: None,
+            closed_since: None,
+            refused: 0,
+        });
+    }
+
+    /// A connection to it closed.
+    pub(super) fn closed(&mut self, now: Micros) {
+        self.suspect(now);
+        if let Some(suspicion) = &mut self.suspicion {
+            suspicion.closed_since.get_or_insert(now);
+        }
+    }
+
+    /// No process listens at its address.
+    pub(super) fn refused(&mut self, now: Micros) {
+        self.closed(now);
+        if let Some(suspicion) = &mut self.suspicion {
+            suspicion.refused += 1;
+        }
+    }
+
+    /// A probe goes out.
+    pub(super) fn probed(&mut self, now: Micros) {
+        if let Some(suspicion) = &mut self.suspicion {
+            suspicion.probes += 1;
+            suspicion.last_probe = Some(now);
+        }
+    }
+
+    /// Judges it; begins to suspect it if it was silent for `suspect_after`.
+    pub(super) fn judge(&mut self, now: Micros, suspect_after: Duration) -> Verdict {
+        if self.suspicion.is_none() && now.since(self.heard) >= suspect_after {
+            self.suspect(now);
+        }
+        let Some(suspicion) = &self.suspicion else {
+            return Verdict::Fine;
+        };
+        if suspicion
+            .last_probe
+            .is_none_or(|at| now >= at + PROBE_EVERY)
+        {
+            // The last probe had its time to be answered.
+            return if suspicion.is_over(now) {
+                Verdict::Dead
+            } else {
+                Verdict::Probe
+            };
+        }
+        Verdict::Wait
+    }
+
+    /// When to judge it next.
+    pub(super) fn due(&self, suspect_after: Duration) -> Micros {
+        match &self.suspicion {
+            None => self.heard + suspect_after,
+            Some(suspicion) => suspicion
+                .last_probe
+                .map_or(suspicion.since, |at| at + PROBE_EVERY),
+        }
+    }
+}
+
+impl Suspicion {
+    fn is_over(&self, now: Micros) -> bool {
+        if self.probes < MIN_PROBES {
+            return false;
+        }
+        let closed = |since: Micros| self.refused > 0 && now.since(since) >= CLOSED_CRASH_AFTER;
+        now.since(self.since) >= CRASH_AFTER || self.closed_since.is_some_and(closed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SUSPECT: Duration = Duration::from_millis(500);
+
+    /// Judges every 10 ms until the server is dead or `until`; probes meet `answer`.
+    fn run(
+        watch: &mut Watch,
+        from: u64,
+        until: u64,
+        mut probe: impl FnMut(&mut Watch, Micros),
+    ) -> Option<u64> {
+        for ms in (from..until).step_by(10) {
+            let now = Micros(ms * 1_000);
+            match watch.judge(now, SUSPECT) {
+                Verdict::Dead => return Some(ms),
+                Verdict::Probe => {
+                    watch.probed(now);
+                    probe(watch, now);
+                }
+                Verdict::Fine | Verdict::Wait => {}
+            }
+        }
+        None
+    }
+
+    #[test]
+    fn a_silent_server_is_probed_and_then_dead() {
+        let mut watch = Watch::new(Micros(0));
+        let mut probes = 0;
+        let dead = run(&mut watch, 0, 10_000, |_, _| probes += 1).unwrap();
+        assert!((2_500..2_700).contains(&dead), "{dead}");
+        assert!(probes >= MIN_PROBES);
+    }
+
+    #[test]
+    fn a_closed_port_is_dead_sooner() {
+        let mut watch = Watch::new(Micros(0));
+        watch.closed(Micros(0));
+        let dead = run(&mut watch, 0, 10_000, Watch::refused).unwrap();
+        assert!((500..700).contains(&dead), "{dead}");
+    }
+
+    #[test]
+    fn a_closed_connection_alone_is_not_death() {
+        let mut watch = Watch::new(Micros(0));
+        watch.closed(Micros(0));
+        assert_eq!(run(&mut watch, 0, 10_000, Watch::hear), None);
+    }
+
+    #[test]
+    fn sleep_of_the_coordinator_is_not_silence_of_the_server() {
+        let mut watch = Watch::new(Micros(0));
+        assert_eq!(run(&mut watch, 0, 2_000, |_, _| ()), None, "suspected only");
+        watch.afresh(Micros(60_000_000));
+        assert_eq!(watch.judge(Micros(60_000_000), SUSPECT), Verdict::Fine);
+    }
+}

@@ -1,0 +1,250 @@
+//! What the leader does outside, derived from the replicated state.
+
+use std::time::Duration;
+
+use ramkeep_wire::coordinator::Roles;
+use ramkeep_wire::mutants::{self, Mutant};
+use ramkeep_wire::order::{Command as OrderCommand, Order, TabletGrant};
+use ramkeep_wire::{ListVersion, LogPosition, Micros, ServerId, TableId};
+
+use super::detector::{Verdict, Watch};
+use super::duties::{self, Duty};
+use super::waiting::Settled;
+use super::{Coordinator, Origin, Output};
+use crate::command::Command;
+use crate::limits::{LEASE_CHECK, PAUSE_SEEN};
+
+const CLOCK_RATE_PARTS: u32 = ramkeep_wire::limits::CLOCK_RATE_PARTS as u32;
+
+impl Coordinator {
+    pub(super) fn suspect_after(&self) -> Duration {
+        let settings = self.state.constants().map(|c| c.settings.suspect_us);
+        Duration::from_micros(settings.unwrap_or(self.config.settings.suspect_us).into())
+    }
+
+    /// Brings everything outside in line with the state. Every input ends here.
+    pub(super) fn settle(&mut self) {
+        if self.leads() {
+            let versions = (self.state.list_version(), self.state.map_version());
+            if self.followed != versions {
+                self.followed = versions;
+                self.follow_servers();
+                self.follow_duties();
+                self.look = true;
+            }
+            if self.look || self.next_look.is_none_or(|at| at <= self.now) {
+                self.look();
+            }
+        }
+        if let Some((index, bytes)) = self.consensus.poll_persist() {
+            self.unsaved += bytes.len();
+            self.outputs.push_back(Output::Persist { index, bytes });
+            if mutants::active(Mutant::AnswerBeforeSync) {
+                self.persisted(index);
+            }
+        }
+    }
+
+    fn look(&mut self) {
+        self.look = true;
+        while std::mem::take(&mut self.look) {
+            self.settle_waiting();
+        }
+        self.judge();
+        self.fence();
+        self.expire_leases();
+        self.give_orders();
+        self.next_look = self.next_look();
+    }
+
+    /// When something is due by time alone. A sign of life may put it off meanwhile: then the look
+    /// finds nothing to do.
+    fn next_look(&self) -> Option<Micros> {
+        let suspect = self.suspect_after();
+        let awake = (!self.watches.is_empty()).then(|| self.now + PAUSE_SEEN / 2);
+        let leases = (!self.leases.is_empty()).then(|| self.leases_checked + LEASE_CHECK);
+        let watches = self.watches.values().filter(|watch| !watch.declaring);
+        watches
+            .map(|watch| watch.due(suspect))
+            .chain(self.fences.values().copied())
+            .chain(self.duties.due())
+            .chain(self.waiting.due())
+            .chain(leases)
+            .chain(awake)
+            .min()
+    }
+
+    /// Living servers are watched, crashed ones are not.
+    fn follow_servers(&mut self) {
+        let (state, now) = (&self.state, self.now);
+        self.watches
+            .retain(|server, _| state.living(*server).is_ok());
+        self.reported
+            .retain(|server, _| state.living(*server).is_ok());
+        for (server, found) in state.servers().iter() {
+            if !found.is_crashed() {
+                self.watches
+                    .entry(server)
+                    .or_insert_with(|| Watch::new(now));
+            }
+        }
+    }
+
+    fn follow_duties(&mut self) {
+        let (watches, now) = (&self.watches, self.now);
+        let heartbeat = self
+            .state
+            .constants()
+            .map_or(0, |c| c.settings.heartbeat_us);
+        let soon = now + Duration::from_micros(heartbeat.into());
+        self.duties.follow(now, &self.state, |server| {
+            let watch = watches.get(&server);
+            let confirmed = watch.map_or(ListVersion(0), |watch| watch.confirmed);
+            // One who has just enlisted got the list with the answer, and soon says so.
+            let heard = watch.is_some_and(|watch| watch.heartbeat.is_some());
+            (confirmed, if heard { now } else { soon })
+        });
+    }
+
+    pub(super) fn settle_waiting(&mut self) {
+        for settled in self.waiting.settle(self.now, &self.state) {
+            match settled {
+                Settled::Answer(token, answer) => self.reply(token, answer),
+                Settled::Create(token, name) => self.create_table(token, name),
+            }
+        }
+    }
+
+    /// A server is known to have a list.
+    pub(super) fn list_confirmed(&mut self, server: ServerId, version: ListVersion) {
+        if let Some(watch) = self.watches.get_mut(&server) {
+            if watch.confirmed < version {
+                watch.confirmed = version;
+                self.look = true;
+            }
+            if watch.confirmed >= self.state.list_version() {
+                self.duties.done(server, Duty::Update);
+            }
+        }
+    }
+
+    pub(super) fn propose_taken(
+        &mut self,
+        owner: ServerId,
+        tables: &[TableId],
+        taken: Vec<(TabletGrant, LogPosition)>,
+    ) {
+        for table in tables {
+            self.duties.done(owner, Duty::Take(*table));
+            if self.state.table(*table).is_none() {
+                // A late take of a table that is gone by now: have it undone.
+                self.order(owner, OrderCommand::DropTable(*table));
+            }
+        }
+        self.propose(Command::TabletsTaken { owner, taken }, Origin::Own);
+    }
+
+    fn judge(&mut self) {
+        let (now, after) = (self.now, self.suspect_after());
+        let mut asked = Vec::new();
+        let mut dead = Vec::new();
+        for (server, watch) in &mut self.watches {
+            if watch.declaring {
+                continue;
+            }
+            match watch.judge(now, after) {
+                Verdict::Fine | Verdict::Wait => {}
+                Verdict::Probe => {
+                    watch.probed(now);
+                    asked.push(*server);
+                }
+                Verdict::Dead => {
+                    watch.declaring = true;
+                    dead.push(*server);
+                }
+            }
+        }
+        for server in asked {
+            self.order(server, OrderCommand::Probe);
+        }
+        for server in dead {
+            self.propose(Command::DeclareCrashed { server }, Origin::Crash(server));
+        }
+    }
+
+    /// A crashed master can't serve any more once all living backups know that it crashed, and
+    /// refuse it, and what they had granted it before has run out. That holds while fewer than all
+    /// backups of a head of it are zombies themselves; recovery, when it fences by inventory,
+    /// needs no such clause.
+    fn fence(&mut self) {
+        let lease = self.state.constants().map_or(0, |c| c.settings.lease_us);
+        let lease = Duration::from_micros(lease.into());
+        let wait = lease + lease / CLOCK_RATE_PARTS + Duration::from_micros(1);
+        let known = self.known_to_backups();
+        let crashed = self
+            .state
+            .servers()
+            .iter()
+            .filter(|(_, s)| s.is_crashed() && !s.fenced);
+        let ripe: Vec<ServerId> = crashed
+            .filter(|(_, server)| server.crashed_in <= known)
+            .map(|(id, _)| id)
+            .collect();
+        for server in ripe {
+            let at = *self.fences.entry(server).or_insert(self.now + wait);
+            if at <= self.now && at != Micros(u64::MAX) {
+                // Proposed once: the command's decision takes the entry out.
+                self.fences.insert(server, Micros(u64::MAX));
+                self.propose(Command::Fenced { server }, Origin::Own);
+            }
+        }
+    }
+
+    /// The newest list that all living backups are known to have.
+    fn known_to_backups(&self) -> Option<ListVersion> {
+        let is_backup = |roles: Roles| roles.backup;
+        let confirmed = self.watches.iter().filter_map(|(server, watch)| {
+            let found = self.state.servers().by_id(*server)?;
+            is_backup(found.roles).then_some(watch.confirmed)
+        });
+        Some(confirmed.min().unwrap_or(self.state.list_version()))
+    }
+
+    fn expire_leases(&mut self) {
+        if self.now < self.leases_checked + LEASE_CHECK {
+            return;
+        }
+        self.leases_checked = self.now;
+        let now = self.now;
+        let over = self.leases.iter().filter(|(_, until)| **until <= now);
+        for client in over.map(|(client, _)| *client).collect::<Vec<_>>() {
+            // From here on a renewal is refused: the lease's end is as good as decided.
+            self.leases.remove(&client);
+            self.propose(Command::ExpireClientLease { client }, Origin::Own);
+        }
+    }
+
+    fn give_orders(&mut self) {
+        for (server, duty) in self.duties.take_due(self.now) {
+            match duties::order(&self.state, server, duty) {
+                Some(command) => self.order(server, command),
+                None => self.duties.done(server, duty),
+            }
+        }
+    }
+
+    fn order(&mut self, server: ServerId, command: OrderCommand) {
+        let Ok(found) = self.state.living(server) else {
+            return;
+        };
+        let order = Output::Order {
+            server,
+            addresses: found.addresses.clone(),
+            order: Order {
+                ballot: self.ballot(),
+                command,
+            },
+        };
+        self.outputs.push_back(order);
+    }
+}

@@ -1,0 +1,233 @@
+//! Requests and their answers.
+
+use ramkeep_wire::coordinator::{
+    Answer, ClusterStatus, Heartbeat, Refused, Request, ServerReport, ServerState,
+};
+use ramkeep_wire::limits::{MAX_PAYLOAD, MAX_TABLE_NAME};
+use ramkeep_wire::{ClientId, Micros, Party, ServerId, TableId};
+
+use super::waiting::Wanted;
+use super::{Coordinator, Origin};
+use crate::command::Command;
+use crate::limits::CLIENT_LEASE;
+
+impl Coordinator {
+    /// A request came in. Its answer comes as [`super::Output::Reply`] with `token`, now or later.
+    pub fn handle_request(&mut self, now: Micros, from: Party, token: u64, request: Request) {
+        self.wake(now);
+        if !self.leads() {
+            let leader = self.deposed.map(|ballot| ballot.peer);
+            self.refuse(token, Refused::NotLeader { leader });
+        } else if let Err(why) = speaks_for_itself(from, &request) {
+            self.refuse(token, why);
+        } else {
+            self.request(token, request);
+        }
+        self.settle();
+    }
+
+    fn request(&mut self, token: u64, request: Request) {
+        match request {
+            Request::Heartbeat(report) => self.heartbeat(token, report),
+            Request::Suspect { server, by } => self.suspect(token, server, by),
+            Request::RenewClientLease { client } => self.renew(token, client),
+            Request::CreateTable { name } => self.create_table(token, name),
+            Request::Map { known } => {
+                let newer = known != self.state.map_version();
+                let map = newer.then(|| self.state.tablet_map());
+                self.reply(token, Answer::Map(map));
+            }
+            Request::Servers { known } => {
+                let newer = known != self.state.list_version();
+                let list = newer.then(|| self.state.server_list());
+                self.reply(token, Answer::Servers(list));
+            }
+            Request::Status => self.status(token),
+            Request::Enlist(_)
+            | Request::RecordEpoch { .. }
+            | Request::OpenClientLease { .. }
+            | Request::DropTable { .. } => self.propose_request(token, request),
+        }
+    }
+
+    fn propose_request(&mut self, token: u64, request: Request) {
+        if !self.consensus.has_room() {
+            return self.refuse(token, Refused::Limit("commands under way".into()));
+        }
+        let command = match request {
+            Request::Enlist(request) => Command::Enlist {
+                request,
+                key: ramkeep_wire::CertificateKey(self.entropy.draw()),
+            },
+            Request::RecordEpoch {
+                master,
+                segment,
+                epoch,
+                backups,
+            } => Command::RecordEpoch {
+                master,
+                segment,
+                epoch,
+                backups,
+            },
+            Request::OpenClientLease { nonce } => Command::OpenClientLease { nonce },
+            Request::DropTable { name } => Command::DropTable { name },
+            Request::CreateTable { name } => {
+                let command = Command::CreateTable { name: name.clone() };
+                return self.propose(command, Origin::Create(token, name));
+            }
+            _ => return self.refuse(token, Refused::Invalid("this needs no command".into())),
+        };
+        self.propose(command, Origin::Request(token));
+    }
+
+    pub(super) fn create_table(&mut self, token: u64, name: String) {
+        if name.is_empty() || name.len() > MAX_TABLE_NAME {
+            return self.refuse(token, Refused::TableName);
+        }
+        let known = self.state.tables().by_name(&name);
+        match known.map(|record| (record.dropping.is_some(), record.table.table)) {
+            None => self.propose_request(token, Request::CreateTable { name }),
+            Some((true, _)) => self.wait(token, Wanted::Room(name)),
+            Some((false, table)) => self.wait_for_table(token, table),
+        }
+    }
+
+    fn wait_for_table(&mut self, token: u64, table: TableId) {
+        // Settled before this input ends if it is served already.
+        self.wait(token, Wanted::Served(table));
+    }
+
+    fn heartbeat(&mut self, token: u64, report: Heartbeat) {
+        let server = report.server;
+        let found = match self.state.living(server) {
+            Ok(found) => found,
+            Err(why) => return self.refuse(token, why),
+        };
+        let reported = self.reported.get(&server);
+        let ready = report.ready
+            && found.state == ServerState::Joining
+            && !reported.is_some_and(|reported| reported.ready);
+        let known = reported
+            .and_then(|reported| reported.floor)
+            .max(found.floor);
+        let floor = report
+            .floor
+            .filter(|floor| known.is_none_or(|k| k < *floor));
+        let newer = report.list < self.state.list_version();
+        let list = newer.then(|| self.state.server_list());
+        self.list_confirmed(server, report.list);
+        if let Some(watch) = self.watches.get_mut(&server) {
+            watch.hear(self.now);
+            watch.heartbeat = Some(report);
+        }
+        if ready {
+            self.reported.entry(server).or_default().ready = true;
+            let command = Command::ServerReady { server };
+            self.propose(command, Origin::Report(server));
+        }
+        if let Some((segment, epoch)) = floor {
+            self.reported.entry(server).or_default().floor = floor;
+            let command = Command::RaiseFloor {
+                master: server,
+                segment,
+                epoch,
+            };
+            self.propose(command, Origin::Report(server));
+        }
+        self.reply(token, Answer::Heard { list });
+    }
+
+    fn suspect(&mut self, token: u64, server: ServerId, by: ServerId) {
+        match self.state.living(by) {
+            Ok(_) => {
+                if let Some(watch) = self.watches.get_mut(&server) {
+                    watch.suspect(self.now);
+                    self.look = true;
+                }
+                self.reply(token, Answer::Noted);
+            }
+            Err(why) => self.refuse(token, why),
+        }
+    }
+
+    fn renew(&mut self, token: u64, client: ClientId) {
+        match self.leases.get_mut(&client) {
+            Some(until) => {
+                *until = self.now + CLIENT_LEASE;
+                self.reply(token, Answer::Noted);
+            }
+            None => self.refuse(token, Refused::Unknown),
+        }
+    }
+
+    pub(super) fn answer_enlisted(&mut self, token: u64, server: ServerId) {
+        let (Some(found), Some(constants)) =
+            (self.state.servers().by_id(server), self.state.constants())
+        else {
+            return self.refuse(token, Refused::Crashed);
+        };
+        let answer = Answer::Enlisted {
+            server,
+            cluster: constants.cluster,
+            key: found.key,
+            settings: constants.settings.clone(),
+            list: self.state.server_list(),
+        };
+        self.reply(token, answer);
+    }
+
+    pub(super) fn answer_lease(&mut self, token: u64, client: ClientId) {
+        self.leases.insert(client, self.now + CLIENT_LEASE);
+        self.look = true;
+        let lease_us = u64::try_from(CLIENT_LEASE.as_micros()).unwrap_or(u64::MAX);
+        self.reply(token, Answer::ClientLease { client, lease_us });
+    }
+
+    fn status(&mut self, token: u64) {
+        let Some(constants) = self.state.constants() else {
+            return self.refuse(token, Refused::NotLeader { leader: None });
+        };
+        let entries = self.state.servers().entries();
+        let servers = entries.map(|entry| ServerReport {
+            heartbeat: self
+                .watches
+                .get(&entry.server)
+                .and_then(|w| w.heartbeat.clone()),
+            entry,
+        });
+        let mut status = ClusterStatus {
+            cluster: constants.cluster,
+            settings: constants.settings.clone(),
+            leader: self.config.peer,
+            coordinators: vec![(self.config.peer, self.config.address.clone())],
+            servers: servers.collect(),
+            tables: self
+                .state
+                .tables()
+                .iter()
+                .map(|t| t.table.clone())
+                .collect(),
+        };
+        // List and map fit by their limits; in a cluster that uses them up, reports are left out.
+        if ramkeep_wire::postcards::encode(&status).len() + 1_024 > MAX_PAYLOAD {
+            status.servers.iter_mut().for_each(|s| s.heartbeat = None);
+        }
+        self.reply(token, Answer::Status(Box::new(status)));
+    }
+}
+
+/// A server speaks for itself only. One that does not say who it is, is taken at its word: it is
+/// about to be told whether that word still counts.
+fn speaks_for_itself(from: Party, request: &Request) -> Result<(), Refused> {
+    let speaker = match request {
+        Request::Heartbeat(report) => report.server,
+        Request::RecordEpoch { master, .. } => *master,
+        Request::Suspect { by, .. } => *by,
+        _ => return Ok(()),
+    };
+    if from == Party::NONE || from == Party::server(speaker) {
+        return Ok(());
+    }
+    Err(Refused::Invalid(format!("{from:?} speaks for {speaker:?}")))
+}

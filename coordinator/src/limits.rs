@@ -1,0 +1,68 @@
+//! The coordinator's own limits and times, by name.
+
+use std::time::Duration;
+
+use ramkeep_wire::limits::{MAX_PAYLOAD, MAX_TABLETS_PER_TABLE};
+
+/// Addresses of one server.
+pub const MAX_ADDRESSES: usize = 4;
+/// Bytes the server list may take in a message.
+pub const MAX_LIST_BYTES: usize = 256 << 10;
+/// Bytes the tables with their tablets may take in a message, the owners' addresses apart.
+pub const MAX_MAP_BYTES: usize = 768 << 10;
+/// Crashed servers that hold nothing and are still listed; the oldest beyond are forgotten.
+pub const CRASHED_KEPT: usize = 256;
+/// Segments of one master with a recorded replication epoch. The floor, as it rises, frees them.
+pub const MAX_EPOCHS_PER_MASTER: usize = 1_024;
+/// Client leases at once.
+pub const MAX_CLIENTS: usize = 65_536;
+
+/// Commands that wait to be proposed; requests beyond are refused.
+pub const MAX_PROPOSALS: usize = 16_384;
+/// Commands in one journal record.
+pub const MAX_BATCH: usize = 1_024;
+/// Largest payload of a journal record.
+pub const MAX_RECORD: usize = 64 << 20;
+/// Largest snapshot of the state.
+pub const MAX_SNAPSHOT: usize = 1 << 30;
+/// Journal bytes since the last snapshot, after which another is taken.
+pub const SNAPSHOT_AFTER: usize = 4 << 20;
+/// Requests that wait for owners to confirm.
+pub const MAX_WAITING: usize = 16_384;
+
+/// How long a client lease lasts without renewal.
+pub const CLIENT_LEASE: Duration = Duration::from_secs(60);
+/// How often client leases are looked through.
+pub const LEASE_CHECK: Duration = Duration::from_secs(1);
+/// Between two probes of a suspected server.
+pub const PROBE_EVERY: Duration = Duration::from_millis(100);
+/// Probes without an answer before a suspected server can be decided crashed.
+pub const MIN_PROBES: u32 = 3;
+/// A suspected server that answers no probe for so long is decided crashed.
+pub const CRASH_AFTER: Duration = Duration::from_secs(2);
+/// The same for one whose port refuses connections: no process is there.
+pub const CLOSED_CRASH_AFTER: Duration = Duration::from_millis(500);
+/// Without any input or tick for so long the coordinator itself was asleep: all timers start
+/// afresh, since the silence was its own.
+pub const PAUSE_SEEN: Duration = Duration::from_secs(1);
+/// First repetition of an unconfirmed order; doubles up to [`RETRY_MOST`].
+pub const RETRY_FIRST: Duration = Duration::from_millis(50);
+/// Longest time between repetitions of an unconfirmed order.
+pub const RETRY_MOST: Duration = Duration::from_secs(1);
+/// Between two server lists sent to one server.
+pub const UPDATE_SPACING: Duration = Duration::from_millis(10);
+/// How long a request waits for owners to confirm before it is refused.
+pub const WAIT_MOST: Duration = Duration::from_secs(30);
+
+/// Most bytes that one tablet takes in postcard: ids and hashes as varints, and its state.
+pub(crate) const TABLET_BYTES: usize = 5 + 10 + 10 + 10 + 10 + 1;
+/// Most bytes of a table beside its name and tablets.
+pub(crate) const TABLE_BYTES: usize = 5 + 3 + 3;
+/// Most bytes of a server beside its addresses.
+pub(crate) const SERVER_BYTES: usize = 10 + 2 + 3 + 1 + 11;
+
+// A tablet map carries all tables and the addresses of owners.
+const _: () = assert!(MAX_MAP_BYTES + MAX_LIST_BYTES + 1_024 < MAX_PAYLOAD);
+// The largest table fits.
+const _: () = assert!(MAX_TABLETS_PER_TABLE * TABLET_BYTES + 1_024 < MAX_MAP_BYTES);
+const _: () = assert!(SNAPSHOT_AFTER < MAX_RECORD);

@@ -1,0 +1,210 @@
+//! The replicated state: who is in the cluster, who owns what, and how far each log is proved.
+//!
+//! # Invariants
+//! 1. [`State::apply`] is a function of the state and the command alone: the same commands in the
+//!    same order give the same bytes on every peer.
+//! 2. Ids of servers, tables and clients grow and are never used twice.
+//! 3. The tablets of a table cover all hashes, each once.
+//! 4. Nothing changes on behalf of a server decided crashed (SAFETY 4).
+//! 5. Whatever the server list shows grows its version; so do tables and tablets with theirs.
+//! 6. A refused command changes nothing.
+
+mod clients;
+mod servers;
+mod tables;
+
+use ramkeep_wire::coordinator::{Refused, ServerList, Settings, TabletMap};
+use ramkeep_wire::{Ballot, ClusterId, ListVersion, MapVersion, ServerId, TableId};
+use serde::{Deserialize, Serialize};
+
+use crate::command::{Applied, Command, Outcome};
+pub use clients::Clients;
+pub use servers::{RecordedEpoch, Server, Servers};
+pub use tables::{TableRecord, Tables};
+
+/// What never changes in a cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Constants {
+    /// Which cluster.
+    pub cluster: ClusterId,
+    /// Its constants.
+    pub settings: Settings,
+}
+
+/// The replicated state.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    constants: Option<Constants>,
+    ballot: Ballot,
+    list_version: ListVersion,
+    map_version: MapVersion,
+    servers: Servers,
+    tables: Tables,
+    clients: Clients,
+}
+
+impl State {
+    /// Applies a decided command.
+    pub fn apply(&mut self, command: &Command) -> Outcome {
+        match command {
+            Command::Bootstrap { cluster, settings } => self.bootstrap(*cluster, settings),
+            Command::Lead { ballot } => self.lead(*ballot),
+            _ if self.constants.is_none() => {
+                Err(Refused::Invalid("there is no cluster yet".into()))
+            }
+            Command::Enlist { request, key } => self.enlist(request, *key),
+            Command::DeclareCrashed { server } => self.declare_crashed(*server),
+            Command::Fenced { server } => self.fenced(*server),
+            Command::ServerReady { server } => self.server_ready(*server),
+            Command::CreateTable { name } => self.create_table(name),
+            Command::TabletsTaken { owner, taken } => self.tablets_taken(*owner, taken),
+            Command::DropTable { name } => self.drop_table(name),
+            Command::TableDropped { table, owner } => self.table_dropped(*table, *owner),
+            Command::RecordEpoch {
+                master,
+                segment,
+                epoch,
+                backups,
+            } => self.record_epoch(*master, *segment, *epoch, backups),
+            Command::RaiseFloor {
+                master,
+                segment,
+                epoch,
+            } => self.raise_floor(*master, *segment, *epoch),
+            Command::OpenClientLease { nonce } => self.clients.open(*nonce).map(Applied::Client),
+            Command::ExpireClientLease { client } => {
+                self.clients.expire(*client);
+                Ok(Applied::Done)
+            }
+        }
+    }
+
+    fn bootstrap(&mut self, cluster: ClusterId, settings: &Settings) -> Outcome {
+        if self.constants.is_some() {
+            return Err(Refused::Invalid("the cluster exists already".into()));
+        }
+        check_settings(settings)?;
+        self.constants = Some(Constants {
+            cluster,
+            settings: settings.clone(),
+        });
+        // One who knows version 0 knows nothing.
+        self.list_version = ListVersion(1);
+        self.map_version = MapVersion(1);
+        Ok(Applied::Done)
+    }
+
+    fn lead(&mut self, ballot: Ballot) -> Outcome {
+        if ballot <= self.ballot {
+            return Err(Refused::NotLeader {
+                leader: Some(self.ballot.peer),
+            });
+        }
+        self.ballot = ballot;
+        Ok(Applied::Done)
+    }
+
+    fn list_changed(&mut self) {
+        self.list_version.0 += 1;
+    }
+
+    fn map_changed(&mut self) {
+        self.map_version.0 += 1;
+    }
+
+    /// Cluster and settings, once there is a cluster.
+    #[must_use]
+    pub fn constants(&self) -> Option<&Constants> {
+        self.constants.as_ref()
+    }
+
+    /// The highest ballot that led.
+    #[must_use]
+    pub fn ballot(&self) -> Ballot {
+        self.ballot
+    }
+
+    /// Version of the server list.
+    #[must_use]
+    pub fn list_version(&self) -> ListVersion {
+        self.list_version
+    }
+
+    /// Version of tables and tablets.
+    #[must_use]
+    pub fn map_version(&self) -> MapVersion {
+        self.map_version
+    }
+
+    /// The servers.
+    #[must_use]
+    pub fn servers(&self) -> &Servers {
+        &self.servers
+    }
+
+    /// The tables.
+    #[must_use]
+    pub fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
+    /// The client leases.
+    #[must_use]
+    pub fn clients(&self) -> &Clients {
+        &self.clients
+    }
+
+    /// A server in service or joining; otherwise why not.
+    pub fn living(&self, server: ServerId) -> Result<&Server, Refused> {
+        self.servers.living(server)
+    }
+
+    /// A table by its id.
+    #[must_use]
+    pub fn table(&self, table: TableId) -> Option<&TableRecord> {
+        self.tables.by_id(table)
+    }
+
+    /// The server list as servers see it.
+    #[must_use]
+    pub fn server_list(&self) -> ServerList {
+        ServerList {
+            version: self.list_version,
+            servers: self.servers.entries().collect(),
+        }
+    }
+
+    /// Tables and tablets as clients see them.
+    #[must_use]
+    pub fn tablet_map(&self) -> TabletMap {
+        let owners = self.tables.owners();
+        TabletMap {
+            version: self.map_version,
+            tables: self.tables.iter().map(|t| t.table.clone()).collect(),
+            servers: owners
+                .into_iter()
+                .filter_map(|id| {
+                    let server = self.servers.living(id).ok()?;
+                    Some((id, server.addresses.clone()))
+                })
+                .collect(),
+        }
+    }
+}
+
+fn check_settings(settings: &Settings) -> Result<(), Refused> {
+    let refuse = |why: &str| Err(Refused::Invalid(why.into()));
+    if usize::from(settings.replicas) > ramkeep_wire::limits::MAX_REPLICAS {
+        return refuse("more replicas than a segment may have");
+    }
+    if settings.segment_size as usize != ramkeep_wire::limits::SEGMENT_SIZE {
+        return refuse("this build knows one segment size only");
+    }
+    if settings.lease_us == 0 || settings.heartbeat_us == 0 {
+        return refuse("lease and heartbeat must be longer than nothing");
+    }
+    if settings.suspect_us <= settings.heartbeat_us {
+        return refuse("a server is suspected only after it missed a heartbeat");
+    }
+    Ok(())
+}
