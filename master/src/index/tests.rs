@@ -285,7 +285,9 @@ fn populating_ahead_changes_nothing_a_reader_sees() {
     let (index, mut writer) = empty(1 << 12);
     index.populate_ahead();
     for n in 0..16_000 {
-        writer.insert(scramble(n), reference(n), &hash_of_number).unwrap();
+        writer
+            .insert(scramble(n), reference(n), &hash_of_number)
+            .unwrap();
         let bytes = index.bytes();
         if n % 7 == 0 {
             index.populate_ahead();

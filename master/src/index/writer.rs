@@ -171,8 +171,12 @@ impl IndexWriter {
     fn publish_figures(&self) {
         let index = &self.index;
         index.entries.store(self.entries, Ordering::Relaxed);
-        index.overflow_in_use.store(self.free.in_use(), Ordering::Relaxed);
-        index.overflow_touched.store(self.free.touched(), Ordering::Relaxed);
+        index
+            .overflow_in_use
+            .store(self.free.in_use(), Ordering::Relaxed);
+        index
+            .overflow_touched
+            .store(self.free.touched(), Ordering::Relaxed);
     }
 
     fn first_line(&self, place: Place) -> &Line {
