@@ -34,7 +34,7 @@ pub(crate) struct Inherited {
 }
 
 /// The backup's state machine.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Backup<S> {
     pub(crate) frames: Frames<S>,
     pub(crate) replicas: BTreeMap<Name, Replica>,

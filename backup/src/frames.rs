@@ -88,7 +88,7 @@ pub struct Found {
 }
 
 /// All frames of one store.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Frames<S> {
     store: S,
     boot: BootId,

@@ -17,7 +17,7 @@ pub mod shell;
 mod store;
 
 pub use crate::core::Backup;
-pub use frames::{Frames, FramesError};
+pub use frames::{Certified, Found, FrameId, Frames, FramesError, Identity};
 pub use layout::Geometry;
 pub use mapped::MappedStore;
 pub use requests::Answer;

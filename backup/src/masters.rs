@@ -20,7 +20,7 @@ struct Master {
 }
 
 /// Leases and fences, by master.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Masters {
     lease_us: u32,
     started: Micros,
