@@ -1,0 +1,83 @@
+//! Who this process is on its sockets.
+//!
+//! A server enlists after it listens, so its party, and for a first coordinator its cluster, may
+//! be set later. Each is set once: a process never becomes another.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::RwLock;
+use ramkeep_wire::hello::SharedKey;
+use ramkeep_wire::{ClusterId, Party};
+
+/// Party, cluster and shared key of a process. Clones share one state.
+#[derive(Clone, Debug)]
+pub struct Identity(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    party: AtomicU64,
+    cluster: RwLock<ClusterId>,
+    key: Option<SharedKey>,
+}
+
+impl Identity {
+    /// A process that knows neither its party nor its cluster yet.
+    #[must_use]
+    pub fn new(key: Option<SharedKey>) -> Self {
+        Self(Arc::new(Inner {
+            party: AtomicU64::new(Party::NONE.0),
+            cluster: RwLock::new(ClusterId::default()),
+            key,
+        }))
+    }
+
+    /// The party; `NONE` until it is known.
+    #[must_use]
+    pub fn party(&self) -> Party {
+        Party(self.0.party.load(Ordering::Acquire))
+    }
+
+    /// Makes the party known. Envelopes for another are refused from now on.
+    pub fn set_party(&self, party: Party) {
+        self.0.party.store(party.0, Ordering::Release);
+    }
+
+    /// The cluster; all zero until it is known.
+    #[must_use]
+    pub fn cluster(&self) -> ClusterId {
+        *self.0.cluster.read()
+    }
+
+    /// Makes the cluster known. Connections of another are refused from now on.
+    pub fn set_cluster(&self, cluster: ClusterId) {
+        *self.0.cluster.write() = cluster;
+    }
+
+    /// The same with the party set, for building one in an expression.
+    #[must_use]
+    pub fn with_party(self, party: Party) -> Self {
+        self.set_party(party);
+        self
+    }
+
+    /// The same with the cluster set, for building one in an expression.
+    #[must_use]
+    pub fn with_cluster(self, cluster: ClusterId) -> Self {
+        self.set_cluster(cluster);
+        self
+    }
+
+    /// The cluster's shared key.
+    #[must_use]
+    pub fn key(&self) -> Option<&SharedKey> {
+        self.0.key.as_ref()
+    }
+
+    /// Whether what `theirs` says of its cluster can be true of this one: equal, or not known.
+    pub(crate) fn same_cluster(&self, theirs: ClusterId) -> bool {
+        let unknown = ClusterId::default();
+        let ours = self.cluster();
+        ours == theirs || ours == unknown || theirs == unknown
+    }
+}

@@ -1,0 +1,355 @@
+//! One connection: read, handle, reply, on the worker that owns it.
+//!
+//! # Invariants
+//! 1. All whole envelopes of one read are handled in one go, and their replies go out together.
+//! 2. While more than `MAX_UNSENT` bytes of replies are unsent, nothing is read.
+//! 3. It sleeps only when the socket was seen empty after the readiness it sleeps on was cleared,
+//!    so that no bytes and no wake are missed.
+
+use std::future::poll_fn;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use ramkeep_wire::envelope::Kind;
+use ramkeep_wire::hello::Refusal;
+use ramkeep_wire::limits::MAX_UNSENT;
+use ramkeep_wire::{Micros, postcards};
+
+use super::listen::{Place, Shared};
+use super::worker::{SpinSlot, Worker};
+use crate::clock;
+use crate::handshake::{self, Opened};
+use crate::polling::Pace;
+use crate::receive::{Batch, Expect, ReceiveBuffer};
+use crate::send::SendQueue;
+use crate::service::{Peer, Session, UNROUTED};
+use crate::socket::{Moved, Socket, Unwatched};
+
+/// Between two looks at a connection that is stopping.
+const STOPPING_TICK: Duration = Duration::from_millis(1);
+
+pub(super) struct Connection {
+    socket: Socket,
+    shared: Arc<Shared>,
+    worker: Arc<Worker>,
+    place: Place,
+    peer: Peer,
+    received: ReceiveBuffer,
+    /// Bytes were received that no session has seen.
+    unseen: bool,
+    /// Woken from sleep for the sake of the sessions.
+    woken: bool,
+    /// Whole envelopes were left by a session.
+    left: bool,
+    out: SendQueue,
+    sessions: Vec<Option<Box<dyn Session>>>,
+    pace: Pace,
+    slot: Option<SpinSlot>,
+}
+
+/// Why a connection ends.
+enum End {
+    /// The peer closed it, or it broke.
+    Gone(Option<io::Error>),
+    /// The peer said why it closes.
+    Told(Refusal),
+    /// This side refuses.
+    Refuse(Refusal),
+}
+
+impl From<io::Error> for End {
+    fn from(error: io::Error) -> Self {
+        Self::Gone(Some(error))
+    }
+}
+
+impl Connection {
+    /// Serves `socket` until it ends.
+    pub(super) async fn serve(
+        socket: Unwatched,
+        shared: Arc<Shared>,
+        worker: Arc<Worker>,
+        place: Place,
+    ) {
+        let socket = match socket.watch() {
+            Ok(socket) => socket,
+            Err(error) => {
+                tracing::warn!(%error, "cannot watch a connection");
+                return;
+            }
+        };
+        let address = socket.describe_peer();
+        match handshake::accept(&socket, &shared.identity).await {
+            Ok(opened) => {
+                let connection = Self::new(socket, shared, worker, place, address, opened);
+                Box::pin(connection.run()).await;
+            }
+            Err(error) => {
+                tracing::info!(%address, %error, "no connection");
+                handshake::linger(&socket).await;
+            }
+        }
+    }
+
+    fn new(
+        socket: Socket,
+        shared: Arc<Shared>,
+        worker: Arc<Worker>,
+        place: Place,
+        address: String,
+        opened: Opened,
+    ) -> Self {
+        let sessions = (0..shared.router.len()).map(|_| None).collect();
+        Self {
+            socket,
+            place,
+            peer: Peer {
+                party: opened.peer,
+                address,
+            },
+            unseen: !opened.rest.is_empty(),
+            received: ReceiveBuffer::new(&opened.rest),
+            woken: false,
+            left: false,
+            out: SendQueue::default(),
+            sessions,
+            pace: Pace::new(worker.mode, clock::now()),
+            slot: None,
+            shared,
+            worker,
+        }
+    }
+
+    async fn run(mut self) {
+        let end = loop {
+            if self.shared.stopping.load(Ordering::Acquire) {
+                self.finish_held().await;
+                break End::Refuse(Refusal::Stopping);
+            }
+            match self.turn() {
+                Err(end) => break end,
+                Ok(Some(now)) => {
+                    self.pace.traffic(now);
+                    self.worker.busy_turn(now).await;
+                }
+                Ok(None) if self.keeps_polling() => self.worker.idle_turn().await,
+                Ok(None) => {
+                    self.slot = None;
+                    self.received.rest();
+                    if let Err(error) = self.sleep().await {
+                        break error.into();
+                    }
+                }
+            }
+        };
+        self.end(end).await;
+    }
+
+    fn keeps_polling(&mut self) -> bool {
+        if !self.pace.keeps_on(clock::now) {
+            return false;
+        }
+        if self.slot.is_none() {
+            self.slot = self.worker.try_spin();
+        }
+        self.slot.is_some()
+    }
+
+    /// One look at everything, without waiting. The time, if something moved.
+    #[inline]
+    fn turn(&mut self) -> Result<Option<Micros>, End> {
+        let mut moved = None;
+        if self.out.unsent() > 0 && self.out.flush(&self.socket)? > 0 {
+            moved = Some(clock::now());
+        }
+        if std::mem::take(&mut self.woken) || self.place.wake.take() || self.holds() {
+            let now = clock::now();
+            if self.poll_sessions(now) {
+                self.out.flush(&self.socket)?;
+                moved = Some(now);
+            }
+        }
+        if self.may_read() && !self.unseen && !self.left {
+            match self.received.fill(&self.socket)? {
+                Moved::Bytes(0) => return Err(End::Gone(None)),
+                Moved::Bytes(_) => self.unseen = true,
+                Moved::Blocked => {}
+            }
+        }
+        if self.may_read() && (self.unseen || self.left) {
+            let now = clock::now();
+            let outcome = self.handle(now);
+            self.out.flush(&self.socket)?;
+            outcome?;
+            moved = Some(now);
+        }
+        Ok(moved)
+    }
+
+    fn may_read(&self) -> bool {
+        self.out.unsent() <= MAX_UNSENT
+    }
+
+    fn holds(&self) -> bool {
+        self.sessions
+            .iter()
+            .flatten()
+            .any(|session| session.holds())
+    }
+
+    fn poll_sessions(&mut self, now: Micros) -> bool {
+        let out = self.out.buffer();
+        let mut wrote = false;
+        for session in self.sessions.iter_mut().flatten() {
+            wrote |= session.poll(now, out);
+        }
+        wrote
+    }
+
+    /// Gives what was received to the sessions, in runs of one service.
+    fn handle(&mut self, now: Micros) -> Result<(), End> {
+        self.unseen = false;
+        let expect = Expect {
+            to: self.shared.identity.party(),
+            from: self.peer.party,
+            from_unknown: false,
+        };
+        let mut batch = Batch::expecting(self.received.pending(), expect);
+        let router = &self.shared.router;
+        let mut outcome = Ok(());
+        while let Some(kind) = batch.peek() {
+            let index = router.table()[kind as usize];
+            if index == UNROUTED {
+                outcome = Err(not_served(kind, &mut batch));
+                break;
+            }
+            let session = self.sessions[usize::from(index)].get_or_insert_with(|| {
+                router
+                    .service(index)
+                    .open(&self.peer, self.place.wake.clone())
+            });
+            let before = batch.taken();
+            batch.restrict(Some((router.table(), index)));
+            let handled = session.handle_batch(now, &mut batch, self.out.buffer());
+            batch.restrict(None);
+            if let Err(refusal) = handled {
+                outcome = Err(End::Refuse(refusal));
+                break;
+            }
+            if batch.taken() == before || self.out.unsent() > MAX_UNSENT {
+                break;
+            }
+        }
+        self.left = batch.peek().is_some();
+        let needed = if self.left { 0 } else { batch.needed() };
+        if let Some(refusal) = batch.failure() {
+            outcome = outcome.and(Err(End::Refuse(refusal.clone())));
+        }
+        let taken = batch.taken();
+        self.received.consume(taken, needed);
+        outcome?;
+        if self.left && taken == 0 && self.out.unsent() == 0 && !self.holds() {
+            tracing::error!("a session neither took an envelope nor holds a reply");
+            return Err(End::Refuse(Refusal::Busy));
+        }
+        Ok(())
+    }
+
+    /// Until there is something to do: bytes, room for bytes, or a wake.
+    async fn sleep(&mut self) -> io::Result<()> {
+        poll_fn(|cx| self.poll_ready(cx)).await
+    }
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.place.wake.poll(cx).is_ready() {
+            self.woken = true;
+            return Poll::Ready(Ok(()));
+        }
+        if self.may_read()
+            && !self.left
+            && let Poll::Ready(outcome) = self.poll_fill(cx)
+        {
+            return Poll::Ready(outcome);
+        }
+        if self.out.unsent() > 0 {
+            return self.poll_flush(cx);
+        }
+        Poll::Pending
+    }
+
+    /// Reads once the socket is readable.
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            ready!(self.socket.poll_readable(cx))?;
+            // An ended stream is found by the next turn, which reads again.
+            if let Moved::Bytes(count) = self.socket.try_read(|s| self.received.fill(s))? {
+                self.unseen = count > 0;
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+
+    /// Writes once the socket is writable.
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            ready!(self.socket.poll_writable(cx))?;
+            let flushed = self.socket.try_write(|s| match self.out.flush(s)? {
+                0 => Ok(Moved::Blocked),
+                count => Ok(Moved::Bytes(count)),
+            });
+            if flushed? != Moved::Blocked {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+
+    /// Lets held replies go out until the deadline of the stop.
+    async fn finish_held(&mut self) {
+        let stop_by = self.shared.stop_by();
+        loop {
+            let now = clock::now();
+            self.poll_sessions(now);
+            if self.out.flush(&self.socket).is_err() {
+                return;
+            }
+            if (!self.holds() && self.out.unsent() == 0) || now >= stop_by {
+                return;
+            }
+            tokio::time::sleep(STOPPING_TICK).await;
+        }
+    }
+
+    async fn end(mut self, end: End) {
+        let address = &self.peer.address;
+        match end {
+            End::Gone(None) => tracing::debug!(%address, "the peer closed"),
+            End::Gone(Some(error)) => tracing::debug!(%address, %error, "the connection broke"),
+            End::Told(refusal) => tracing::info!(%address, %refusal, "the peer refused"),
+            End::Refuse(refusal) => {
+                tracing::info!(%address, %refusal, "refused the peer");
+                let from = self.shared.identity.party();
+                let bytes = handshake::refusal_envelope(&refusal, from, self.peer.party);
+                self.out.buffer().extend_from_slice(&bytes);
+                // Best effort: a peer that doesn't read isn't waited for.
+                if self.out.flush(&self.socket).is_ok() {
+                    self.sessions.clear();
+                    handshake::linger(&self.socket).await;
+                }
+            }
+        }
+    }
+}
+
+/// An envelope of a kind that no service here answers.
+fn not_served(kind: Kind, batch: &mut Batch<'_>) -> End {
+    if kind == Kind::Refusal
+        && let Some(envelope) = batch.next()
+        && let Ok(refusal) = postcards::decode(envelope.payload)
+    {
+        return End::Told(refusal);
+    }
+    End::Refuse(Refusal::Malformed(format!("{kind:?} is not served here")))
+}

@@ -1,0 +1,8 @@
+//! The accepting side: worker threads that own connections.
+
+mod connection;
+mod listen;
+mod worker;
+
+pub use listen::{BindError, Serving};
+pub use worker::WorkerPool;

@@ -1,0 +1,122 @@
+//! An echo service and what the tests need around it.
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use ramkeep_rpc::{
+    Address, Batch, Identity, Link, Peer, PollMode, Router, Serving, Session, Wake, WorkerPool,
+};
+use ramkeep_wire::envelope::{self, Kind};
+use ramkeep_wire::hello::{Refusal, SharedKey};
+use ramkeep_wire::{ClusterId, Micros, Party, ServerId};
+
+/// Longer than anything here takes.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+pub(crate) const SERVER: Party = Party(7);
+
+pub(crate) fn key(seed: u8) -> SharedKey {
+    SharedKey([seed; 32])
+}
+
+pub(crate) fn cluster(seed: u8) -> ClusterId {
+    ClusterId([seed; 16])
+}
+
+pub(crate) fn server_identity(key: Option<SharedKey>) -> Identity {
+    Identity::new(key)
+        .with_cluster(cluster(1))
+        .with_party(Party::server(ServerId(7)))
+}
+
+pub(crate) fn loopback() -> Address {
+    "127.0.0.1:0".parse().unwrap()
+}
+
+/// Answers each request with its payload.
+pub(crate) struct Echo {
+    pub(crate) largest_out: Arc<AtomicUsize>,
+}
+
+impl Session for Echo {
+    fn handle_batch(
+        &mut self,
+        _now: Micros,
+        batch: &mut Batch<'_>,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Refusal> {
+        while out.len() <= ramkeep_wire::limits::MAX_UNSENT {
+            let Some(request) = batch.next() else { break };
+            let header = request.header.reply(Kind::OrderReply);
+            envelope::append(out, header, request.payload);
+        }
+        self.largest_out.fetch_max(out.len(), Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn poll(&mut self, _now: Micros, _out: &mut Vec<u8>) -> bool {
+        false
+    }
+
+    fn holds(&self) -> bool {
+        false
+    }
+}
+
+pub(crate) fn echo_router(largest_out: &Arc<AtomicUsize>) -> Router {
+    let largest_out = largest_out.clone();
+    let open = move |_peer: &Peer, _wake: Wake| -> Box<dyn Session> {
+        Box::new(Echo {
+            largest_out: largest_out.clone(),
+        })
+    };
+    Router::new().route(&[Kind::Order], Arc::new(open))
+}
+
+/// An echo server on loopback.
+pub(crate) struct Server {
+    pub(crate) pool: WorkerPool,
+    pub(crate) serving: Option<Serving>,
+    pub(crate) address: Address,
+    pub(crate) largest_out: Arc<AtomicUsize>,
+}
+
+impl Server {
+    pub(crate) fn start(mode: PollMode) -> Self {
+        Self::start_as(mode, &server_identity(None))
+    }
+
+    pub(crate) fn start_as(mode: PollMode, identity: &Identity) -> Self {
+        let largest_out = Arc::new(AtomicUsize::new(0));
+        Self::serving(mode, identity, echo_router(&largest_out), largest_out)
+    }
+
+    pub(crate) fn routed(mode: PollMode, router: Router) -> Self {
+        Self::serving(mode, &server_identity(None), router, Arc::default())
+    }
+
+    fn serving(
+        mode: PollMode,
+        identity: &Identity,
+        router: Router,
+        largest_out: Arc<AtomicUsize>,
+    ) -> Self {
+        let pool = WorkerPool::start(1, mode).unwrap();
+        let serving = pool.serve(&loopback(), identity, router).unwrap();
+        Self {
+            address: serving.address().clone(),
+            pool,
+            serving: Some(serving),
+            largest_out,
+        }
+    }
+
+    pub(crate) async fn link(&self, mode: PollMode) -> Link {
+        let identity = Identity::new(None);
+        Link::connect(&self.address, &identity, Party::NONE, mode)
+            .await
+            .unwrap()
+    }
+}
