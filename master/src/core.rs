@@ -15,20 +15,21 @@ use parking_lot::Mutex;
 use ramkeep_memory::Slot;
 use ramkeep_wire::certificate::CertificateKey;
 use ramkeep_wire::coordinator::{
-    Answer, Heartbeat, MasterStats, Refused, Request, Response, ServerEntry, ServerList, ServerState,
-    Settings,
+    Answer, Heartbeat, MasterStats, Refused, Request, Response, ServerEntry, ServerList,
+    ServerState, Settings,
 };
 use ramkeep_wire::order::{Command, Order, OrderReply, TabletGrant};
 use ramkeep_wire::replicate::{Replicate, ReplicateAck};
-use ramkeep_wire::{
-    Ballot, ClusterId, ListVersion, Micros, ReplicationEpoch, SegmentId, ServerId,
-};
+use ramkeep_wire::{Ballot, ClusterId, ListVersion, Micros, ReplicationEpoch, SegmentId, ServerId};
 
 use crate::replication::{AckEffect, Config, LogSegment, Output, ReplicatedLog, Replication};
 use crate::store::{Gate, Log, Store, StoreConfig, StoreError};
 
 /// How long after a coordinator could not be asked it is asked again.
 const RETRY_REQUEST: Duration = Duration::from_millis(20);
+
+/// Buckets of the index looked at in one tick for what dropped tables left.
+const SWEEP_BUCKETS: usize = 4_096;
 
 /// Who the master is and what it may use.
 #[derive(Clone, Debug)]
@@ -92,6 +93,7 @@ impl Master {
             key: (replicas > 0).then_some(config.key),
             segment_size: settings.segment_size,
             memory: config.memory,
+            first_segment: SegmentId(1),
         })?;
         let replication = Replication::new(Config {
             me: config.me,
@@ -160,7 +162,7 @@ impl Master {
             }
         }
         // Pinned before the writer is let go, so that no slot named above can be freed.
-        let guard = ramkeep_memory::pin();
+        let guard = self.store.pin();
         drop(writer);
         for (output, slot) in outputs.drain(..) {
             match output {
@@ -174,9 +176,18 @@ impl Master {
                     sink.replicate(to, &Replicate { bytes, ..message });
                 }
                 Output::Free { to, segments } => sink.free(to, segments),
-                Output::RecordEpoch { segment, epoch, backups } => {
+                Output::RecordEpoch {
+                    segment,
+                    epoch,
+                    backups,
+                } => {
                     let master = self.config.me;
-                    requests.push(Request::RecordEpoch { master, segment, epoch, backups });
+                    requests.push(Request::RecordEpoch {
+                        master,
+                        segment,
+                        epoch,
+                        backups,
+                    });
                 }
             }
         }
@@ -231,7 +242,8 @@ impl Master {
             }
             Command::TakeTablets(grants) => self.take_tablets(&control, &grants),
             Command::DropTable(table) => {
-                self.store.drop_table(table);
+                // Nothing was served of it if the order came before.
+                let _ = self.store.drop_table(table);
                 OrderReply::Done
             }
         }
@@ -241,14 +253,24 @@ impl Master {
         if self.is_fenced() || !control.replication.ready() {
             return OrderReply::NotReady;
         }
-        OrderReply::Taken(self.store.take_tablets(grants))
+        match self.store.take_tablets(grants) {
+            Ok(positions) => OrderReply::Taken(positions),
+            Err(overlap) => {
+                tracing::error!(%overlap, "tablets were granted that overlap others");
+                OrderReply::NotReady
+            }
+        }
     }
 
     fn take_list(&self, control: &mut Control, list: ServerList) {
         if list.version <= control.list.version {
             return;
         }
-        for entry in list.servers.iter().filter(|entry| entry.server != self.config.me) {
+        for entry in list
+            .servers
+            .iter()
+            .filter(|entry| entry.server != self.config.me)
+        {
             if entry.state == ServerState::Crashed {
                 control.replication.link_down(entry.server);
                 control.replication.crashed(entry.server);
@@ -256,7 +278,10 @@ impl Master {
                 control.replication.inherited(entry.server, old);
             }
         }
-        let me = list.servers.iter().find(|entry| entry.server == self.config.me);
+        let me = list
+            .servers
+            .iter()
+            .find(|entry| entry.server == self.config.me);
         if me.is_some_and(|entry| entry.state == ServerState::Crashed) {
             self.fence();
         }
@@ -273,7 +298,11 @@ impl Master {
     /// [`Master::handle_answer`], also when the coordinator could not be reached.
     pub fn poll_request(&self) -> Option<Request> {
         let mut control = self.control.lock();
-        if control.requests.is_empty() { None } else { Some(control.requests.remove(0)) }
+        if control.requests.is_empty() {
+            None
+        } else {
+            Some(control.requests.remove(0))
+        }
     }
 
     /// What the coordinator answered to `asked`; `None`: it could not be reached.
@@ -292,7 +321,9 @@ impl Master {
             }
             (Request::RecordEpoch { segment, epoch, .. }, refused) => {
                 let too_low = refused == Some(&Answer::Refused(Refused::Epoch));
-                control.failed_records.push((now + RETRY_REQUEST, *segment, *epoch, too_low));
+                control
+                    .failed_records
+                    .push((now + RETRY_REQUEST, *segment, *epoch, too_low));
             }
             (_, Some(Answer::Heard { list: Some(list) })) => {
                 self.take_list(&mut control, list.clone());
@@ -306,13 +337,16 @@ impl Master {
         let mut control = self.control.lock();
         let control = &mut *control;
         let replication = &mut control.replication;
-        control.failed_records.retain(|(due, segment, epoch, too_low)| {
-            if *due <= now {
-                replication.epoch_refused(*segment, *epoch, *too_low);
-            }
-            *due > now
-        });
+        control
+            .failed_records
+            .retain(|(due, segment, epoch, too_low)| {
+                if *due <= now {
+                    replication.epoch_refused(*segment, *epoch, *too_low);
+                }
+                *due > now
+            });
         self.set_gate(now, control);
+        self.store.sweep(SWEEP_BUCKETS);
     }
 
     /// The report to send now.
@@ -339,7 +373,10 @@ impl Master {
     fn stats_with(&self, control: &Control) -> MasterStats {
         let under_replicated =
             u32::try_from(control.replication.under_replicated()).unwrap_or(u32::MAX);
-        MasterStats { under_replicated, ..self.store.stats() }
+        MasterStats {
+            under_replicated,
+            ..self.store.stats()
+        }
     }
 
     /// Version of the server list that was taken in last.
@@ -358,7 +395,19 @@ impl Master {
                 && entry.server != self.config.me
         };
         let entries = control.list.servers.iter().filter(wanted);
-        entries.map(|entry| (entry.server, entry.addresses.clone())).collect()
+        entries
+            .map(|entry| (entry.server, entry.addresses.clone()))
+            .collect()
+    }
+
+    /// The tablets it serves.
+    #[must_use]
+    pub fn tablets(&self) -> Vec<TabletGrant> {
+        self.store
+            .tablets()
+            .iter()
+            .map(|owned| owned.range)
+            .collect()
     }
 
     /// The backups of a segment, for status and tests.
@@ -397,7 +446,11 @@ impl ReplicatedLog for SlotLog<'_> {
 
     fn segment(&self, id: SegmentId) -> Option<LogSegment> {
         let info = self.log.info(id)?;
-        Some(LogSegment { kind: info.kind, length: info.length, sealed: info.sealed })
+        Some(LogSegment {
+            kind: info.kind,
+            length: info.length,
+            sealed: info.sealed,
+        })
     }
 
     fn certify(

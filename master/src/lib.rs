@@ -1,6 +1,9 @@
 //! The Ramkeep master: log, index, tablets, replication.
 #![forbid(unsafe_code)]
 
+pub mod core;
 pub mod index;
 pub mod replication;
+#[cfg(feature = "shell")]
+pub mod shell;
 pub mod store;

@@ -170,6 +170,19 @@ impl Store {
         self.writer.lock()
     }
 
+    /// The segments' memory: replication sends what is published in it.
+    #[must_use]
+    pub fn memory(&self) -> &SegmentMemory {
+        &self.memory
+    }
+
+    /// Has the system back the memory that will be needed next, so that no operation pays for page
+    /// faults. For a thread of its own, about ten times a second.
+    pub fn populate_ahead(&self) {
+        self.index.populate_ahead();
+        self.memory.populate_next();
+    }
+
     /// What of the log is durable.
     #[must_use]
     #[inline]

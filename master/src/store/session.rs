@@ -138,6 +138,12 @@ impl Batch<'_> {
         }
     }
 
+    /// Whether so much waits that nothing more should be read from the connection.
+    #[must_use]
+    pub fn full(&self) -> bool {
+        self.output.is_over()
+    }
+
     /// The right to change things that the batch holds, if it has changed something.
     pub fn writer(&mut self) -> Option<&mut Writer> {
         self.writer.as_deref_mut()

@@ -1,0 +1,160 @@
+//! The control loop: time, heartbeats, requests to the coordinator, connections to backups.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use ramkeep_rpc::{Address, Link, clock};
+use ramkeep_wire::coordinator::{Answer, Heartbeat, Refused, Request};
+use ramkeep_wire::{Party, ServerId};
+
+use super::MasterShell;
+use super::coordinators::Coordinators;
+use super::links::receive_from;
+
+/// How often time is let pass.
+const TICK: Duration = Duration::from_millis(10);
+/// Between two attempts to connect to a backup.
+const RECONNECT: Duration = Duration::from_millis(50);
+
+/// What the control loop needs beside the master.
+pub struct ControlConfig {
+    /// The coordinators.
+    pub coordinators: Arc<Coordinators>,
+    /// How often to report.
+    pub heartbeat: Duration,
+    /// Adds to a report what the master doesn't know: the backup's part, the process's memory.
+    pub complete: Box<dyn Fn(&mut Heartbeat) + Send + Sync>,
+}
+
+/// Why the control loop ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ControlEnd {
+    /// The coordinator decided that this server is dead; it must not go on under this identity.
+    #[error("this server was decided crashed; start it again to join as a new one")]
+    Fenced,
+}
+
+/// Between two looks for memory that will be needed next.
+const POPULATE: Duration = Duration::from_millis(25);
+
+/// Has the system back memory before it is needed, on a thread of its own: it may take milliseconds
+/// that no worker should lose. The thread ends with the shell.
+fn populate_ahead(shell: &Arc<MasterShell>) {
+    let weak = Arc::downgrade(shell);
+    let work = move || {
+        while let Some(shell) = weak.upgrade() {
+            shell.master.store().populate_ahead();
+            drop(shell);
+            std::thread::sleep(POPULATE);
+        }
+    };
+    let spawned = std::thread::Builder::new()
+        .name("populate".into())
+        .spawn(work);
+    if let Err(error) = spawned {
+        tracing::warn!(%error, "no thread to prepare memory; growing will cost page faults");
+    }
+}
+
+/// Runs until the server is fenced. Must run on a runtime that lives as long as the server.
+pub async fn run_control(shell: Arc<MasterShell>, config: ControlConfig) -> ControlEnd {
+    let connecting = Arc::new(Mutex::new(BTreeSet::new()));
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    let config = Arc::new(config);
+    populate_ahead(&shell);
+    let reporting = tokio::spawn(report(shell.clone(), config.clone()));
+    while !shell.master.is_fenced() {
+        tick.tick().await;
+        shell.master.handle_tick(clock::now());
+        shell.pump(clock::now());
+        connect_backups(&shell, &connecting);
+        while let Some(request) = shell.master.poll_request() {
+            tokio::spawn(ask(shell.clone(), config.coordinators.clone(), request));
+        }
+    }
+    reporting.abort();
+    ControlEnd::Fenced
+}
+
+/// Asks the coordinator, and gives the answer to the core.
+async fn ask(shell: Arc<MasterShell>, coordinators: Arc<Coordinators>, request: Request) {
+    let response = coordinators.call(&request).await.ok();
+    shell
+        .master
+        .handle_answer(clock::now(), &request, response.as_ref());
+    shell.pump(clock::now());
+}
+
+async fn report(shell: Arc<MasterShell>, config: Arc<ControlConfig>) {
+    let mut interval = tokio::time::interval(config.heartbeat);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+        let mut heartbeat = shell.master.heartbeat();
+        (config.complete)(&mut heartbeat);
+        let request = Request::Heartbeat(heartbeat);
+        let response = config.coordinators.call(&request).await.ok();
+        if response
+            .as_ref()
+            .is_some_and(|r| r.answer == Answer::Refused(Refused::Unknown))
+        {
+            tracing::warn!("the coordinator does not know this server");
+        }
+        shell
+            .master
+            .handle_answer(clock::now(), &request, response.as_ref());
+        shell.pump(clock::now());
+    }
+}
+
+/// Starts a connection to every living backup that has none.
+fn connect_backups(shell: &Arc<MasterShell>, connecting: &Arc<Mutex<BTreeSet<ServerId>>>) {
+    for (server, addresses) in shell.master.backups() {
+        if shell.links.has(server) || !connecting.lock().insert(server) {
+            continue;
+        }
+        let (shell, connecting) = (shell.clone(), connecting.clone());
+        tokio::spawn(async move {
+            connect(&shell, server, &addresses).await;
+            connecting.lock().remove(&server);
+        });
+    }
+}
+
+/// Connects to one backup and takes in its acknowledgements until the connection breaks.
+async fn connect(shell: &Arc<MasterShell>, server: ServerId, addresses: &[String]) {
+    let Some(link) = connect_any(shell, server, addresses).await else {
+        tokio::time::sleep(RECONNECT).await;
+        return;
+    };
+    shell.links.add(server, link.clone());
+    shell.master.link_up(server);
+    shell.pump(clock::now());
+    while !link.is_closed() {
+        link.ready().await;
+        let now = clock::now();
+        if receive_from(now, &shell.master, server, &link) {
+            shell.pump(now);
+        }
+    }
+    tracing::info!(%server, "the connection to a backup broke");
+    shell.lost(server);
+    shell.pump(clock::now());
+}
+
+async fn connect_any(shell: &MasterShell, server: ServerId, addresses: &[String]) -> Option<Link> {
+    // Local sockets come last in the list and are the quicker ones.
+    for address in addresses.iter().rev() {
+        let Ok(address) = address.parse::<Address>() else {
+            continue;
+        };
+        match Link::connect(&address, &shell.identity, Party::server(server), shell.poll).await {
+            Ok(link) => return Some(link),
+            Err(error) => tracing::debug!(%server, %address, %error, "can't connect to a backup"),
+        }
+    }
+    None
+}

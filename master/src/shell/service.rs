@@ -1,0 +1,155 @@
+//! The master's service on the server's port: data operations, orders and status requests.
+
+use std::sync::Arc;
+
+use ramkeep_rpc::{Batch, Peer, Service, Session, Wake};
+use ramkeep_wire::envelope::{self, Envelope, Kind};
+use ramkeep_wire::hello::Refusal;
+use ramkeep_wire::order::{Order, ServerStatus};
+use ramkeep_wire::{Micros, postcards};
+
+use super::MasterShell;
+use crate::store::{DataSession, MasterLease};
+
+/// Answers [`MasterService::KINDS`].
+#[derive(Clone, Debug)]
+pub struct MasterService(pub Arc<MasterShell>);
+
+impl MasterService {
+    /// The kinds of envelopes to route here.
+    pub const KINDS: &'static [Kind] = &[Kind::DataRequest, Kind::Order, Kind::StatusRequest];
+}
+
+impl Service for MasterService {
+    fn open(&self, _: &Peer, wake: Wake) -> Box<dyn Session> {
+        let data = DataSession::new();
+        Box::new(MasterSession {
+            shell: self.0.clone(),
+            data,
+            wake,
+            registered: None,
+        })
+    }
+}
+
+struct MasterSession {
+    shell: Arc<MasterShell>,
+    data: DataSession,
+    wake: Wake,
+    /// The wake is among those to be woken when more is durable, as long as the shell still
+    /// counts this many wakes.
+    registered: Option<u64>,
+}
+
+impl Session for MasterSession {
+    fn handle_batch(
+        &mut self,
+        now: Micros,
+        batch: &mut Batch<'_>,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Refusal> {
+        let Self { shell, data, .. } = self;
+        let mut mutated = false;
+        while !data.full() {
+            match batch.peek() {
+                None => break,
+                Some(Kind::DataRequest) => mutated |= data_run(shell, data, batch, out)?,
+                Some(_) => {
+                    let Some(envelope) = batch.next() else { break };
+                    answer_control(shell, &envelope, out)?;
+                }
+            }
+        }
+        if mutated {
+            shell.pump(now);
+        }
+        if self.data.holds() {
+            self.release(out);
+        }
+        Ok(())
+    }
+
+    fn poll(&mut self, now: Micros, out: &mut Vec<u8>) -> bool {
+        self.shell.drive(now);
+        self.release(out)
+    }
+
+    fn holds(&self) -> bool {
+        self.data.holds()
+    }
+}
+
+impl MasterSession {
+    /// Releases what is durable. What is still held then has this connection woken when more is.
+    fn release(&mut self, out: &mut Vec<u8>) -> bool {
+        let store = self.shell.master.store();
+        let mut released = self.data.release(store, MasterLease::Held, out);
+        if self.data.holds() && self.registered != Some(self.shell.wakes()) {
+            self.registered = Some(self.shell.hold(&self.wake));
+            // It may have become durable between the two.
+            released |= self.data.release(store, MasterLease::Held, out);
+        }
+        released
+    }
+}
+
+/// Runs the data envelopes at the front of a batch under one writer's lock. True if something was
+/// changed.
+fn data_run(
+    shell: &MasterShell,
+    data: &mut DataSession,
+    batch: &mut Batch<'_>,
+    out: &mut Vec<u8>,
+) -> Result<bool, Refusal> {
+    let mut session = data.begin(shell.master.store(), out);
+    let mut outcome = Ok(());
+    while outcome.is_ok() && !session.full() && batch.peek() == Some(Kind::DataRequest) {
+        let Some(envelope) = batch.next() else { break };
+        outcome = session
+            .envelope(&envelope.header, envelope.payload)
+            .map_err(malformed);
+    }
+    let mutated = session.writer().is_some();
+    // Leases come with the group of coordinators; until then none is needed.
+    session.end(MasterLease::Held);
+    outcome.map(|()| mutated)
+}
+
+fn malformed(error: impl std::fmt::Display) -> Refusal {
+    Refusal::Malformed(error.to_string())
+}
+
+fn answer_control(
+    shell: &MasterShell,
+    envelope: &Envelope<'_>,
+    out: &mut Vec<u8>,
+) -> Result<(), Refusal> {
+    match envelope.header.kind {
+        Kind::Order => {
+            if envelope.header.from.as_coordinator().is_none() {
+                return Err(Refusal::Malformed("only a coordinator gives orders".into()));
+            }
+            let order: Order = postcards::decode(envelope.payload).map_err(malformed)?;
+            let reply = shell.master.handle_order(order);
+            let header = envelope.header.reply(Kind::OrderReply);
+            envelope::append(out, header, &postcards::encode(&reply));
+        }
+        Kind::StatusRequest => {
+            let status = ServerStatus {
+                server: shell.master.me(),
+                list: shell.master.list_version(),
+                master: Some(shell.master.stats()),
+                backup: None,
+                tablets: shell.master.tablets(),
+            };
+            let header = envelope.header.reply(Kind::StatusResponse);
+            envelope::append(out, header, &postcards::encode(&status));
+        }
+        other => {
+            return Err(Refusal::Malformed(format!(
+                "{other:?} is not asked of a master"
+            )));
+        }
+    }
+    Ok(())
+}
