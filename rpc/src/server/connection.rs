@@ -84,7 +84,7 @@ impl Connection {
         let address = socket.describe_peer();
         match handshake::accept(&socket, &shared.identity).await {
             Ok(opened) => {
-                let connection = Self::new(socket, shared, worker, place, address, opened);
+                let connection = Self::new(socket, shared, worker, place, address, &opened);
                 Box::pin(connection.run()).await;
             }
             Err(error) => {
@@ -100,7 +100,7 @@ impl Connection {
         worker: Arc<Worker>,
         place: Place,
         address: String,
-        opened: Opened,
+        opened: &Opened,
     ) -> Self {
         let sessions = (0..shared.router.len()).map(|_| None).collect();
         Self {
