@@ -63,9 +63,7 @@ impl Replication {
         };
         if segment.lose(from) {
             self.active.insert(ack.segment);
-            if ack.status != ReplicateStatus::NoFrame {
-                self.orphans.entry(from).or_default().insert(ack.segment);
-            }
+            self.orphans.entry(from).or_default().insert(ack.segment);
         }
     }
 }

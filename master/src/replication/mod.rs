@@ -20,6 +20,7 @@ mod segment;
 #[cfg(test)]
 mod tests;
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use ramkeep_wire::mutants::{self, Mutant};
@@ -33,6 +34,8 @@ use segment::Replicated;
 
 /// Copies of closed segments under way at once (SAFETY 10).
 pub const MAX_COPIES: usize = 4;
+/// Segments freed by one message.
+pub const MAX_FREES: usize = 256;
 
 /// What replication needs of the log. Implemented by the store's writer.
 pub trait ReplicatedLog {
@@ -165,14 +168,14 @@ impl Replication {
 
     /// The coordinator decided that a backup is dead: every segment replaces it.
     pub fn crashed(&mut self, server: ServerId) {
-        self.backups.set(server, Health::Crashed);
-        self.orphans.remove(&server);
         self.replace_on_heads(server);
         for (id, segment) in &mut self.segments {
             if segment.drop_replica(server) {
                 self.active.insert(*id);
             }
         }
+        self.backups.set(server, Health::Crashed);
+        self.orphans.remove(&server);
     }
 
     /// `server` took over the frames of `old` by restarting with its directory: the replicas in
@@ -190,8 +193,14 @@ impl Replication {
     }
 
     fn replace_on_heads(&mut self, server: ServerId) {
-        for segment in self.segments.values_mut().filter(|s| !s.closed_everywhere) {
-            segment.lose(server);
+        for (id, segment) in self
+            .segments
+            .iter_mut()
+            .filter(|(_, s)| !s.closed_everywhere)
+        {
+            if segment.lose(server) {
+                self.orphans.entry(server).or_default().insert(*id);
+            }
         }
     }
 
@@ -206,8 +215,8 @@ impl Replication {
             return self.pump_without_backups(log);
         }
         for head in log.open_heads().into_iter().flatten() {
-            if !self.segments.contains_key(&head) {
-                self.segments.insert(head, Replicated::new());
+            if let Entry::Vacant(vacant) = self.segments.entry(head) {
+                vacant.insert(Replicated::new());
                 self.active.insert(head);
             }
         }
@@ -294,6 +303,7 @@ impl Replication {
         let until = now + std::time::Duration::from_micros(self.config.retry_us);
         self.backups.set(slow, Health::Suspect { until });
         segment.lose(slow);
+        self.orphans.entry(slow).or_default().insert(id);
     }
 
     /// Fills up a segment's set of backups.
@@ -440,27 +450,22 @@ impl Replication {
         }
     }
 
+    /// Frees replicas that were left behind, once their segments are whole without them.
     fn free_orphans(&mut self, send: &mut impl FnMut(Output)) {
-        if self.orphans.is_empty() {
-            return;
-        }
-        let (segments, active) = (&self.segments, &self.active);
+        let (segments, active, backups) = (&self.segments, &self.active, &self.backups);
         self.orphans.retain(|to, ids| {
-            let held = |id: &SegmentId| segments.get(id).is_some_and(|s| s.is_on(*to));
-            ids.retain(|id| !held(id));
-            let due: Vec<SegmentId> = ids
-                .iter()
-                .filter(|id| !active.contains(id))
-                .copied()
-                .collect();
-            if due.is_empty() || self.backups.health(*to) == Health::Crashed {
-                return !ids.is_empty() && self.backups.health(*to) != Health::Crashed;
+            ids.retain(|id| !segments.get(id).is_some_and(|segment| segment.is_on(*to)));
+            if backups.health(*to) == Health::Good {
+                let due = ids.iter().filter(|id| !active.contains(id)).copied();
+                let due: Vec<SegmentId> = due.take(MAX_FREES).collect();
+                if !due.is_empty() {
+                    ids.retain(|id| !due.contains(id));
+                    send(Output::Free {
+                        to: *to,
+                        segments: due,
+                    });
+                }
             }
-            ids.retain(|id| active.contains(id));
-            send(Output::Free {
-                to: *to,
-                segments: due,
-            });
             !ids.is_empty()
         });
     }

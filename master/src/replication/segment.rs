@@ -142,7 +142,7 @@ impl Replicated {
 
     /// The coordinator did not record `epoch`: ask again, under a fresh one if it was too low.
     pub(super) fn refused(&mut self, epoch: ReplicationEpoch, too_low: bool) {
-        if !self.change.is_some_and(|change| change.epoch == epoch) {
+        if self.change.is_none_or(|change| change.epoch != epoch) {
             return;
         }
         if too_low {
@@ -174,7 +174,7 @@ impl Replicated {
                 .max()
                 .unwrap_or(0);
         }
-        if !active_end.is_some_and(|end| held >= end) || held <= self.durable {
+        if active_end.is_none_or(|end| held < end) || held <= self.durable {
             return false;
         }
         self.durable = held;
