@@ -250,6 +250,11 @@ impl Coordinator {
         self.settle();
     }
 
+    /// Where clients and servers reach this coordinator, now that it is known.
+    pub fn announce(&mut self, address: String) {
+        self.config.address = address;
+    }
+
     /// The replicated state.
     #[must_use]
     pub fn state(&self) -> &State {

@@ -192,13 +192,19 @@ impl State {
     }
 }
 
+/// Segments are whole pages, as frames are.
+const SEGMENT_UNIT: usize = 4096;
+
 fn check_settings(settings: &Settings) -> Result<(), Refused> {
     let refuse = |why: &str| Err(Refused::Invalid(why.into()));
     if usize::from(settings.replicas) > ramkeep_wire::limits::MAX_REPLICAS {
         return refuse("more replicas than a segment may have");
     }
-    if settings.segment_size as usize != ramkeep_wire::limits::SEGMENT_SIZE {
-        return refuse("this build knows one segment size only");
+    let size = settings.segment_size as usize;
+    if !size.is_multiple_of(SEGMENT_UNIT)
+        || !(1..=ramkeep_wire::limits::SEGMENT_SIZE).contains(&size)
+    {
+        return refuse("a segment is whole pages, and no longer than any may be");
     }
     if settings.lease_us == 0 || settings.heartbeat_us == 0 {
         return refuse("lease and heartbeat must be longer than nothing");

@@ -1,0 +1,254 @@
+//! The core behind its mutex, and the ways from it to sessions, servers and the journal.
+//!
+//! # Invariants
+//! 1. What the core wants done is passed on before the mutex is let go, so it happens in order.
+//! 2. A reply goes to the session that asked, with the correlation of its request, or nowhere.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
+
+use parking_lot::Mutex;
+use ramkeep_rpc::{Identity, Wake, clock};
+use ramkeep_wire::coordinator::{Answer, Refused, Response};
+use ramkeep_wire::envelope::{self, Header, Kind};
+use ramkeep_wire::limits::MAX_PAYLOAD;
+use ramkeep_wire::{ListVersion, Micros, ServerId, postcards};
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+
+use super::files::FilesError;
+use super::journal_thread::Job;
+use super::orders::{self, Post};
+use crate::core::{Coordinator, Output};
+
+/// Where a session's replies wait until its connection takes them.
+#[derive(Default)]
+pub(super) struct Outbox {
+    /// Whole envelopes.
+    pub(super) bytes: Vec<u8>,
+    /// Requests without an answer yet.
+    pub(super) unanswered: usize,
+}
+
+struct SessionEntry {
+    outbox: Arc<Mutex<Outbox>>,
+    wake: Wake,
+}
+
+struct Inner {
+    core: Coordinator,
+    sessions: BTreeMap<u64, SessionEntry>,
+    /// By token: who asked, and the header of the answer.
+    asked: BTreeMap<u64, (u64, Header)>,
+    posts: BTreeMap<ServerId, Arc<Post>>,
+    posts_of: ListVersion,
+    next: u64,
+    /// When the timer will look next.
+    armed: Option<Micros>,
+}
+
+/// The core and all that is around it.
+pub(super) struct Hub {
+    inner: Mutex<Inner>,
+    jobs: Sender<Job>,
+    runtime: Handle,
+    identity: Identity,
+    timer: Notify,
+    failure: Mutex<Option<FilesError>>,
+    failed: Notify,
+}
+
+impl Hub {
+    pub(super) fn new(
+        core: Coordinator,
+        identity: Identity,
+        runtime: Handle,
+    ) -> (Arc<Self>, Receiver<Job>) {
+        let (sender, jobs) = mpsc::channel();
+        let hub = Self {
+            inner: Mutex::new(Inner {
+                core,
+                sessions: BTreeMap::new(),
+                asked: BTreeMap::new(),
+                posts: BTreeMap::new(),
+                posts_of: ListVersion(0),
+                next: 0,
+                armed: None,
+            }),
+            jobs: sender,
+            runtime,
+            identity,
+            timer: Notify::new(),
+            failure: Mutex::new(None),
+            failed: Notify::new(),
+        };
+        (Arc::new(hub), jobs)
+    }
+
+    pub(super) fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    pub(super) fn announce(&self, address: String) {
+        self.inner.lock().core.announce(address);
+    }
+
+    /// Gives the core an input, and passes on what follows.
+    pub(super) fn input(self: &Arc<Self>, input: impl FnOnce(&mut Coordinator, Micros)) {
+        let mut inner = self.inner.lock();
+        input(&mut inner.core, clock::now());
+        self.pass_on(&mut inner);
+    }
+
+    /// Makes room for a session's replies; the number is its name.
+    pub(super) fn open_session(&self, wake: Wake) -> (u64, Arc<Mutex<Outbox>>) {
+        let outbox = Arc::new(Mutex::new(Outbox::default()));
+        let mut inner = self.inner.lock();
+        inner.next += 1;
+        let session = inner.next;
+        let entry = SessionEntry {
+            outbox: outbox.clone(),
+            wake,
+        };
+        inner.sessions.insert(session, entry);
+        (session, outbox)
+    }
+
+    /// The session is gone, and whose it was, if that is known to be a server.
+    pub(super) fn close_session(self: &Arc<Self>, session: u64, server: Option<ServerId>) {
+        let mut inner = self.inner.lock();
+        inner.sessions.remove(&session);
+        inner.asked.retain(|_, (asker, _)| *asker != session);
+        if let Some(server) = server {
+            inner.core.handle_link_down(clock::now(), server);
+            self.pass_on(&mut inner);
+        }
+    }
+
+    /// Requests of one session, in order.
+    pub(super) fn requests(
+        self: &Arc<Self>,
+        now: Micros,
+        session: u64,
+        requests: Vec<(Header, ramkeep_wire::coordinator::Request)>,
+    ) {
+        let mut inner = self.inner.lock();
+        for (header, request) in requests {
+            inner.next += 1;
+            let token = inner.next;
+            let reply = header.reply(Kind::CoordinatorResponse);
+            inner.asked.insert(token, (session, reply));
+            inner.core.handle_request(now, header.from, token, request);
+        }
+        self.pass_on(&mut inner);
+    }
+
+    fn pass_on(self: &Arc<Self>, inner: &mut Inner) {
+        while let Some(output) = inner.core.poll_output() {
+            match output {
+                // A journal thread that has ended has said why.
+                Output::Persist { index, bytes } => {
+                    let _ = self.jobs.send(Job::Persist { index, bytes });
+                }
+                Output::Snapshot { index, bytes } => {
+                    let _ = self.jobs.send(Job::Snapshot { index, bytes });
+                }
+                Output::Reply { token, response } => inner.reply(token, &response),
+                Output::Order {
+                    server,
+                    addresses,
+                    order,
+                } => {
+                    let post = inner.posts.entry(server).or_default().clone();
+                    if post.begin() {
+                        let delivery =
+                            orders::deliver(self.clone(), post, server, addresses, order);
+                        self.runtime.spawn(delivery);
+                    }
+                }
+            }
+        }
+        inner.forget_posts();
+        let due = inner.core.next_timeout();
+        if due.is_some_and(|due| inner.armed.is_none_or(|armed| due < armed)) {
+            self.timer.notify_one();
+        }
+    }
+
+    /// The disk failed.
+    pub(super) fn fail(&self, error: FilesError) {
+        *self.failure.lock() = Some(error);
+        self.failed.notify_one();
+    }
+
+    /// Waits until the disk fails.
+    pub(super) async fn failed(&self) -> FilesError {
+        loop {
+            self.failed.notified().await;
+            if let Some(error) = self.failure.lock().take() {
+                return error;
+            }
+        }
+    }
+
+    /// Ends the journal thread after what was given to it.
+    pub(super) fn close_journal(&self) {
+        // If it has ended already, so much the better.
+        let _ = self.jobs.send(Job::Close);
+    }
+}
+
+impl Inner {
+    fn reply(&mut self, token: u64, response: &Response) {
+        let Some((session, header)) = self.asked.remove(&token) else {
+            return;
+        };
+        let Some(entry) = self.sessions.get(&session) else {
+            return;
+        };
+        let mut payload = postcards::encode(response);
+        if payload.len() > MAX_PAYLOAD {
+            payload = postcards::encode(&Response {
+                ballot: response.ballot,
+                answer: Answer::Refused(Refused::Limit("an answer's size".into())),
+            });
+        }
+        let mut outbox = entry.outbox.lock();
+        outbox.unanswered = outbox.unanswered.saturating_sub(1);
+        envelope::append(&mut outbox.bytes, header, &payload);
+        drop(outbox);
+        entry.wake.wake();
+    }
+
+    /// Connections to servers that are no longer living are closed.
+    fn forget_posts(&mut self) {
+        let version = self.core.state().list_version();
+        if self.posts_of != version {
+            self.posts_of = version;
+            let state = self.core.state();
+            self.posts.retain(|server, _| state.living(*server).is_ok());
+        }
+    }
+}
+
+/// The timer: lets time pass in the core when it is due.
+pub(super) async fn tick(hub: Arc<Hub>) {
+    loop {
+        let due = {
+            let mut inner = hub.inner.lock();
+            inner.armed = inner.core.next_timeout();
+            inner.armed
+        };
+        match due {
+            None => hub.timer.notified().await,
+            Some(due) => {
+                let sleep = tokio::time::sleep(due.since(clock::now()));
+                tokio::select! {
+                    () = sleep => hub.input(Coordinator::handle_tick),
+                    () = hub.timer.notified() => {}
+                }
+            }
+        }
+    }
+}
