@@ -147,12 +147,18 @@ impl<S: FrameStore> Backup<S> {
     /// What is reported to the coordinator.
     #[must_use]
     pub fn stats(&self) -> BackupStats {
-        let frames = self.frames.geometry().frames();
+        let used = self.replicas.len() + self.inherited.len();
         BackupStats {
-            frames,
-            used: frames.saturating_sub(self.frames.free_count() as u32),
+            frames: self.frames.geometry().frames(),
+            used: used as u32,
             inherited: self.inherited.len() as u32,
         }
+    }
+
+    /// Frames that may be taken.
+    #[must_use]
+    pub fn free_frames(&self) -> usize {
+        self.frames.free_count()
     }
 
     /// Where the bytes are.

@@ -99,7 +99,7 @@ pub struct Frames<S> {
     /// Per frame, the slot that holds its state.
     active: Vec<u8>,
     /// The last freed is taken first: its memory is there already.
-    free: Vec<u32>,
+    pub(crate) free: Vec<u32>,
 }
 
 impl<S: FrameStore> Frames<S> {

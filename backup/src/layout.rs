@@ -68,7 +68,7 @@ const FLAG_CLOSED: u8 = 1;
 const _: () = assert!(SUPERBLOCK_LEN == 80 && SUPERBLOCK_LEN <= SUPERBLOCK_SLOT);
 const _: () = assert!(SLOT_USED == 83 && SLOT_USED <= SLOT_CRC);
 const _: () = assert!(SLOT_LEN <= CERTIFICATE_SLOT);
-const _: () = assert!(SUPERBLOCK_SEQUENCE % 8 == 0 && SLOT_SEQUENCE % 8 == 0);
+const _: () = assert!(SUPERBLOCK_SEQUENCE.is_multiple_of(8) && SLOT_SEQUENCE.is_multiple_of(8));
 
 /// How many frames of which size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -14,11 +14,12 @@ mod replica;
 mod requests;
 #[cfg(feature = "shell")]
 pub mod shell;
+mod spares;
 mod store;
 
 pub use crate::core::Backup;
 pub use frames::{Certified, Found, FrameId, Frames, FramesError, Identity};
 pub use layout::Geometry;
-pub use mapped::MappedStore;
+pub use mapped::{MappedStore, Spare};
 pub use requests::Answer;
 pub use store::{Area, FrameStore, MemoryStore};

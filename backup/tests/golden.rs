@@ -1,4 +1,5 @@
 //! The frame file's bytes, pinned: a change of them is a change of the format.
+#![allow(clippy::unwrap_used, reason = "a failed step of a test is its failure")]
 
 use ramkeep_backup::layout::{Geometry, Header, LayoutError, SLOT_LEN, Slot, Superblock};
 use ramkeep_wire::*;

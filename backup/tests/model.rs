@@ -1,4 +1,5 @@
 //! Random messages against a plain model, and random bytes against everything.
+#![allow(clippy::unwrap_used, reason = "a failed step of a test is its failure")]
 
 mod common;
 

@@ -1,5 +1,6 @@
 //! The checks bite: with a fault planted, what the other files assert does not hold.
 #![cfg(feature = "mutants")]
+#![allow(clippy::unwrap_used, reason = "a failed step of a test is its failure")]
 
 mod common;
 

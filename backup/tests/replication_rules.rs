@@ -1,4 +1,5 @@
 //! What a backup makes of each replication message.
+#![allow(clippy::unwrap_used, reason = "a failed step of a test is its failure")]
 
 mod common;
 

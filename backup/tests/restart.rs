@@ -1,4 +1,5 @@
 //! Replicas outlive the process, and what a new process makes of them.
+#![allow(clippy::unwrap_used, reason = "a failed step of a test is its failure")]
 
 mod common;
 

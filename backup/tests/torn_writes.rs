@@ -1,5 +1,6 @@
 //! The process is killed after every single byte that it stores: what was acknowledged is there,
 //! proved, and nothing else is (SAFETY 15).
+#![allow(clippy::unwrap_used, reason = "a failed step of a test is its failure")]
 
 mod common;
 

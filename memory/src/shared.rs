@@ -203,6 +203,22 @@ impl Region {
         Ok(())
     }
 
+    /// Maps the pages of `range`, so that the first write to each costs no page fault. Contents
+    /// stay; for room, [`reserve`](Self::reserve) first. Only a hint: a system that can't do it
+    /// ahead does it at the first write.
+    ///
+    /// # Panics
+    /// If the range reaches past the region's end.
+    pub fn populate(&mut self, range: Range<usize>) {
+        assert!(range.start <= range.end && range.end <= self.len);
+        #[cfg(target_os = "linux")]
+        {
+            let start = self.start + range.start;
+            let advice = memmap2::Advice::PopulateWrite;
+            let _refused = self.file.map.advise_range(advice, start, range.len());
+        }
+    }
+
     /// Waits until the region's bytes are on the disk under the file, if there is one.
     ///
     /// # Errors

@@ -121,3 +121,15 @@ fn a_write_past_a_region_is_refused() {
     let file = SharedFile::open(&folder.path().join("frames"), 100).unwrap();
     file.region(0..10).unwrap().write(8, b"abc");
 }
+
+#[test]
+fn populating_a_region_changes_no_byte() {
+    let folder = folder();
+    let file = SharedFile::open(&folder.path().join("frames"), 65_536).unwrap();
+    let mut region = file.region(4096..65_536).unwrap();
+    region.write(5000, b"bytes");
+    region.populate(0..61_440);
+    region.populate(100..100);
+    assert_eq!(&region[5000..5005], b"bytes");
+    assert!(region[..5000].iter().all(|&byte| byte == 0));
+}

@@ -63,6 +63,9 @@ pub enum OpenError {
         /// What is wrong with it.
         error: SharedFileError,
     },
+    /// No thread could be started.
+    #[error("the frame keeper could not be started: {0}")]
+    Keeper(#[source] io::Error),
     /// The same file was mapped twice in this process.
     #[error(transparent)]
     Region(#[from] RegionTaken),

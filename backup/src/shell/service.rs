@@ -15,6 +15,7 @@ use ramkeep_wire::replicate::Replicate;
 use ramkeep_wire::{BootId, ClusterId, Micros, Party, ServerId, postcards};
 
 use super::directory::{self, DirectoryLock, OpenError};
+use super::keeper::Keeper;
 use crate::core::Backup;
 use crate::frames::FramesError;
 use crate::layout::Geometry;
@@ -29,10 +30,12 @@ pub struct BackupService {
     shared: Arc<Shared>,
 }
 
+/// In the order in which they go: no thread is left when the frames are unmapped, and they are
+/// unmapped when the lock goes.
 #[derive(Debug)]
 struct Shared {
-    /// Before the lock, so that the frames are unmapped before it goes.
-    core: Mutex<Backup<MappedStore>>,
+    keeper: Keeper,
+    core: Arc<Mutex<Backup<MappedStore>>>,
     _lock: DirectoryLock,
     /// This server, 0 until it is enlisted.
     server: AtomicU64,
@@ -56,9 +59,11 @@ impl BackupService {
             let damaged = core.damaged();
             tracing::warn!(damaged, "frames with a torn or damaged certificate slot");
         }
+        let core = Arc::new(Mutex::new(core));
         Ok(Self {
             shared: Arc::new(Shared {
-                core: Mutex::new(core),
+                keeper: Keeper::start(&core).map_err(OpenError::Keeper)?,
+                core,
                 _lock: lock,
                 server: AtomicU64::new(0),
             }),
@@ -137,9 +142,13 @@ impl Session for BackupSession {
     ) -> Result<(), Refusal> {
         let server = ServerId(self.shared.server.load(Ordering::Acquire));
         let mut core = self.shared.core.lock();
+        let free = core.free_frames();
         while out.len() <= MAX_UNSENT {
             let Some(envelope) = batch.next() else { break };
             handle(&mut core, server, now, &envelope, out)?;
+        }
+        if core.free_frames() < free {
+            self.shared.keeper.wake();
         }
         Ok(())
     }
