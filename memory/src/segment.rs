@@ -187,6 +187,11 @@ impl SegmentMemory {
         exists
     }
 
+    /// Makes all slots resident, as [`populate_next`](Self::populate_next) does with one.
+    pub fn populate_all(&self) {
+        self.inner.mapping.populate(0..self.inner.mapping.len());
+    }
+
     /// Gives the memory of freed slots back to the system.
     pub fn trim(&self) {
         let free = self.inner.lock_free();

@@ -159,6 +159,29 @@ impl Store {
         }
     }
 
+    /// Fetches the memory of several keys at the same time, so that reading or writing them next
+    /// waits for memory once and not once each. Only a hint; pays for a dozen keys or so.
+    #[inline]
+    pub fn prefetch(&self, guard: &Guard, keys: &[Owned<'_>]) {
+        keys.iter()
+            .for_each(|owned| self.index.prefetch(owned.hash()));
+        let entries = self.entries(guard);
+        keys.iter()
+            .for_each(|owned| entries.prefetch_likely(&self.index, owned.hash()));
+    }
+
+    /// Makes all segment memory resident, so that no write waits for the system to find and clear
+    /// pages. Takes as long as that takes.
+    pub fn populate(&self) {
+        self.memory.populate_all();
+    }
+
+    /// Makes the segment resident that the log will open next; false if there is none. For a thread
+    /// that nobody waits for.
+    pub fn populate_next(&self) -> bool {
+        self.memory.populate_next()
+    }
+
     /// The tablets as they are now.
     #[must_use]
     pub fn tablets(&self) -> arc_swap::Guard<Arc<Tablets>> {
