@@ -15,7 +15,7 @@ use ramkeep_wire::replicate::{Replicate, ReplicateStatus, flags};
 use ramkeep_wire::*;
 
 const BOOT: BootId = BootId([1; 16]);
-const FRAMES: u32 = 4;
+const FRAMES: u32 = 16;
 
 /// Payloads that fill a segment by appends of one size.
 fn payloads(segment: u64, append: usize) -> Vec<Vec<u8>> {
@@ -77,39 +77,56 @@ fn run<S: FrameStore>(
     Ok(Cost { first, rest, count })
 }
 
-fn measure<S: FrameStore>(name: &str, mut store: S) -> Result<(), Box<dyn Error>> {
+fn measure<S: FrameStore>(
+    name: &str,
+    mut store: S,
+    prepare: fn(&mut Backup<S>),
+) -> Result<(), Box<dyn Error>> {
     Frames::format(&mut store, BOOT)?;
     let mut backup = Backup::open(store, BOOT, Micros(0))?;
     backup.assign(ClusterId([1; 16]), ServerId(9), 200_000)?;
     println!("{name}: append bytes | open us | append ns | GB/s");
+    let sizes = [150, 1_024, 10_240, 1 << 20];
     let mut segment = 0;
-    for append in [150, 1_024, 10_240, 1 << 20] {
-        for frame in ["fresh", "used"] {
-            segment += 1;
-            let cost = run(&mut backup, segment, append)?;
-            let each = cost.rest.as_nanos() as f64 / f64::from(cost.count);
-            println!(
-                "{frame:5} frame {append:8} | {:7.0} | {each:9.0} | {:.2}",
-                cost.first.as_nanos() as f64 / 1000.0,
-                append as f64 / each
-            );
-            if frame == "fresh" {
-                backup.free_master(ServerId(segment));
-            }
-        }
+    let mut line = |backup: &mut Backup<S>, frame: &str, append: usize| {
+        segment += 1;
+        let cost = run(backup, segment, append)?;
+        let each = cost.rest.as_nanos() as f64 / f64::from(cost.count);
+        println!(
+            "{frame:5} frame {append:8} | {:7.0} | {each:9.0} | {:.2}",
+            cost.first.as_nanos() as f64 / 1000.0,
+            append as f64 / each
+        );
+        Ok::<_, Box<dyn Error>>(segment)
+    };
+    for append in sizes {
+        let fresh = line(&mut backup, "fresh", append)?;
+        backup.free_master(ServerId(fresh));
+        line(&mut backup, "used", append)?;
+    }
+    for append in sizes {
+        prepare(&mut backup);
+        line(&mut backup, "spare", append)?;
     }
     Ok(())
+}
+
+fn prepare(backup: &mut Backup<MappedStore>) {
+    while let Some(mut spare) = backup.lend_spare() {
+        spare.prepare(|| ());
+        backup.give_back(spare);
+    }
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
     let directory = std::env::args().nth(1).unwrap_or("/dev/shm".to_owned());
     let path = PathBuf::from(directory).join(format!("ramkeep-cost-{}", std::process::id()));
-    let geometry = Geometry::new(FRAMES + 4, SEGMENT_SIZE as u32)?;
-    measure("memory", MemoryStore::new(geometry))?;
+    let geometry = Geometry::new(FRAMES, SEGMENT_SIZE as u32)?;
+    measure("memory", MemoryStore::new(geometry), |_| ())?;
     let file = SharedFile::open(&path, geometry.file_len())?;
     let measured = MappedStore::new(&file, geometry)
         .map_err(Box::from)
-        .and_then(|store| measure("mapped", store));
+        .and_then(|store| measure("mapped", store, prepare));
     std::fs::remove_file(&path)?;
     measured
 }

@@ -10,6 +10,7 @@
 //!    or has freed it.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use ramkeep_wire::coordinator::BackupStats;
 use ramkeep_wire::replicate::{Replicate, ReplicateAck, ReplicateStatus, flags};
@@ -185,28 +186,23 @@ impl<S: FrameStore> Backup<S> {
         master: ServerId,
         message: &Replicate<'_>,
     ) -> ReplicateAck {
-        let name = (master, message.segment);
-        let status = if !self.well_formed(master, message) {
-            ReplicateStatus::Refused
-        } else if self.masters.is_fenced(master) {
-            ReplicateStatus::Fenced
-        } else {
-            self.replicate(name, message)
-        };
         let mut ack = ReplicateAck {
             segment: message.segment,
             epoch: ReplicationEpoch(0),
             length: 0,
-            status,
+            status: ReplicateStatus::Refused,
             flags: 0,
             lease_us: 0,
         };
-        if let Some(replica) = self.replicas.get(&name) {
-            ack.epoch = replica.epoch;
-            ack.length = replica.held;
-            ack.flags = replica.flags();
+        let name = (master, message.segment);
+        if self.masters.is_fenced(master) {
+            ack.status = ReplicateStatus::Fenced;
+        } else if self.well_formed(master, message) {
+            ack.status = self.replicate(name, message, &mut ack);
+        } else if let Some(replica) = self.replicas.get(&name) {
+            describe(replica, &mut ack);
         }
-        if status == ReplicateStatus::Done && message.has(flags::LEASE) {
+        if ack.status == ReplicateStatus::Done && message.has(flags::LEASE) {
             ack.lease_us = self.masters.grant(now, master);
         }
         ack
@@ -225,41 +221,53 @@ impl<S: FrameStore> Backup<S> {
             && (complete || !message.has(flags::CLOSED))
     }
 
-    fn replicate(&mut self, name: Name, message: &Replicate<'_>) -> ReplicateStatus {
-        if !self.replicas.contains_key(&name) {
-            if !message.has(flags::OPEN) {
-                return ReplicateStatus::Unknown;
+    /// Carries out a well-formed message, and has `ack` say how the replica is then.
+    fn replicate(
+        &mut self,
+        name: Name,
+        message: &Replicate<'_>,
+        ack: &mut ReplicateAck,
+    ) -> ReplicateStatus {
+        let replica = match self.replicas.entry(name) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(_) if !message.has(flags::OPEN) => return ReplicateStatus::Unknown,
+            Entry::Vacant(vacant) => {
+                let Some(frame) = self.frames.take() else {
+                    return ReplicateStatus::NoFrame;
+                };
+                let identity = Identity {
+                    master: name.0,
+                    segment: name.1,
+                    kind: message.kind,
+                };
+                vacant.insert(Replica::new(frame, identity, message.epoch))
             }
-            let Some(frame) = self.frames.take() else {
-                return ReplicateStatus::NoFrame;
-            };
-            let identity = Identity {
-                master: name.0,
-                segment: name.1,
-                kind: message.kind,
-            };
-            let replica = Replica::new(frame, identity, message.epoch);
-            self.replicas.insert(name, replica);
-        }
-        let Some(replica) = self.replicas.get_mut(&name) else {
-            return ReplicateStatus::Unknown;
         };
-        match replica.judge(message, self.frames.contents(replica.frame)) {
+        let verdict = replica.judge(message, self.frames.contents(replica.frame));
+        let status = match verdict {
             Verdict::Refuse(status) => status,
             Verdict::Gap => {
                 replica.epoch = message.epoch;
                 ReplicateStatus::Gap
             }
             Verdict::Apply { certify } => {
-                let completes = certify.is_some();
                 apply(&mut self.frames, replica, message, certify);
-                if completes {
-                    self.free_inherited(name);
-                }
                 ReplicateStatus::Done
             }
+        };
+        describe(replica, ack);
+        if matches!(verdict, Verdict::Apply { certify: Some(_) }) {
+            self.free_inherited(name);
         }
+        status
     }
+}
+
+/// Has an acknowledgement say how the replica is.
+fn describe(replica: &Replica, ack: &mut ReplicateAck) {
+    ack.epoch = replica.epoch;
+    ack.length = replica.held;
+    ack.flags = replica.flags();
 }
 
 /// Bytes first, then the certificate; what returns from here may be acknowledged.
