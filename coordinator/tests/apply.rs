@@ -1,4 +1,5 @@
 //! The state machine alone: what any sequence of commands must leave true.
+#![allow(clippy::unwrap_used, reason = "helpers of tests panic like tests")]
 
 use std::collections::{BTreeMap, BTreeSet};
 

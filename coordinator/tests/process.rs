@@ -1,4 +1,5 @@
 //! The process: real files, real sockets, and a server made of one thread of this test.
+#![allow(clippy::unwrap_used, reason = "helpers of tests panic like tests")]
 #![cfg(feature = "shell")]
 
 use std::path::Path;
