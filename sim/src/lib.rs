@@ -4,8 +4,15 @@
 #![forbid(unsafe_code)]
 
 pub mod check;
+pub mod clock;
 pub mod events;
+pub mod faults;
 pub mod history;
+pub mod inspect;
 pub mod network;
+pub mod node;
 pub mod rng;
+pub mod run;
 pub mod trace;
+pub mod workload;
+pub mod world;

@@ -133,6 +133,7 @@ impl Segment {
                 boot: BootId([0; 16]),
                 inherited: false,
             },
+            before_reboot: false,
             contents: &self.bytes,
         }
     }
@@ -219,6 +220,19 @@ fn stale_epochs_and_heads_below_the_floor_do_not_count() {
     assert_eq!(end(&record, &found), Ok((SegmentId(1), State(2))));
     record.floor = Some((SegmentId(2), ReplicationEpoch(0)));
     assert_eq!(end(&record, &found), Err(Refusal::NoHead));
+}
+
+#[test]
+fn an_open_replica_from_before_a_reboot_is_no_evidence_for_the_end() {
+    let head = Segment::new(1, &[]).with(&object(1, b"a"));
+    let mut old = head.on(2, 0, false);
+    old.before_reboot = true;
+    assert_eq!(end(&record(), &[old]), Err(Refusal::NoHead));
+    let next = Segment::new(2, &[head.sealed()]).active(1);
+    let mut closed = head.on(2, 0, true);
+    closed.before_reboot = true;
+    let found = [closed, next.on(3, 0, false)];
+    assert_eq!(end(&record(), &found), Ok((SegmentId(2), State(2))));
 }
 
 #[test]

@@ -5,7 +5,9 @@
 //! 1. Only replicas whose certificate, header and entries hold count.
 //! 2. An open replica counts only at an epoch that is at least the recorded one, and not below the
 //!    floor.
-//! 3. Among replicas that count equally, the one that loses most is taken: if that one is enough,
+//! 3. An open replica from before a reboot of its machine never counts: old pages may have come
+//!    back.
+//! 4. Among replicas that count equally, the one that loses most is taken: if that one is enough,
 //!    every choice is.
 
 use std::collections::BTreeMap;
@@ -40,6 +42,8 @@ pub struct Found<'a> {
     pub backup: ServerId,
     /// What the backup says of it.
     pub info: ReplicaInfo,
+    /// Its machine has booted since it was written (SAFETY 14).
+    pub before_reboot: bool,
     /// What the backup has of it.
     pub contents: &'a [u8],
 }
@@ -114,6 +118,7 @@ fn counts_as_head(record: &MasterRecord, replica: &Found<'_>) -> bool {
     info.master == record.master
         && info.kind == SegmentKind::Head
         && !info.closed
+        && !replica.before_reboot
         && info.epoch >= recorded.unwrap_or_default()
         && record
             .floor

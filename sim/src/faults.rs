@@ -1,0 +1,347 @@
+//! What goes wrong in a run, drawn from its seed while it runs: within the promise, so that nothing
+//! may be lost.
+//!
+//! # Invariants
+//! 1. At most `most_lost` machines with frames are down, or have lost their frames and are not
+//!    replicated anew, at one time.
+//! 2. No pause or cut lasts long enough for a living master to be decided dead.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use ramkeep_wire::ServerId;
+
+use crate::network::{Direction, ProcessId};
+use crate::rng::Rng;
+use crate::world::{Death, Event, Role, World};
+
+/// A kind of fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
+    /// A connection breaks.
+    Sever,
+    /// Two processes can't reach each other, one way or both.
+    Cut,
+    /// A process can't reach some of the others.
+    Isolate,
+    /// A link is slow.
+    Slow,
+    /// A backup is killed and started again with its frames.
+    KillBackup,
+    /// A backup is killed in the middle of a store.
+    KillStoring,
+    /// A backup's machine loses power and with it the frames, or gets old pages back.
+    PowerLoss,
+    /// The coordinator is killed and started again.
+    KillCoordinator,
+    /// A backup stands still.
+    PauseBackup,
+    /// A master stands still.
+    PauseMaster,
+    /// The coordinator stands still.
+    PauseCoordinator,
+}
+
+const ALL: [Fault; 11] = [
+    Fault::Sever,
+    Fault::Cut,
+    Fault::Isolate,
+    Fault::Slow,
+    Fault::KillBackup,
+    Fault::KillStoring,
+    Fault::PowerLoss,
+    Fault::KillCoordinator,
+    Fault::PauseBackup,
+    Fault::PauseMaster,
+    Fault::PauseCoordinator,
+];
+
+/// Longest that a master is paused or cut off from the coordinator, microseconds.
+const MASTER_AWAY: u64 = 600_000;
+
+/// The faults of one run.
+#[derive(Debug)]
+pub struct Faults {
+    rng: Rng,
+    enabled: Vec<Fault>,
+    /// Mean time between two, microseconds.
+    gap: u64,
+    most_lost: usize,
+    /// How many of each there were.
+    pub done: std::collections::BTreeMap<Fault, u32>,
+}
+
+impl Faults {
+    /// A random selection of kinds, so that some runs have much of few kinds.
+    #[must_use]
+    pub fn new(mut rng: Rng, most_lost: usize) -> Self {
+        let share = rng.below(20..101);
+        let enabled = ALL.into_iter().filter(|_| rng.percent(share)).collect();
+        let gap = *rng.choose(&[20_000, 60_000, 150_000, 400_000]);
+        Self {
+            rng,
+            enabled,
+            gap,
+            most_lost,
+            done: std::collections::BTreeMap::new(),
+        }
+    }
+
+    /// Time to the next one.
+    pub fn next_gap(&mut self) -> Duration {
+        self.rng.micros(1_000..self.gap * 2)
+    }
+
+    /// Lets one happen, if any may now.
+    pub fn strike(&mut self, world: &mut World) {
+        if self.enabled.is_empty() {
+            return;
+        }
+        let fault = *self.rng.choose(&self.enabled);
+        if self.happen(world, fault).is_some() {
+            *self.done.entry(fault).or_default() += 1;
+        }
+    }
+
+    fn happen(&mut self, world: &mut World, fault: Fault) -> Option<()> {
+        match fault {
+            Fault::Sever => self.sever(world),
+            Fault::Cut => self.cut(world),
+            Fault::Isolate => self.isolate(world),
+            Fault::Slow => self.slow(world),
+            Fault::KillBackup => self.kill(world, Death::Kill),
+            Fault::PowerLoss => self.kill(world, Death::PowerLoss),
+            Fault::KillStoring => self.kill_storing(world),
+            Fault::KillCoordinator => self.kill_coordinator(world),
+            Fault::PauseBackup => {
+                let machine = self.backup(world)?;
+                let time = self.rng.micros(1_000..1_500_000);
+                world.pause(world.machines[machine].process?, time);
+                Some(())
+            }
+            Fault::PauseMaster => {
+                let machine = self.pick(world, is_master)?;
+                let time = self.rng.micros(1_000..MASTER_AWAY);
+                world.pause(world.machines[machine].process?, time);
+                Some(())
+            }
+            Fault::PauseCoordinator => {
+                let machine = self.pick(world, is_coordinator)?;
+                let time = self.rng.micros(1_000..2_000_000);
+                world.pause(world.machines[machine].process?, time);
+                Some(())
+            }
+        }
+    }
+
+    fn pick(&mut self, world: &World, wanted: fn(&World, usize) -> bool) -> Option<usize> {
+        let machines: Vec<usize> = (0..world.machines.len())
+            .filter(|m| wanted(world, *m) && world.machines[*m].process.is_some())
+            .collect();
+        (!machines.is_empty()).then(|| *self.rng.choose(&machines))
+    }
+
+    fn backup(&mut self, world: &World) -> Option<usize> {
+        self.pick(world, is_backup_only)
+    }
+
+    fn pair(&mut self, world: &World) -> Option<(usize, usize)> {
+        let one = self.pick(world, |_, _| true)?;
+        let two = self.pick(world, |_, _| true)?;
+        (one != two).then_some((one, two))
+    }
+
+    fn sever(&mut self, world: &mut World) -> Option<()> {
+        let machine = self.pick(world, |_, _| true)?;
+        let connections = world
+            .network
+            .connections_of(world.machines[machine].process?);
+        if connections.is_empty() {
+            return None;
+        }
+        let all = self.rng.percent(20);
+        let one = *self.rng.choose(&connections);
+        let late = *self.rng.choose(&[100, 2_000, 50_000]);
+        for connection in connections {
+            if all || connection == one {
+                world
+                    .network
+                    .sever(&mut world.events, connection, (0, late));
+            }
+        }
+        world.say(format_args!(
+            "-- connections of {} break",
+            world.machines[machine].address.clone()
+        ));
+        Some(())
+    }
+
+    /// How long two machines may be apart.
+    fn apart(&mut self, world: &World, one: usize, two: usize) -> Duration {
+        let delicate = is_master(world, one) && is_coordinator(world, two)
+            || is_master(world, two) && is_coordinator(world, one);
+        let most = if delicate { MASTER_AWAY } else { 2_500_000 };
+        self.rng.micros(1_000..most)
+    }
+
+    fn cut(&mut self, world: &mut World) -> Option<()> {
+        let (one, two) = self.pair(world)?;
+        let time = self.apart(world, one, two);
+        let direction = if self.rng.percent(50) {
+            Direction::OneWay
+        } else {
+            Direction::Both
+        };
+        self.cut_pair(world, one, two, direction, time)
+    }
+
+    fn cut_pair(
+        &self,
+        world: &mut World,
+        one: usize,
+        two: usize,
+        direction: Direction,
+        time: Duration,
+    ) -> Option<()> {
+        let (from, to) = (process(world, one)?, process(world, two)?);
+        let until = world.events.now() + time;
+        world
+            .network
+            .cut(&mut world.events, from, to, direction, until);
+        let (one, two) = (&world.machines[one].address, &world.machines[two].address);
+        let text = format!("-- cut {one} to {two}, {direction:?}, {} ms", time.as_millis());
+        world.say(format_args!("{text}"));
+        Some(())
+    }
+
+    fn isolate(&mut self, world: &mut World) -> Option<()> {
+        let machine = self.pick(world, |_, _| true)?;
+        for other in 0..world.machines.len() {
+            if other != machine && self.rng.percent(60) {
+                let time = self.apart(world, machine, other);
+                self.cut_pair(world, machine, other, Direction::Both, time);
+            }
+        }
+        Some(())
+    }
+
+    fn slow(&mut self, world: &mut World) -> Option<()> {
+        let (one, two) = self.pair(world)?;
+        let (from, to) = (process(world, one)?, process(world, two)?);
+        let factor = self.rng.below(5..80);
+        let until = world.events.now() + self.rng.micros(10_000..1_000_000);
+        world.network.slow_down(from, to, factor, until);
+        Some(())
+    }
+
+    fn may_lose(&self, world: &World, machine: usize) -> bool {
+        let mut lost = lost(world);
+        lost.insert(machine);
+        lost.len() <= self.most_lost
+    }
+
+    fn restart_later(&mut self, world: &mut World, machine: usize) {
+        let most = *self.rng.choose(&[20_000, 300_000, 3_000_000]);
+        let at = world.events.now() + self.rng.micros(1_000..most);
+        world.events.at(at, Event::Restart(machine));
+    }
+
+    fn kill(&mut self, world: &mut World, death: Death) -> Option<()> {
+        let machine = self.backup(world)?;
+        if !self.may_lose(world, machine) {
+            return None;
+        }
+        world.kill(process(world, machine)?, death);
+        self.restart_later(world, machine);
+        Some(())
+    }
+
+    fn kill_storing(&mut self, world: &mut World) -> Option<()> {
+        let machine = self.backup(world)?;
+        if !self.may_lose(world, machine) {
+            return None;
+        }
+        let bytes = self.rng.index(*self.rng.clone().choose(&[60, 300, 3_000]));
+        world.kill_while_storing(process(world, machine)?, bytes);
+        self.restart_later(world, machine);
+        Some(())
+    }
+
+    fn kill_coordinator(&mut self, world: &mut World) -> Option<()> {
+        let machine = self.pick(world, is_coordinator)?;
+        world.kill(process(world, machine)?, Death::Kill);
+        let at = world.events.now() + self.rng.micros(1_000..2_000_000);
+        world.events.at(at, Event::Restart(machine));
+        Some(())
+    }
+}
+
+fn process(world: &World, machine: usize) -> Option<ProcessId> {
+    world.machines[machine].process
+}
+
+/// Whether a master runs there.
+#[must_use]
+pub fn is_master(world: &World, machine: usize) -> bool {
+    matches!(&world.machines[machine].role, Role::Server(config) if config.roles.master)
+}
+
+/// Whether a backup and no master runs there.
+#[must_use]
+pub fn is_backup_only(world: &World, machine: usize) -> bool {
+    matches!(&world.machines[machine].role, Role::Server(config) if !config.roles.master)
+}
+
+/// Whether a coordinator runs there.
+#[must_use]
+pub fn is_coordinator(world: &World, machine: usize) -> bool {
+    matches!(world.machines[machine].role, Role::Coordinator(_))
+}
+
+/// Machines with frames that are down, or whose frames were lost and are not made up for.
+#[must_use]
+pub fn lost(world: &World) -> BTreeSet<usize> {
+    world
+        .server_machines()
+        .filter(|m| world.machines[*m].process.is_none() || world.is_dying(*m))
+        .chain(world.wiped.keys().copied())
+        .collect()
+}
+
+/// Forgets losses that every master has made up for.
+pub fn note_recovered(world: &mut World) {
+    let masters: Vec<usize> = world
+        .server_machines()
+        .filter(|m| is_master(world, *m))
+        .collect();
+    let whole = |world: &World, old: ServerId| {
+        masters.iter().all(|m| {
+            world.server(*m).is_none_or(|node| {
+                node.master().is_none_or(|master| {
+                    (old == ServerId(0) || node.knows_crashed(old))
+                        && master.stats().under_replicated == 0
+                })
+            })
+        })
+    };
+    let wiped: Vec<(usize, ServerId)> = world.wiped.iter().map(|(m, s)| (*m, *s)).collect();
+    for (machine, old) in wiped {
+        if whole(world, old) {
+            world.wiped.remove(&machine);
+        }
+    }
+}
+
+/// Everything works again: links, processes, machines.
+pub fn end(world: &mut World) {
+    world.network.heal();
+    for machine in 0..world.machines.len() {
+        if let Some(process) = world.machines[machine].process {
+            if world.is_paused(machine) {
+                world.resume(process);
+            }
+        } else if !matches!(world.machines[machine].role, Role::Client) {
+            world.start(machine);
+        }
+    }
+}

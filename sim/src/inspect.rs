@@ -1,0 +1,285 @@
+//! Looking into a world: what its backups hold, and whether that is enough.
+
+use std::collections::BTreeSet;
+
+use ramkeep_backup::{Backup, FrameStore, MemoryStore};
+use ramkeep_coordinator::Coordinator;
+use ramkeep_wire::backup::{BackupRequest, BackupResponse, ReplicaInfo};
+use ramkeep_wire::coordinator::ServerState;
+use ramkeep_wire::{Micros, Party, SegmentId, ServerId, key_hash};
+
+use crate::check::durable::{self, Loss};
+use crate::check::log_end::{Found, MasterRecord, Refusal, log_end};
+use crate::world::{Disk, World};
+
+/// What one machine's frames hold of one master's segments.
+#[derive(Clone, Debug)]
+pub struct Held {
+    /// The machine.
+    pub machine: usize,
+    /// Whether a process runs there.
+    pub running: bool,
+    /// The complete replicas with their bytes.
+    pub replicas: Vec<(ReplicaInfo, Vec<u8>)>,
+}
+
+/// What is wrong with what the backups hold of a master's log.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unsafe {
+    /// The end of the log can't be found.
+    #[error("{master:?}'s log can't be recovered without machines {without:?}: {why}")]
+    NoLog {
+        /// Whose log.
+        master: ServerId,
+        /// The machines lost beside the master's.
+        without: Vec<usize>,
+        /// Why not.
+        why: Refusal,
+    },
+    /// The log that recovery would take lacks what clients were told.
+    #[error("{master:?}'s log, recovered without machines {without:?}: {loss}")]
+    Loses {
+        /// Whose log.
+        master: ServerId,
+        /// The machines lost beside the master's.
+        without: Vec<usize>,
+        /// What is lost.
+        loss: Loss,
+    },
+}
+
+/// The coordinator as its disk has it for good.
+#[must_use]
+pub fn recorded(world: &World, machine: usize) -> Option<Coordinator> {
+    let journal = match (world.coordinator(machine), &world.machines[machine].disk) {
+        (Some(node), _) => node.journal().durable(),
+        (None, Disk::Journal(journal)) => journal.durable(),
+        _ => return None,
+    };
+    let crate::world::Role::Coordinator(config) = &world.machines[machine].role else {
+        return None;
+    };
+    Some(journal.recover(config.core([0; 32])))
+}
+
+/// What the coordinator has recorded of a master.
+#[must_use]
+pub fn master_record(coordinator: &Coordinator, master: ServerId) -> Option<MasterRecord> {
+    let state = coordinator.state();
+    let server = state.servers().by_id(master)?;
+    Some(MasterRecord {
+        cluster: state.constants()?.cluster,
+        master,
+        key: server.key,
+        floor: server.floor,
+        epochs: server
+            .epochs
+            .iter()
+            .map(|(segment, recorded)| (*segment, recorded.epoch))
+            .collect(),
+    })
+}
+
+/// What every machine's frames hold of a master's segments, also where no process runs.
+#[must_use]
+pub fn held(world: &mut World, master: ServerId) -> Vec<Held> {
+    let machines: Vec<usize> = world.server_machines().collect();
+    let mut all = Vec::new();
+    for machine in machines {
+        if let Some(process) = world.machines[machine].process {
+            let replicas = world.with(process, |node, context| match node {
+                crate::node::Node::Server(node) => node
+                    .backup_mut()
+                    .map(|backup| replicas(backup, context.now, master)),
+                _ => None,
+            });
+            if let Some(Some(replicas)) = replicas {
+                all.push(Held {
+                    machine,
+                    running: true,
+                    replicas,
+                });
+            }
+        } else if let Disk::Frames(frames) = &world.machines[machine].disk {
+            let boot = world.boot(machine);
+            if let Ok(mut backup) = Backup::open(frames.clone(), boot, Micros(0)) {
+                all.push(Held {
+                    machine,
+                    running: false,
+                    replicas: replicas(&mut backup, Micros(0), master),
+                });
+            }
+        }
+    }
+    all
+}
+
+/// Asked as the master itself, who needs no fence to see its own replicas.
+fn replicas<S: FrameStore>(
+    backup: &mut Backup<S>,
+    now: Micros,
+    master: ServerId,
+) -> Vec<(ReplicaInfo, Vec<u8>)> {
+    let from = Party::server(master);
+    let mut found = Vec::new();
+    let mut after = None;
+    loop {
+        let request = BackupRequest::Inventory { master, after };
+        let BackupResponse::Inventory(page) = backup.handle_request(now, from, request).response
+        else {
+            return found;
+        };
+        let Some(last) = page.last() else {
+            return found;
+        };
+        after = Some(last.segment);
+        for info in page {
+            let request = BackupRequest::Fetch {
+                master,
+                segment: info.segment,
+                offset: 0,
+                length: info.length,
+            };
+            let answer = backup.handle_request(now, from, request);
+            if let BackupResponse::Bytes { replica, .. } = answer.response {
+                found.push((replica, answer.bytes.to_vec()));
+            }
+        }
+    }
+}
+
+/// Whether every acknowledged operation on keys of `master` survives the loss of it and of any
+/// machines up to `budget`, `lost` among them.
+pub fn check_master(
+    world: &World,
+    held: &[Held],
+    record: &MasterRecord,
+    owned: &dyn Fn(ramkeep_wire::TableId, ramkeep_wire::KeyHash) -> bool,
+    lost: &BTreeSet<usize>,
+    budget: usize,
+) -> Result<usize, Unsafe> {
+    if lost.len() > budget {
+        return Ok(0);
+    }
+    let candidates: Vec<usize> = held
+        .iter()
+        .filter(|held| !held.replicas.is_empty() && !lost.contains(&held.machine))
+        .map(|held| held.machine)
+        .collect();
+    let mut checked = 0;
+    for more in subsets(&candidates, budget - lost.len()) {
+        let without: Vec<usize> = lost.iter().copied().chain(more).collect();
+        check_without(world, held, record, owned, &without)?;
+        checked += 1;
+    }
+    Ok(checked)
+}
+
+fn check_without(
+    world: &World,
+    held: &[Held],
+    record: &MasterRecord,
+    owned: &dyn Fn(ramkeep_wire::TableId, ramkeep_wire::KeyHash) -> bool,
+    without: &[usize],
+) -> Result<(), Unsafe> {
+    let found: Vec<Found<'_>> = held
+        .iter()
+        .filter(|held| !without.contains(&held.machine))
+        .flat_map(|held| {
+            let boot = world.boot(held.machine);
+            held.replicas.iter().map(move |(info, contents)| Found {
+                backup: ServerId(held.machine as u64),
+                info: *info,
+                before_reboot: info.boot != boot,
+                contents,
+            })
+        })
+        .collect();
+    let log = log_end(record, &found).map_err(|why| Unsafe::NoLog {
+        master: record.master,
+        without: without.to_vec(),
+        why,
+    })?;
+    let replayed = durable::replay(&log.segments);
+    let loses = |loss| Unsafe::Loses {
+        master: record.master,
+        without: without.to_vec(),
+        loss,
+    };
+    if let Some((place, state)) = replayed.reused.first() {
+        return Err(loses(Loss::VersionReused {
+            place: place.clone(),
+            state: *state,
+        }));
+    }
+    for (place, operations) in world.history.keys() {
+        if owned(place.0, key_hash(place.0, &place.1)) {
+            durable::check_key(place, operations, &replayed).map_err(loses)?;
+        }
+    }
+    Ok(())
+}
+
+/// All subsets of `items` with just `size` members; of fewer if there are not so many.
+fn subsets(items: &[usize], size: usize) -> Vec<Vec<usize>> {
+    if size == 0 || items.is_empty() {
+        return vec![Vec::new()];
+    }
+    if size >= items.len() {
+        return vec![items.to_vec()];
+    }
+    let mut with: Vec<Vec<usize>> = subsets(&items[1..], size - 1);
+    for subset in &mut with {
+        subset.push(items[0]);
+    }
+    with.extend(subsets(&items[1..], size));
+    with
+}
+
+/// Masters that the coordinator has not decided crashed, with their machines.
+#[must_use]
+pub fn living_masters(world: &World, coordinator: &Coordinator) -> Vec<(usize, ServerId)> {
+    world
+        .server_machines()
+        .filter_map(|machine| {
+            let node = world.server(machine)?;
+            let master = node.master()?;
+            let found = coordinator.state().servers().by_id(master.me())?;
+            (found.state != ServerState::Crashed && !node.stopped())
+                .then_some((machine, master.me()))
+        })
+        .collect()
+}
+
+/// The segments of a running master's log.
+#[must_use]
+pub fn segments(world: &World, machine: usize) -> Vec<SegmentId> {
+    world
+        .server(machine)
+        .and_then(|node| node.master())
+        .map(|master| master.store().writer().log().segments().collect())
+        .unwrap_or_default()
+}
+
+/// The frames of the machine's disk, if no process runs there.
+#[must_use]
+pub fn frames(world: &World, machine: usize) -> Option<&MemoryStore> {
+    match &world.machines[machine].disk {
+        Disk::Frames(frames) => Some(frames),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::subsets;
+
+    #[test]
+    fn subsets_have_just_the_size_asked_for() {
+        assert_eq!(subsets(&[1, 2, 3], 0), [Vec::<usize>::new()]);
+        let two = subsets(&[1, 2, 3], 2);
+        assert_eq!(two.len(), 3);
+        assert!(two.iter().all(|subset| subset.len() == 2));
+        assert_eq!(subsets(&[1], 2), [vec![1]]);
+    }
+}

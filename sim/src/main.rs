@@ -1,0 +1,157 @@
+//! `sim`: runs seeds of the simulator.
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use clap::Parser;
+use ramkeep_wire::mutants::Mutant;
+use sim::run::{Options, Report, run};
+use sim::trace::Lines;
+
+/// Runs whole Ramkeep clusters in virtual time, with faults, and checks what came of it.
+#[derive(Debug, Parser)]
+#[command(name = "sim", version)]
+struct Arguments {
+    /// Run this seed.
+    #[arg(long, conflicts_with = "seeds")]
+    seed: Option<u64>,
+    /// Run these seeds: `A..B`, without B.
+    #[arg(long, value_parser = parse_range, value_name = "A..B")]
+    seeds: Option<(u64, u64)>,
+    /// Seeds run at the same time.
+    #[arg(long, default_value_t = 1)]
+    jobs: usize,
+    /// Print everything that happens.
+    #[arg(long)]
+    trace: bool,
+    /// Plant this fault (see --list).
+    #[arg(long, value_parser = parse_mutant)]
+    mutant: Option<Mutant>,
+    /// List the faults that can be planted.
+    #[arg(long)]
+    list: bool,
+}
+
+fn parse_range(text: &str) -> Result<(u64, u64), String> {
+    let (first, end) = text.split_once("..").ok_or("a range is written A..B")?;
+    let number = |text: &str| text.parse::<u64>().map_err(|error| error.to_string());
+    Ok((number(first)?, number(end)?))
+}
+
+fn parse_mutant(name: &str) -> Result<Mutant, String> {
+    Mutant::from_name(name).ok_or_else(|| format!("no planted fault is called {name}"))
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if arguments.list {
+        for mutant in Mutant::ALL {
+            println!("mutant {}", mutant.name());
+        }
+        return ExitCode::SUCCESS;
+    }
+    let (first, end) = match (arguments.seed, arguments.seeds) {
+        (Some(seed), _) => (seed, seed + 1),
+        (None, Some(range)) => range,
+        (None, None) => (0, 100),
+    };
+    let started = Instant::now();
+    let next = AtomicU64::new(first);
+    let total = Mutex::new(Totals::default());
+    let jobs = arguments.jobs.clamp(1, 256);
+    std::thread::scope(|scope| {
+        for _ in 0..jobs {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= end {
+                        return;
+                    }
+                    let report = run(options(&arguments, seed));
+                    if let Ok(mut total) = total.lock() {
+                        total.add(&report, arguments.trace || end == first + 1);
+                    }
+                }
+            });
+        }
+    });
+    let seconds = started.elapsed().as_secs_f64();
+    let total = total.into_inner().unwrap_or_default();
+    total.print(seconds, jobs);
+    if total.findings == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+fn options(arguments: &Arguments, seed: u64) -> Options {
+    Options {
+        seed,
+        mutant: arguments.mutant,
+        lines: if arguments.trace {
+            Lines::Print
+        } else {
+            Lines::No
+        },
+    }
+}
+
+#[derive(Debug, Default)]
+struct Totals {
+    seeds: u64,
+    findings: u64,
+    operations: usize,
+    refused: u64,
+    events: u64,
+    recoveries: usize,
+    undecided: usize,
+    faults: u32,
+    virtual_seconds: f64,
+}
+
+impl Totals {
+    fn add(&mut self, report: &Report, verbose: bool) {
+        self.seeds += 1;
+        self.operations += report.operations;
+        self.refused += report.refused;
+        self.events += report.events;
+        self.recoveries += report.recoveries;
+        self.undecided += report.undecided;
+        self.faults += report.faults;
+        self.virtual_seconds += report.virtual_seconds;
+        if !report.findings.is_empty() {
+            self.findings += 1;
+            for finding in &report.findings {
+                println!("seed {}: FINDING: {finding}", report.seed);
+            }
+        }
+        if verbose {
+            println!("seed {}: trace {:016x}", report.seed, report.trace);
+        }
+    }
+
+    fn print(&self, seconds: f64, jobs: usize) {
+        let rate = self.seeds as f64 / seconds / jobs as f64;
+        println!(
+            "{} seeds, {} with findings; {} operations ({} refused or open), {} events, {} faults, \
+             {} logs recovered, {} keys undecided, {:.0} virtual seconds",
+            self.seeds,
+            self.findings,
+            self.operations,
+            self.refused,
+            self.events,
+            self.faults,
+            self.recoveries,
+            self.undecided,
+            self.virtual_seconds,
+        );
+        println!(
+            "{seconds:.1} s with {jobs} jobs: {rate:.2} seeds/s per core, {:.0} per core-hour",
+            rate * 3600.0
+        );
+    }
+}

@@ -1,0 +1,496 @@
+//! One seed: a cluster, a workload and faults, then quiet, then the checks.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use ramkeep_wire::coordinator::{Roles, Settings};
+use ramkeep_wire::mutants::Mutant;
+use ramkeep_wire::{KeyHash, Micros, TableId};
+
+use crate::check::check_history;
+use crate::faults::{self, Faults};
+use crate::history::Action;
+use crate::inspect;
+use crate::network::Delays;
+use crate::node::Node;
+use crate::node::client::ClientConfig;
+use crate::rng::Rng;
+use crate::trace::Lines;
+use crate::workload::{Mix, Step, Workload};
+use crate::world::{World, WorldConfig};
+
+/// How long a cluster may take to be whole once faults stop.
+const CONVERGENCE: Duration = Duration::from_secs(60);
+/// How often it is looked whether it is.
+const LOOK: Duration = Duration::from_millis(100);
+
+const STEP_FAULT: u32 = 1;
+const STEP_CHECK: u32 = 2;
+const STEP_QUIET: u32 = 3;
+const STEP_LOOK: u32 = 4;
+
+/// What to run.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// The seed.
+    pub seed: u64,
+    /// A planted fault.
+    pub mutant: Option<Mutant>,
+    /// What of the trace is kept as text.
+    pub lines: Lines,
+}
+
+/// What came of a run.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// The seed.
+    pub seed: u64,
+    /// What should not have happened.
+    pub findings: Vec<String>,
+    /// Hash over everything that happened.
+    pub trace: u64,
+    /// Events that happened.
+    pub events: u64,
+    /// Operations in the history.
+    pub operations: usize,
+    /// Envelopes sent.
+    pub envelopes: u64,
+    /// Times that a master's log was recovered from what backups held.
+    pub recoveries: usize,
+    /// Keys that the search gave up on.
+    pub undecided: usize,
+    /// True time that the run took, in virtual seconds.
+    pub virtual_seconds: f64,
+    /// Faults that happened.
+    pub faults: u32,
+    /// Operations that clients were refused.
+    pub refused: u64,
+    /// The last lines of the trace, if kept.
+    pub lines: Vec<String>,
+}
+
+/// Runs one seed.
+#[must_use]
+pub fn run(options: Options) -> Report {
+    let planted = Plant::new(options.mutant);
+    let report = Run::new(options).to_end();
+    drop(planted);
+    report
+}
+
+/// Plants a fault for as long as it lives.
+pub struct Plant {
+    #[cfg(feature = "mutants")]
+    before: Option<Mutant>,
+}
+
+impl Plant {
+    /// Plants a fault in this thread.
+    ///
+    /// # Panics
+    /// If one is asked for in a build without the feature `mutants`.
+    #[must_use]
+    pub fn new(mutant: Option<Mutant>) -> Self {
+        #[cfg(feature = "mutants")]
+        return Self {
+            before: ramkeep_wire::mutants::plant(mutant),
+        };
+        #[cfg(not(feature = "mutants"))]
+        {
+            assert!(
+                mutant.is_none(),
+                "planted faults need the feature `mutants`"
+            );
+            Self {}
+        }
+    }
+}
+
+#[cfg(feature = "mutants")]
+impl Drop for Plant {
+    fn drop(&mut self) {
+        ramkeep_wire::mutants::plant(self.before);
+    }
+}
+
+#[derive(Debug)]
+struct Run {
+    world: World,
+    faults: Faults,
+    replicas: usize,
+    coordinator: usize,
+    clients: Vec<usize>,
+    quiet: bool,
+    gives_up: Micros,
+    /// The last reading of every key is under way.
+    reading: bool,
+    report: Report,
+}
+
+/// Settings of a simulated cluster: small segments, short times.
+#[must_use]
+pub fn settings(rng: &mut Rng, replicas: u8) -> Settings {
+    Settings {
+        replicas,
+        lease_us: *rng.choose(&[20_000, 60_000, 200_000]),
+        backup_wait_us: *rng.choose(&[300_000, 2_000_000]),
+        heartbeat_us: 50_000,
+        suspect_us: 400_000,
+        segment_size: *rng.choose(&[8 << 10, 16 << 10, 32 << 10]),
+    }
+}
+
+/// Frames that each simulated backup has.
+pub const FRAMES: u32 = 512;
+/// Segments that each simulated master has memory for: few enough that a digest of them leaves
+/// room in a small segment.
+pub const SEGMENTS: u64 = 80;
+
+impl Run {
+    fn new(options: Options) -> Self {
+        let mut rng = Rng::new(options.seed).fork(77);
+        let replicas = *rng.choose(&[1, 2, 2, 2, 3]);
+        let mut world = World::new(WorldConfig {
+            seed: options.seed,
+            settings: settings(&mut rng, replicas as u8),
+            delays: Delays {
+                usual: *rng.choose(&[(10, 50), (20, 200), (100, 2_000)]),
+                late_per_mille: *rng.choose(&[0, 10, 50]),
+                late: (500, 8_000),
+            },
+            sync: *rng.choose(&[(100, 500), (1_000, 10_000)]),
+            lines: options.lines,
+        });
+        let coordinator = world.add_coordinator();
+        let memory = SEGMENTS * u64::from(world.config.settings.segment_size);
+        for _ in 0..rng.below(1..4) {
+            let backup = rng.percent(50);
+            let master = true;
+            world.add_server(Roles { master, backup }, FRAMES, memory);
+        }
+        let spare = rng.below(1..4);
+        for _ in 0..replicas as u64 + spare {
+            let (master, backup) = (false, true);
+            world.add_server(Roles { master, backup }, FRAMES, memory);
+        }
+        let clients = Self::add_clients(&mut world, &mut rng);
+        let deep = rng.percent(25);
+        let most_lost = if deep { replicas } else { replicas - 1 };
+        let mut run = Self {
+            faults: Faults::new(rng.fork(5), most_lost.max(1)),
+            replicas,
+            coordinator,
+            clients,
+            quiet: false,
+            gives_up: Micros(u64::MAX),
+            reading: false,
+            report: Report {
+                seed: options.seed,
+                ..Report::default()
+            },
+            world,
+        };
+        let calm = Duration::from_millis(300);
+        let active = rng.micros(500_000..4_000_000);
+        let start = run.world.events.now();
+        use crate::world::Event::Step;
+        run.world.events.at(start + calm, Step(STEP_FAULT));
+        run.world.events.at(start + calm, Step(STEP_CHECK));
+        run.world.events.at(start + calm + active, Step(STEP_QUIET));
+        run
+    }
+
+    fn add_clients(world: &mut World, rng: &mut Rng) -> Vec<usize> {
+        let mix = Mix {
+            steps: rng.below(50..500) as usize,
+            hot: rng.below(1..6),
+            counters: rng.below(1..3),
+            longest: *rng.choose(&[20, 200, 1_500]),
+            scans_per_mille: *rng.choose(&[0, 10, 30]),
+        };
+        (0..rng.below(2..5) as u32)
+            .map(|number| {
+                let config = ClientConfig {
+                    number,
+                    coordinators: World::coordinators(),
+                    deadline: *rng.choose(&[
+                        Duration::from_millis(500),
+                        Duration::from_secs(3),
+                        Duration::from_secs(20),
+                    ]),
+                    depth: *rng.choose(&[1, 2, 8]),
+                    think: *rng.choose(&[500, 10_000]),
+                };
+                let workload = Workload::new(rng.fork(100 + u64::from(number)), number, mix);
+                world.add_client(config, workload)
+            })
+            .collect()
+    }
+
+    fn to_end(mut self) -> Report {
+        let mut done = false;
+        while !done {
+            match self.world.step() {
+                None => done = true,
+                Some(Some(step)) => done = self.act(step),
+                Some(None) => {}
+            }
+            done |= !self.report.findings.is_empty();
+        }
+        self.judge();
+        self.finish()
+    }
+
+    fn act(&mut self, step: u32) -> bool {
+        use crate::world::Event::Step;
+        let now = self.world.events.now();
+        match step {
+            STEP_FAULT if !self.quiet => {
+                faults::note_recovered(&mut self.world);
+                self.faults.strike(&mut self.world);
+                let next = now + self.faults.next_gap();
+                self.world.events.at(next, Step(STEP_FAULT));
+            }
+            STEP_CHECK if !self.quiet => {
+                self.check_durability();
+                let next = now + self.world.rng.micros(5_000..150_000);
+                self.world.events.at(next, Step(STEP_CHECK));
+            }
+            STEP_QUIET => {
+                self.quiet = true;
+                self.gives_up = now + CONVERGENCE;
+                faults::end(&mut self.world);
+                self.world.events.at(now + LOOK, Step(STEP_LOOK));
+            }
+            STEP_LOOK => return self.look(now),
+            _ => {}
+        }
+        false
+    }
+
+    /// Looks whether the cluster is whole again; true when the run is over.
+    fn look(&mut self, now: Micros) -> bool {
+        // Whatever was about to be killed or restarted when faults stopped.
+        faults::end(&mut self.world);
+        faults::note_recovered(&mut self.world);
+        let lacking = self.lacking();
+        if lacking.is_empty() {
+            if self.reading {
+                return true;
+            }
+            self.reading = true;
+            self.read_everything();
+        } else if now > self.gives_up {
+            let lacking = lacking.join("; ");
+            self.find(format!("not whole again after {CONVERGENCE:?}: {lacking}"));
+            return true;
+        }
+        self.world
+            .events
+            .at(now + LOOK, crate::world::Event::Step(STEP_LOOK));
+        false
+    }
+
+    /// What is not as it should be in a cluster without faults.
+    fn lacking(&self) -> Vec<String> {
+        let mut lacking = Vec::new();
+        for machine in &self.clients {
+            if let Some(client) = self.world.client(*machine)
+                && !client.is_idle()
+            {
+                lacking.push(format!(
+                    "{} has {} operations under way",
+                    self.world.machines[*machine].address,
+                    client.under_way()
+                ));
+            }
+        }
+        let Some(coordinator) = inspect::recorded(&self.world, self.coordinator) else {
+            return vec!["the coordinator has no journal".into()];
+        };
+        let masters = inspect::living_masters(&self.world, &coordinator);
+        for (machine, server) in &masters {
+            let stats = self
+                .world
+                .server(*machine)
+                .and_then(|node| node.master())
+                .map(|master| master.stats())
+                .unwrap_or_default();
+            if stats.under_replicated > 0 {
+                lacking.push(format!(
+                    "{server:?} has {} segments that lack a replica",
+                    stats.under_replicated
+                ));
+            }
+        }
+        if lacking.is_empty() {
+            lacking.extend(self.leaks(&masters));
+        }
+        lacking
+    }
+
+    /// Frames in use that no living master's log accounts for, or too few.
+    fn leaks(&self, masters: &[(usize, ramkeep_wire::ServerId)]) -> Vec<String> {
+        let mut wanted = std::collections::BTreeMap::new();
+        for (machine, _) in masters {
+            let Some(master) = self.world.server(*machine).and_then(|node| node.master()) else {
+                continue;
+            };
+            for segment in inspect::segments(&self.world, *machine) {
+                for backup in master.backups_of(segment) {
+                    *wanted.entry(backup).or_insert(0) += 1;
+                }
+            }
+        }
+        let mut leaks = Vec::new();
+        for machine in self.world.server_machines() {
+            let Some(node) = self.world.server(machine) else {
+                continue;
+            };
+            let Some(backup) = node.backup() else { continue };
+            let (used, wanted) = (
+                backup.stats().used,
+                wanted.get(&node.server()).copied().unwrap_or(0),
+            );
+            let dead_masters = self.has_dead_masters(masters);
+            if used < wanted || (used > wanted && !dead_masters) {
+                leaks.push(format!(
+                    "{:?} has {used} frames in use, masters count {wanted}",
+                    node.server()
+                ));
+            }
+        }
+        leaks
+    }
+
+    /// Frames of masters decided dead are kept for their recovery.
+    fn has_dead_masters(&self, masters: &[(usize, ramkeep_wire::ServerId)]) -> bool {
+        let machines = self
+            .world
+            .server_machines()
+            .filter(|m| faults::is_master(&self.world, *m))
+            .count();
+        machines != masters.len()
+    }
+
+    fn read_everything(&mut self) {
+        let keys: Vec<Vec<u8>> = self
+            .world
+            .history
+            .keys()
+            .map(|(place, _)| place.1.clone())
+            .collect();
+        let Some(process) = self
+            .clients
+            .first()
+            .and_then(|machine| self.world.machines[*machine].process)
+        else {
+            return;
+        };
+        self.world.with(process, |node, context| {
+            if let Node::Client(client) = node {
+                client.workload_mut().add(Step::Scan);
+                for key in keys {
+                    client.workload_mut().add(Step::Key(key, Action::Read));
+                }
+                client.poke(context);
+            }
+        });
+    }
+
+    fn find(&mut self, what: String) {
+        let at = self.world.events.now().0 as f64 / 1000.0;
+        self.report.findings.push(format!("{what} (at {at:.3} ms)"));
+    }
+
+    /// Takes every master for dead, one at a time, and recovers its log from what backups hold.
+    fn check_durability(&mut self) {
+        faults::note_recovered(&mut self.world);
+        let lost = faults::lost(&self.world);
+        let Some(coordinator) = inspect::recorded(&self.world, self.coordinator) else {
+            return;
+        };
+        for (machine, server) in inspect::living_masters(&self.world, &coordinator) {
+            let owned = self.owned(machine);
+            if owned.is_empty() {
+                continue;
+            }
+            let held = inspect::held(&mut self.world, server);
+            let Some(record) = inspect::master_record(&coordinator, server) else {
+                continue;
+            };
+            let owns = |table: TableId, hash: KeyHash| {
+                owned
+                    .iter()
+                    .any(|(t, first, last)| *t == table && (*first..=*last).contains(&hash))
+            };
+            // Killed processes come back with their frames; lost frames do not.
+            let wiped: BTreeSet<usize> = self.world.wiped.keys().copied().collect();
+            let budget = self.replicas - 1;
+            for lost in [&lost, &wiped] {
+                match inspect::check_master(&self.world, &held, &record, &owns, lost, budget) {
+                    Ok(checked) => self.report.recoveries += checked,
+                    Err(why) => return self.find(why.to_string()),
+                }
+            }
+        }
+    }
+
+    fn owned(&self, machine: usize) -> Vec<(TableId, KeyHash, KeyHash)> {
+        self.world
+            .server(machine)
+            .and_then(|node| node.master())
+            .map(|master| {
+                master
+                    .tablets()
+                    .into_iter()
+                    .map(|grant| (grant.table, grant.first, grant.last))
+                    .collect()
+            })
+            .unwrap_or_default()
+    }
+
+    /// The checks at the end.
+    fn judge(&mut self) {
+        if self.report.findings.is_empty() {
+            self.check_durability();
+        }
+        let verdict = check_history(&self.world.history);
+        self.report.undecided = verdict.undecided;
+        for ((table, key), why) in verdict.violations {
+            let key = String::from_utf8_lossy(&key).into_owned();
+            let operations = self.world.history.of(&(table, key.clone().into_bytes()));
+            if self.world.trace.wants_lines() {
+                for operation in operations {
+                    println!("{operation:?}");
+                }
+            }
+            self.find(format!("{key}: {why}"));
+        }
+        for machine in self.clients.clone() {
+            let Some(client) = self.world.client(machine) else {
+                continue;
+            };
+            let (repeated, complaints) = (client.repeated.clone(), client.complaints.clone());
+            self.report.refused += client.ended.0 - client.ended.1;
+            for (_, key) in repeated {
+                let key = String::from_utf8_lossy(&key).into_owned();
+                self.find(format!("{key}: a scan returned it twice"));
+            }
+            for complaint in complaints {
+                self.find(format!("a client was told: {complaint}"));
+            }
+        }
+    }
+
+    fn finish(mut self) -> Report {
+        self.report.trace = self.world.trace.hash();
+        self.report.events = self.world.trace.events();
+        self.report.operations = self.world.history.len();
+        self.report.envelopes = self.world.network.envelopes;
+        self.report.virtual_seconds = self.world.events.now().0 as f64 / 1e6;
+        self.report.faults = self.faults.done.values().sum();
+        self.report.lines = self.world.trace.kept().map(str::to_owned).collect();
+        self.report
+    }
+}

@@ -1,0 +1,604 @@
+//! A simulated cluster: machines with disks, processes on them, the network between, one clock of
+//! true time that nobody in it can read.
+//!
+//! # Invariants
+//! 1. Everything that happens follows from the seed: one queue of events, one order.
+//! 2. A killed process leaves what its disk has, and nothing that it sends after that arrives.
+//! 3. A paused process handles nothing; what arrives meanwhile it gets, in order, when it goes on.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use ramkeep_backup::{Area, Frames, Geometry, MemoryStore};
+use ramkeep_wire::coordinator::{Roles, Settings};
+use ramkeep_wire::{BootId, Micros, PeerId};
+
+use crate::clock::Clock;
+use crate::events::Events;
+use crate::history::History;
+use crate::network::{Delays, NetEvent, Network, ProcessId};
+use crate::node::client::ClientConfig;
+use crate::node::coordinator::{CoordinatorConfig, Journal};
+use crate::node::server::ServerConfig;
+use crate::node::{ClientNode, Context, CoordinatorNode, Node, ServerNode};
+use crate::rng::Rng;
+use crate::trace::{Lines, Trace};
+use crate::workload::Workload;
+
+/// What happens.
+#[derive(Debug)]
+pub enum Event {
+    /// The network does something.
+    Net(NetEvent),
+    /// A process's time has come.
+    Timer {
+        /// Whose.
+        process: ProcessId,
+        /// Which of its timers: an older one is void.
+        number: u64,
+    },
+    /// A coordinator's disk has synced.
+    Persisted {
+        /// Whose.
+        process: ProcessId,
+        /// Up to this slot.
+        index: u64,
+    },
+    /// A paused process goes on.
+    Resume(ProcessId),
+    /// A machine without a process starts one.
+    Restart(usize),
+    /// Something for whoever drives the world.
+    Step(u32),
+}
+
+impl From<NetEvent> for Event {
+    fn from(event: NetEvent) -> Self {
+        Self::Net(event)
+    }
+}
+
+/// What a machine's disk, or its tmpfs, has while no process runs there.
+#[derive(Clone, Debug)]
+pub enum Disk {
+    /// A coordinator's.
+    Journal(Journal),
+    /// A backup's.
+    Frames(MemoryStore),
+    /// Nothing that outlives a process.
+    None,
+}
+
+/// What runs on a machine.
+#[derive(Clone, Debug)]
+pub enum Role {
+    /// A coordinator.
+    Coordinator(CoordinatorConfig),
+    /// A server; boot and nonce change with each start.
+    Server(ServerConfig),
+    /// A client.
+    Client,
+}
+
+/// A machine.
+#[derive(Debug)]
+pub struct Machine {
+    /// What runs there.
+    pub role: Role,
+    /// Its address.
+    pub address: String,
+    /// What its disk has.
+    pub disk: Disk,
+    /// The process running there.
+    pub process: Option<ProcessId>,
+    boot: BootId,
+    clock: Clock,
+}
+
+#[derive(Debug)]
+struct Running {
+    machine: usize,
+    node: Node,
+    clock: Clock,
+    rng: Rng,
+    paused: bool,
+    inbox: VecDeque<Event>,
+    timer: (u64, Option<Micros>),
+    /// Dies within the next store to its frames, after so many bytes.
+    dies_after: Option<usize>,
+}
+
+/// How a process ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Death {
+    /// It is killed; its machine lives on, and its peers hear of it at once.
+    Kill,
+    /// Its machine goes down without a word: peers hear nothing for long. Frames in memory are lost.
+    PowerLoss,
+}
+
+/// Constants of a world.
+#[derive(Clone, Debug)]
+pub struct WorldConfig {
+    /// The seed.
+    pub seed: u64,
+    /// Constants of the cluster.
+    pub settings: Settings,
+    /// How long the network takes.
+    pub delays: Delays,
+    /// How long a sync of the coordinator's disk takes.
+    pub sync: (u64, u64),
+    /// What of the trace is kept as text.
+    pub lines: Lines,
+}
+
+/// A simulated cluster.
+#[derive(Debug)]
+pub struct World {
+    /// The constants.
+    pub config: WorldConfig,
+    /// Chance for whoever drives the world.
+    pub rng: Rng,
+    /// What clients did and were told.
+    pub history: History,
+    /// What happened.
+    pub trace: Trace,
+    /// The network.
+    pub network: Network,
+    /// What will happen.
+    pub events: Events<Event>,
+    /// The machines.
+    pub machines: Vec<Machine>,
+    /// Machines whose frames were lost, and what ran there before.
+    pub wiped: BTreeMap<usize, ramkeep_wire::ServerId>,
+    processes: BTreeMap<ProcessId, Running>,
+    listeners: BTreeMap<String, ProcessId>,
+    next_process: u32,
+}
+
+impl World {
+    /// Without machines.
+    #[must_use]
+    pub fn new(config: WorldConfig) -> Self {
+        let rng = Rng::new(config.seed);
+        Self {
+            network: Network::new(rng.fork(1), config.delays),
+            rng: rng.fork(2),
+            history: History::default(),
+            trace: Trace::new(config.lines),
+            events: Events::default(),
+            machines: Vec::new(),
+            wiped: BTreeMap::new(),
+            processes: BTreeMap::new(),
+            listeners: BTreeMap::new(),
+            next_process: 1,
+            config,
+        }
+    }
+
+    /// Where the coordinator listens.
+    #[must_use]
+    pub fn coordinators() -> Vec<String> {
+        vec!["coordinator".into()]
+    }
+
+    /// Adds the coordinator's machine and starts it.
+    pub fn add_coordinator(&mut self) -> usize {
+        let config = CoordinatorConfig {
+            peer: PeerId(1),
+            address: "coordinator".into(),
+            settings: self.config.settings.clone(),
+            sync: self.config.sync,
+        };
+        let address = config.address.clone();
+        self.add(
+            Role::Coordinator(config),
+            address,
+            Disk::Journal(Journal::default()),
+            BootId::default(),
+        )
+    }
+
+    /// Adds a server's machine and starts it.
+    pub fn add_server(&mut self, roles: Roles, frames: u32, memory: u64) -> usize {
+        let address = format!("server{}", self.machines.len());
+        let boot = BootId(self.rng.bytes());
+        let disk = if roles.backup {
+            Disk::Frames(self.empty_frames(frames, boot))
+        } else {
+            Disk::None
+        };
+        let config = ServerConfig {
+            address: address.clone(),
+            roles,
+            coordinators: Self::coordinators(),
+            memory,
+            boot,
+            nonce: [0; 16],
+            seed: 0,
+        };
+        self.add(Role::Server(config), address, disk, boot)
+    }
+
+    /// Adds a client's machine and starts it.
+    pub fn add_client(&mut self, config: ClientConfig, workload: Workload) -> usize {
+        let address = format!("client{}", config.number);
+        let machine = self.machines.len();
+        let clock = Clock::random(&mut self.rng);
+        self.machines.push(Machine {
+            role: Role::Client,
+            address,
+            disk: Disk::None,
+            process: None,
+            boot: BootId::default(),
+            clock,
+        });
+        let node = ClientNode::new(config, workload, self.rng.bytes());
+        self.spawn(machine, Node::Client(Box::new(node)));
+        machine
+    }
+
+    fn empty_frames(&self, frames: u32, boot: BootId) -> MemoryStore {
+        let geometry = Geometry::new(frames, self.config.settings.segment_size)
+            .expect("settings with a possible segment size");
+        let mut store = MemoryStore::new(geometry);
+        Frames::format(&mut store, boot).expect("an empty store can be formatted");
+        store
+    }
+
+    fn add(&mut self, role: Role, address: String, disk: Disk, boot: BootId) -> usize {
+        let machine = self.machines.len();
+        let clock = Clock::random(&mut self.rng);
+        self.machines.push(Machine {
+            role,
+            address,
+            disk,
+            process: None,
+            boot,
+            clock,
+        });
+        self.start(machine);
+        machine
+    }
+
+    /// Starts a process on a machine that has none.
+    pub fn start(&mut self, machine: usize) {
+        let place = &mut self.machines[machine];
+        if place.process.is_some() {
+            return;
+        }
+        let disk = std::mem::replace(&mut place.disk, Disk::None);
+        let now = place.clock.shows(self.events.now());
+        let node = match (&place.role, disk) {
+            (Role::Coordinator(config), Disk::Journal(journal)) => {
+                let node = CoordinatorNode::new(config.clone(), journal, self.rng.bytes());
+                Node::Coordinator(Box::new(node))
+            }
+            (Role::Server(config), disk) => {
+                let config = ServerConfig {
+                    boot: place.boot,
+                    nonce: self.rng.bytes(),
+                    seed: self.rng.bits(),
+                    ..config.clone()
+                };
+                let frames = match disk {
+                    Disk::Frames(mut frames) => {
+                        frames.revive();
+                        Some(frames)
+                    }
+                    _ => None,
+                };
+                Node::Server(Box::new(ServerNode::new(config, frames, now)))
+            }
+            _ => return,
+        };
+        self.spawn(machine, node);
+    }
+
+    fn spawn(&mut self, machine: usize, node: Node) {
+        let process = ProcessId(self.next_process);
+        self.next_process += 1;
+        let place = &mut self.machines[machine];
+        place.process = Some(process);
+        self.listeners.insert(place.address.clone(), process);
+        let running = Running {
+            machine,
+            node,
+            clock: place.clock,
+            rng: self.rng.fork(u64::from(process.0) + 1_000),
+            paused: false,
+            inbox: VecDeque::new(),
+            timer: (0, None),
+            dies_after: None,
+        };
+        let address = place.address.clone();
+        self.say(format_args!("-- {address} starts as process {}", process.0));
+        self.processes.insert(process, running);
+        self.with(process, |node, context| node.start(context));
+    }
+
+    /// Says what happens, for a person.
+    pub fn say(&mut self, text: std::fmt::Arguments<'_>) {
+        if self.trace.wants_lines() {
+            self.trace.line(self.events.now(), text);
+        }
+    }
+
+    /// Has a process handle something; then sets its timer.
+    pub fn with<R>(
+        &mut self,
+        process: ProcessId,
+        act: impl FnOnce(&mut Node, &mut Context<'_>) -> R,
+    ) -> Option<R> {
+        let running = self.processes.get_mut(&process)?;
+        let mut context = Context {
+            me: process,
+            now: running.clock.shows(self.events.now()),
+            clock: running.clock,
+            rng: &mut running.rng,
+            history: &mut self.history,
+            listeners: &self.listeners,
+            network: &mut self.network,
+            events: &mut self.events,
+            trace: &mut self.trace,
+        };
+        let result = act(&mut running.node, &mut context);
+        let wanted = running
+            .node
+            .next_timeout()
+            .map(|shown| running.clock.when(shown).max(self.events.now()));
+        if wanted != running.timer.1 {
+            running.timer = (running.timer.0 + 1, wanted);
+            if let Some(at) = wanted {
+                let number = running.timer.0;
+                // A timer that is due already comes a little later, as a busy process's does.
+                let at = at.max(self.events.now() + Duration::from_micros(1));
+                self.events.at(at, Event::Timer { process, number });
+            }
+        }
+        Some(result)
+    }
+
+    /// Handles the next event; `Some` for one that is for whoever drives the world.
+    pub fn step(&mut self) -> Option<Option<u32>> {
+        let event = self.events.pop()?;
+        match event {
+            Event::Step(number) => return Some(Some(number)),
+            Event::Restart(machine) => self.start(machine),
+            Event::Resume(process) => self.resume(process),
+            Event::Net(event) => {
+                if self.network.happens(&event) {
+                    self.note(&event);
+                    self.give(event.at(), Event::Net(event));
+                }
+            }
+            Event::Timer { process, .. } | Event::Persisted { process, .. } => {
+                self.give(process, event);
+            }
+        }
+        Some(None)
+    }
+
+    fn note(&mut self, event: &NetEvent) {
+        let now = self.events.now();
+        let at = u64::from(event.at().0);
+        match event {
+            NetEvent::Deliver { bytes, .. } => self.trace.note(now, at << 8 | 1, bytes),
+            NetEvent::Opened { .. } => self.trace.note(now, at << 8 | 2, &[]),
+            NetEvent::Failed { .. } => self.trace.note(now, at << 8 | 3, &[]),
+            NetEvent::Accepted { .. } => self.trace.note(now, at << 8 | 4, &[]),
+            NetEvent::Broken { .. } => self.trace.note(now, at << 8 | 5, &[]),
+        }
+    }
+
+    fn give(&mut self, process: ProcessId, event: Event) {
+        let Some(running) = self.processes.get_mut(&process) else {
+            return;
+        };
+        if running.paused {
+            running.inbox.push_back(event);
+            return;
+        }
+        match event {
+            Event::Net(event) => self.give_net(process, &event),
+            Event::Timer { number, .. } => {
+                if running.timer.0 == number {
+                    running.timer.1 = None;
+                    self.with(process, |node, context| node.timer(context));
+                }
+            }
+            Event::Persisted { index, .. } => {
+                self.with(process, |node, context| {
+                    if let Node::Coordinator(node) = node {
+                        node.persisted(context, index);
+                    }
+                });
+            }
+            _ => {}
+        }
+    }
+
+    fn give_net(&mut self, process: ProcessId, event: &NetEvent) {
+        let dies = self
+            .processes
+            .get(&process)
+            .and_then(|running| running.dies_after)
+            .filter(|_| matches!(event, NetEvent::Deliver { .. }));
+        if let Some(bytes) = dies {
+            // Nothing that it sends from here on arrives, and its next stores are cut short.
+            self.network
+                .process_gone(&mut self.events, process, (50, 2_000));
+            self.with(process, |node, _| {
+                if let Node::Server(server) = node
+                    && let Some(backup) = server.backup_mut()
+                {
+                    backup.store_mut().kill_after(bytes);
+                }
+            });
+        }
+        self.with(process, |node, context| node.net(context, event));
+        if dies.is_some() {
+            self.kill(process, Death::Kill);
+        }
+    }
+
+    /// A process handles nothing for a time.
+    pub fn pause(&mut self, process: ProcessId, time: Duration) {
+        if let Some(running) = self.processes.get_mut(&process)
+            && !running.paused
+        {
+            running.paused = true;
+            let until = self.events.now() + time;
+            self.events.at(until, Event::Resume(process));
+            self.say(format_args!(
+                "-- process {} pauses for {} ms",
+                process.0,
+                time.as_millis()
+            ));
+        }
+    }
+
+    /// A paused process goes on.
+    pub fn resume(&mut self, process: ProcessId) {
+        let Some(running) = self.processes.get_mut(&process) else {
+            return;
+        };
+        running.paused = false;
+        self.say(format_args!("-- process {} goes on", process.0));
+        loop {
+            let Some(running) = self.processes.get_mut(&process) else {
+                return;
+            };
+            let Some(event) = running.inbox.pop_front() else {
+                return;
+            };
+            self.give(process, event);
+        }
+    }
+
+    /// A backup dies within its next stores, after `bytes` of them.
+    pub fn kill_while_storing(&mut self, process: ProcessId, bytes: usize) {
+        if let Some(running) = self.processes.get_mut(&process) {
+            running.dies_after = Some(bytes);
+        }
+    }
+
+    /// Ends a process.
+    pub fn kill(&mut self, process: ProcessId, death: Death) {
+        let Some(running) = self.processes.remove(&process) else {
+            return;
+        };
+        let machine = running.machine;
+        self.listeners.retain(|_, listening| *listening != process);
+        let notice = match death {
+            Death::Kill => (50, 2_000),
+            Death::PowerLoss => (1_000_000, 3_000_000),
+        };
+        self.network
+            .process_gone(&mut self.events, process, notice);
+        let address = self.machines[machine].address.clone();
+        self.say(format_args!("-- {address}: {death:?} of process {}", process.0));
+        let disk = match running.node {
+            Node::Coordinator(node) => {
+                let mut journal = node.into_journal();
+                journal.crash(&mut self.rng);
+                Disk::Journal(journal)
+            }
+            Node::Server(node) => {
+                let server = node.server();
+                match node.into_frames() {
+                    Some(frames) if death == Death::PowerLoss => {
+                        self.wiped.insert(machine, server);
+                        self.after_power_loss(machine, frames)
+                    }
+                    Some(frames) => Disk::Frames(frames),
+                    None => Disk::None,
+                }
+            }
+            Node::Client(_) => Disk::None,
+        };
+        let place = &mut self.machines[machine];
+        place.process = None;
+        place.disk = disk;
+    }
+
+    /// A machine's memory is lost, or old pages of it come back from its disk; it boots anew.
+    fn after_power_loss(&mut self, machine: usize, mut frames: MemoryStore) -> Disk {
+        let boot = BootId(self.rng.bytes());
+        self.machines[machine].boot = boot;
+        let geometry = ramkeep_backup::FrameStore::geometry(&frames);
+        if self.rng.percent(50) {
+            return Disk::Frames(self.empty_frames(geometry.frames(), boot));
+        }
+        let empty = MemoryStore::new(geometry);
+        for frame in 0..geometry.frames() {
+            if self.rng.percent(40) {
+                frames.bring_back(&empty, Area::Frame(frame));
+            }
+        }
+        Disk::Frames(frames)
+    }
+
+    /// The process on a machine.
+    #[must_use]
+    pub fn node(&self, machine: usize) -> Option<&Node> {
+        let process = self.machines.get(machine)?.process?;
+        self.processes.get(&process).map(|running| &running.node)
+    }
+
+    /// The server process on a machine.
+    #[must_use]
+    pub fn server(&self, machine: usize) -> Option<&ServerNode> {
+        match self.node(machine)? {
+            Node::Server(node) => Some(node),
+            _ => None,
+        }
+    }
+
+    /// The coordinator process on a machine.
+    #[must_use]
+    pub fn coordinator(&self, machine: usize) -> Option<&CoordinatorNode> {
+        match self.node(machine)? {
+            Node::Coordinator(node) => Some(node),
+            _ => None,
+        }
+    }
+
+    /// The client process on a machine.
+    #[must_use]
+    pub fn client(&self, machine: usize) -> Option<&ClientNode> {
+        match self.node(machine)? {
+            Node::Client(node) => Some(node),
+            _ => None,
+        }
+    }
+
+    /// The boot of a machine.
+    #[must_use]
+    pub fn boot(&self, machine: usize) -> BootId {
+        self.machines[machine].boot
+    }
+
+    /// Whether the process on a machine is paused.
+    #[must_use]
+    pub fn is_paused(&self, machine: usize) -> bool {
+        self.machines[machine]
+            .process
+            .and_then(|process| self.processes.get(&process))
+            .is_some_and(|running| running.paused)
+    }
+
+    /// Whether the process on a machine is about to be killed in a store.
+    #[must_use]
+    pub fn is_dying(&self, machine: usize) -> bool {
+        self.machines[machine]
+            .process
+            .and_then(|process| self.processes.get(&process))
+            .is_some_and(|running| running.dies_after.is_some())
+    }
+
+    /// Machines on which servers run, or would.
+    pub fn server_machines(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..self.machines.len()).filter(|m| matches!(self.machines[*m].role, Role::Server(_)))
+    }
+}
