@@ -108,6 +108,8 @@ pub struct Core {
     /// No deadline or waiting time of a slot is earlier.
     wake_bound: Micros,
     next_correlation: u64,
+    attention: bool,
+    last_batch: usize,
 }
 
 impl Core {
@@ -130,6 +132,8 @@ impl Core {
             closing: VecDeque::new(),
             wake_bound: NEVER,
             next_correlation: 1,
+            attention: true,
+            last_batch: 0,
         }
     }
 
@@ -212,6 +216,7 @@ impl Core {
             item.rpc = self.rpcs.next();
             if let Some(request) = self.lease.want(now) {
                 self.control.ask_lease(request);
+                self.attention = true;
             }
         }
         let op = self.slots.begin(&Begin {
@@ -241,13 +246,21 @@ impl Core {
         request: Request,
         deadline: Micros,
     ) -> Result<OpId, NotStarted> {
+        self.attention = true;
         let op = self.control.start(request, deadline);
         op.ok_or(NotStarted::Full)
     }
 
     /// Asks for the map anew. [`Core::map_number`] reaches the returned number with the answer.
     pub fn refresh_map(&mut self) -> u64 {
+        self.attention = true;
         self.control.refresh()
+    }
+
+    /// Whether, since the last call, something began to wait for time or for a coordinator: look
+    /// at [`Core::next_ready`] and [`Core::next_timeout`]. Saves looking after each answer.
+    pub fn take_attention(&mut self) -> bool {
+        std::mem::take(&mut self.attention)
     }
 
     /// The tables of the map, as last heard.
@@ -341,10 +354,13 @@ impl Core {
         }
     }
 
-    /// Whether anything is on the wire to this server.
+    /// Whether an answer is owed by this target.
     #[must_use]
-    pub fn in_flight(&self, server: ServerId) -> usize {
-        self.servers.get(&server).map_or(0, |link| link.in_flight)
+    pub fn expects(&self, target: Target) -> bool {
+        match target {
+            Target::Server(server) => (self.servers.get(&server)).is_some_and(|l| l.in_flight > 0),
+            Target::Coordinator(peer) => self.control.expects(peer),
+        }
     }
 
     fn complete(&mut self, op: OpId, result: Result<Outcome, Error>) {

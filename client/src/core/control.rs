@@ -162,26 +162,38 @@ impl Control {
             .then_some(self.current)
     }
 
-    /// Appends the next request's payload; returns its correlation.
+    /// The correlation of the next request.
+    pub(crate) fn next_correlation(&self) -> u64 {
+        self.next_correlation
+    }
+
+    /// Appends the next request's payload, if there is one for this coordinator.
     pub(crate) fn fill(
         &mut self,
         now: Micros,
+        peer: usize,
         known: MapVersion,
         payload: &mut Vec<u8>,
-    ) -> Option<u64> {
-        if self.state != LinkState::Usable {
-            return None;
+    ) -> bool {
+        if self.state != LinkState::Usable || peer != self.current {
+            return false;
         }
-        let ask = self.asks.iter_mut().find(|ask| ask.is_due(now))?;
+        let Some(ask) = self.asks.iter_mut().find(|ask| ask.is_due(now)) else {
+            return false;
+        };
         if ask.owner == Owner::Map {
             ask.request = Request::Map { known };
         }
-        let correlation = self.next_correlation;
-        self.next_correlation += 1;
-        ask.sent = Some((correlation, now));
+        ask.sent = Some((self.next_correlation, now));
         ask.sends += 1;
+        self.next_correlation += 1;
         payload.extend_from_slice(&postcards::encode(&ask.request));
-        Some(correlation)
+        true
+    }
+
+    /// Whether this coordinator owes an answer.
+    pub(crate) fn expects(&self, peer: usize) -> bool {
+        peer == self.current && self.asks.iter().any(|ask| ask.sent.is_some())
     }
 
     pub(crate) fn connecting(&mut self, peer: usize) {

@@ -131,7 +131,10 @@ impl Core {
     /// mutation that was sent ends here.
     pub fn handle_link_down(&mut self, now: Micros, to: Target, reason: &str) {
         let server = match to {
-            Target::Coordinator(peer) => return self.control.link_down(now, peer, reason),
+            Target::Coordinator(peer) => {
+                self.attention = true;
+                return self.control.link_down(now, peer, reason);
+            }
             Target::Server(server) => server,
         };
         let Some(link) = self.servers.get_mut(&server) else {
@@ -157,5 +160,6 @@ impl Core {
             }
         }
         self.control.refresh();
+        self.attention = true;
     }
 }

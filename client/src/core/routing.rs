@@ -49,6 +49,7 @@ impl Core {
         if let Some(slot) = self.slots.get_mut(op) {
             slot.phase = Phase::Waiting { map, until };
             self.wake_bound = self.wake_bound.min(until);
+            self.attention = true;
         }
     }
 

@@ -48,29 +48,48 @@ impl Core {
         None
     }
 
-    /// Appends the payload of the next envelope for `to` and returns its header; `None`: there is
-    /// nothing (more) to send now.
-    pub fn fill(&mut self, now: Micros, to: Target, payload: &mut Vec<u8>) -> Option<Header> {
+    /// The header of the next envelope for `to`, should there be one.
+    #[must_use]
+    pub fn header(&self, to: Target) -> Header {
         // A connection outlives a lease, and envelopes name who said hello on it; the client's id is
         // in the payload.
         let from = Party::NONE;
         match to {
             Target::Coordinator(_) => {
-                let known = self.routes.version();
-                let correlation = self.control.fill(now, known, payload)?;
-                let kind = Kind::CoordinatorRequest;
-                Some(Header::new(kind, correlation, Party::NONE, from))
+                let correlation = self.control.next_correlation();
+                Header::new(Kind::CoordinatorRequest, correlation, Party::NONE, from)
             }
             Target::Server(server) => {
-                if !self.fill_items(server, payload) {
-                    return None;
-                }
-                let correlation = self.next_correlation;
-                self.next_correlation += 1;
-                let party = Party::server(server);
-                Some(Header::new(Kind::DataRequest, correlation, party, from))
+                let (kind, party) = (Kind::DataRequest, Party::server(server));
+                Header::new(kind, self.next_correlation, party, from)
             }
         }
+    }
+
+    /// Appends the payload of the next envelope for `to` and returns its header; `None`: there is
+    /// nothing (more) to send now.
+    pub fn fill(&mut self, now: Micros, to: Target, payload: &mut Vec<u8>) -> Option<Header> {
+        let header = self.header(to);
+        let filled = match to {
+            Target::Coordinator(peer) => {
+                let known = self.routes.version();
+                self.control.fill(now, peer, known, payload)
+            }
+            Target::Server(server) => self.fill_items(server, payload),
+        };
+        if !filled {
+            return None;
+        }
+        if let Target::Server(_) = to {
+            self.next_correlation += 1;
+        }
+        Some(header)
+    }
+
+    /// Items in the envelope filled last for a server.
+    #[must_use]
+    pub fn last_batch(&self) -> usize {
+        self.last_batch
     }
 
     pub(super) fn fill_items(&mut self, server: ServerId, payload: &mut Vec<u8>) -> bool {
@@ -101,6 +120,7 @@ impl Core {
             return false;
         }
         data::set_count(payload, start, count as u32);
+        self.last_batch = count;
         true
     }
 }

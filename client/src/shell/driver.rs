@@ -1,0 +1,196 @@
+//! The driver: the task that connects, watches the time, and sleeps on the sockets when no caller
+//! polls them.
+
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use ramkeep_rpc::{Address, ConnectError, Link, clock};
+use ramkeep_wire::hello::Refusal;
+use ramkeep_wire::{Micros, Party};
+
+use super::lane::Lane;
+use crate::core::Target;
+
+/// While callers poll, the driver looks after them at this distance: it ends what is over its
+/// deadline, and replaces a leader that nobody polls any more.
+const ROUND: Duration = Duration::from_millis(10);
+
+/// What the driver does until its next turn.
+#[derive(Default)]
+struct Plan {
+    connect: Vec<(Target, Vec<String>)>,
+    /// Sleep on these.
+    links: Vec<Link>,
+    wake_at: Option<Micros>,
+}
+
+/// What the driver remembers between turns.
+#[derive(Default)]
+struct Memory {
+    turns: u64,
+    begun: u64,
+}
+
+/// Ends all that is under way when the driver is dropped with its runtime.
+struct Stop(Arc<Lane>);
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.stop(clock::now());
+        self.0.release(state);
+    }
+}
+
+/// Starts a lane's driver on the runtime that this is called on. It ends when the lane is shut.
+pub(crate) fn drive(lane: Arc<Lane>) {
+    tokio::spawn(run(Stop(lane)));
+}
+
+async fn run(stop: Stop) {
+    let lane = &stop.0;
+    let mut memory = Memory::default();
+    while let Some(plan) = lane.turn(&mut memory) {
+        for (target, addresses) in plan.connect {
+            tokio::spawn(connect(lane.clone(), target, addresses));
+        }
+        wait(lane, plan.wake_at, &plan.links).await;
+    }
+}
+
+async fn wait(lane: &Lane, wake_at: Option<Micros>, links: &[Link]) {
+    let mut woken = pin!(lane.driver.notified());
+    let mut late = pin!(async {
+        match wake_at {
+            Some(at) => tokio::time::sleep(at.since(clock::now())).await,
+            None => std::future::pending().await,
+        }
+    });
+    let mut ready: Vec<Pin<Box<_>>> = links.iter().map(|link| Box::pin(link.ready())).collect();
+    poll_fn(|cx| {
+        let woken = woken.as_mut().poll(cx).is_ready() || late.as_mut().poll(cx).is_ready();
+        if woken
+            || ready
+                .iter_mut()
+                .any(|link| link.as_mut().poll(cx).is_ready())
+        {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    })
+    .await;
+}
+
+impl Lane {
+    /// Lets time pass, receives when no caller does, and says what to wait for. `None`: no user is
+    /// left.
+    fn turn(&self, memory: &mut Memory) -> Option<Plan> {
+        let led = self.tick(memory)?;
+        self.pump();
+        if !led {
+            self.receive_all();
+            self.pump();
+        }
+        let mut state = self.lock();
+        let mut plan = Plan::default();
+        for target in std::mem::take(&mut state.to_connect) {
+            plan.connect
+                .push((target, state.core.addresses(target).to_vec()));
+        }
+        let busy = state.begun != memory.begun;
+        memory.begun = state.begun;
+        let now = clock::now();
+        plan.wake_at = state.core.next_timeout();
+        if state.leader.is_some() || (busy && state.calls.waiting() == 0) {
+            let round = now + ROUND;
+            plan.wake_at = Some(plan.wake_at.map_or(round, |at| at.min(round)));
+        } else {
+            plan.links.extend(state.links().cloned());
+            state.dozing = state.calls.waiting() == 0;
+        }
+        // What was found here is seen to in this plan.
+        state.core.take_attention();
+        self.release(state);
+        Some(plan)
+    }
+
+    /// Returns whether a caller leads.
+    fn tick(&self, memory: &mut Memory) -> Option<bool> {
+        let now = clock::now();
+        let mut state = self.lock();
+        if state.stopping {
+            return None;
+        }
+        if state.core.next_timeout().is_some_and(|at| at <= now) {
+            state.core.handle_tick(now);
+            state.settle();
+        }
+        if state.leader.is_some() && state.turns == memory.turns {
+            state.leader = None;
+        }
+        memory.turns = state.turns;
+        state.dozing = false;
+        let led = state.leader.is_some();
+        self.release(state);
+        Some(led)
+    }
+
+    /// Receives on all links, also where no answer is owed: their ends are noticed.
+    fn receive_all(&self) {
+        let connections: Vec<_> = self.lock().connections().collect();
+        for (target, connection) in connections {
+            while self.receive_from(target, &connection) > 0 && !connection.link.is_closed() {}
+        }
+    }
+}
+
+/// Opens a connection to the first of a target's addresses that answers.
+async fn connect(lane: Arc<Lane>, target: Target, addresses: Vec<String>) {
+    let party = match target {
+        Target::Server(server) => Party::server(server),
+        Target::Coordinator(_) => Party::NONE,
+    };
+    let mut reason = "it has no address".to_owned();
+    let mut refused = false;
+    for address in &addresses {
+        let address: Address = match address.parse() {
+            Ok(address) => address,
+            Err(error) => {
+                reason = format!("{error}");
+                continue;
+            }
+        };
+        match Link::connect(&address, &lane.identity, party, lane.mode).await {
+            Ok(link) => {
+                lane.identity.set_cluster(link.cluster());
+                let mut state = lane.lock();
+                state.connected(target, link);
+                lane.release(state);
+                return lane.driver.notify_one();
+            }
+            Err(error) => {
+                reason = error.to_string();
+                refused = is_final(&error);
+            }
+        }
+    }
+    let mut state = lane.lock();
+    if refused && matches!(target, Target::Coordinator(_)) {
+        state.refused = Some(reason.clone());
+    }
+    state.lost(clock::now(), target, None, &reason);
+    lane.release(state);
+    lane.driver.notify_one();
+}
+
+/// Whether trying again can't help.
+fn is_final(error: &ConnectError) -> bool {
+    matches!(
+        error.refusal(),
+        Some(Refusal::Version(_) | Refusal::Cluster(_) | Refusal::Key)
+    )
+}
