@@ -426,6 +426,31 @@ mod tests {
     }
 
     #[test]
+    fn after_an_error_nothing_more_is_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut files, _) = open(directory.path()).unwrap();
+        files.append(1, b"one").unwrap();
+        let too_long = vec![0; crate::limits::MAX_RECORD + 1];
+        assert!(matches!(
+            files.append(2, &too_long),
+            Err(FilesError::Bad { .. })
+        ));
+        assert!(matches!(
+            files.append(2, b"two"),
+            Err(FilesError::Failed(_))
+        ));
+        assert!(matches!(
+            files.snapshot(1, b"state"),
+            Err(FilesError::Failed(_))
+        ));
+        drop(files);
+        assert_eq!(
+            open(directory.path()).unwrap().1.records,
+            [(1, b"one".to_vec())]
+        );
+    }
+
+    #[test]
     fn lost_and_foreign_files_are_refused() {
         let directory = tempfile::tempdir().unwrap();
         written(directory.path(), 3);

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 
 use parking_lot::Mutex;
@@ -55,6 +56,8 @@ pub(super) struct Hub {
     runtime: Handle,
     identity: Identity,
     timer: Notify,
+    /// The disk failed: whatever the core says from then on goes nowhere.
+    dead: AtomicBool,
     failure: Mutex<Option<FilesError>>,
     failed: Notify,
 }
@@ -80,6 +83,7 @@ impl Hub {
             runtime,
             identity,
             timer: Notify::new(),
+            dead: AtomicBool::new(false),
             failure: Mutex::new(None),
             failed: Notify::new(),
         };
@@ -146,6 +150,9 @@ impl Hub {
 
     fn pass_on(self: &Arc<Self>, inner: &mut Inner) {
         while let Some(output) = inner.core.poll_output() {
+            if self.dead.load(Ordering::Acquire) {
+                continue;
+            }
             match output {
                 // A journal thread that has ended has said why.
                 Output::Persist { index, bytes } => {
@@ -178,6 +185,7 @@ impl Hub {
 
     /// The disk failed.
     pub(super) fn fail(&self, error: FilesError) {
+        self.dead.store(true, Ordering::Release);
         *self.failure.lock() = Some(error);
         self.failed.notify_one();
     }
