@@ -2,7 +2,7 @@
 //! beside a bare echo over the same kind of socket with the same bytes. Both ends of both poll,
 //! each on a thread of its own, and the two are measured in turns.
 //!
-//! `cargo run --release -p ramkeep-rpc --example echo -- [rounds] [payload bytes] [turns]`
+//! `cargo run --release -p ramkeep-rpc --example echo -- [rounds] [payload bytes] [turns] [depths]`
 #![forbid(unsafe_code)]
 
 use std::error::Error;
@@ -183,7 +183,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         runtime.block_on(linked(&link, &payload, rounds / 10))?;
         link_times.extend(runtime.block_on(linked(&link, &payload, rounds))?);
     }
-    for depth in [1, 16, 64, 256] {
+    let depths = [1, 16, 64, 256];
+    for depth in depths.into_iter().take(argument(4, depths.len())?) {
         let rate = runtime.block_on(throughput(&link, &payload, depth, rounds / 10))?;
         println!("depth {depth:>3}: {rate:>9.0} requests/s");
     }

@@ -131,9 +131,7 @@ impl Caller {
         let deadline = clock::now() + patience;
         let call = inner.begin()?;
         let header = inner.link.header(kind, call.correlation);
-        inner
-            .link
-            .send(|out| envelope::append(out, header, payload))?;
+        inner.send(|out| envelope::append(out, header, payload))?;
         let (answered, payload) = poll_until(
             &inner.link,
             Some(deadline),
@@ -174,6 +172,19 @@ impl Inner {
             inner: self,
             correlation,
         })
+    }
+
+    fn send(&self, append: impl FnOnce(&mut Vec<u8>)) -> Result<(), SendError> {
+        let Err(error) = self.link.send(append) else {
+            return Ok(());
+        };
+        // A peer that closed may have said why.
+        self.link
+            .try_receive(&mut |envelope| self.dispatch(&envelope));
+        match (error, self.link.closed_reason()) {
+            (SendError::Closed(_), Some(reason)) => Err(reason.into()),
+            (error, _) => Err(error),
+        }
     }
 
     fn dispatch(&self, envelope: &Envelope<'_>) {

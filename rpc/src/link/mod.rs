@@ -89,6 +89,8 @@ struct Inner {
     flushing: AtomicBool,
     receive: Mutex<ReceiveBuffer>,
     closed: OnceLock<Closed>,
+    /// Sending failed. What the peer said before is still received, then the link is closed.
+    broken: OnceLock<Closed>,
     /// Someone waits for all who wait: see `wait`.
     led: AtomicBool,
     lead_is_free: Notify,
@@ -119,6 +121,7 @@ impl Link {
             flushing: AtomicBool::new(false),
             receive: Mutex::new(ReceiveBuffer::new(&opened.rest)),
             closed: OnceLock::new(),
+            broken: OnceLock::new(),
             led: AtomicBool::new(false),
             lead_is_free: Notify::new(),
             pace: Mutex::new(Pace::new(mode, clock::now())),
@@ -156,13 +159,15 @@ impl Link {
     /// Whether the link is of no more use.
     #[must_use]
     pub fn is_closed(&self) -> bool {
-        self.inner().closed.get().is_some()
+        self.inner().closed.get().is_some() || self.inner().broken.get().is_some()
     }
 
-    /// Why it is closed, if it is.
+    /// Why it is closed, if it is. A peer that refused and closed may be found broken first, by
+    /// sending; what it said is known once all was received.
     #[must_use]
     pub fn closed_reason(&self) -> Option<Closed> {
-        self.inner().closed.get().cloned()
+        let inner = self.inner();
+        inner.closed.get().or(inner.broken.get()).cloned()
     }
 
     /// Closes it for all users.
@@ -183,8 +188,8 @@ impl Link {
     /// breaks while sending, which says nothing of how much the peer got.
     pub fn send<T>(&self, append: impl FnOnce(&mut Vec<u8>) -> T) -> Result<T, SendError> {
         let inner = self.inner();
-        if let Some(reason) = inner.closed.get() {
-            return Err(reason.clone().into());
+        if self.is_closed() {
+            return Err(self.closed_reason().unwrap_or(Closed::Here).into());
         }
         let mut queue = inner.send.lock();
         if queue.unsent() >= MAX_UNSENT {
@@ -201,9 +206,7 @@ impl Link {
                 inner.runtime.spawn(inner.clone().flush_all());
             }
             Err(error) => {
-                let reason = Closed::Broken(error.to_string());
-                inner.close(reason.clone());
-                return Err(reason.into());
+                return Err(inner.break_off(&error).into());
             }
         }
         Ok(appended)
@@ -215,7 +218,7 @@ impl Link {
     /// `dispatch` may send on this link, and wakes whoever waits for what it was given.
     pub fn try_receive(&self, dispatch: &mut dyn FnMut(Envelope<'_>)) -> usize {
         let inner = self.inner();
-        if self.is_closed() {
+        if inner.closed.get().is_some() {
             return 0;
         }
         let Some(mut received) = inner.receive.try_lock() else {
@@ -228,7 +231,9 @@ impl Link {
         // Bytes may have come with the handshake, so also look when the stream has ended.
         let count = inner.dispatch(&mut received, dispatch);
         match outcome {
-            Ok(Moved::Bytes(0)) => inner.close(Closed::ByPeer),
+            Ok(Moved::Bytes(0)) => {
+                inner.close(inner.broken.get().cloned().unwrap_or(Closed::ByPeer));
+            }
             Ok(_) => {}
             Err(error) => inner.close(Closed::Broken(error.to_string())),
         }
@@ -238,7 +243,7 @@ impl Link {
     /// Sleeps until there is something to receive, or the link is closed.
     pub async fn ready(&self) {
         let inner = self.inner();
-        while !self.is_closed() {
+        while inner.closed.get().is_none() {
             let looked = match inner.socket.readable().await {
                 Ok(()) => inner.socket.try_read(Socket::peek),
                 Err(error) => Err(error),
@@ -294,6 +299,13 @@ impl Inner {
         self.close(Closed::Malformed(refusal.clone()));
     }
 
+    /// Sending failed for good. The receiving side closes the link, having received what is left.
+    fn break_off(&self, error: &io::Error) -> Closed {
+        let reason = Closed::Broken(error.to_string());
+        self.socket.shutdown(Shutdown::Write);
+        self.broken.get_or_init(|| reason).clone()
+    }
+
     /// Also wakes all who sleep on the socket: it is readable once shut.
     fn close(&self, reason: Closed) {
         if self.closed.set(reason).is_ok() {
@@ -303,7 +315,7 @@ impl Inner {
 
     /// Sends the rest of the queue as the socket takes it.
     async fn flush_all(self: Arc<Self>) {
-        while self.closed.get().is_none() {
+        while self.closed.get().is_none() && self.broken.get().is_none() {
             let flushed = match self.socket.writable().await {
                 Ok(()) => self.socket.try_write(|s| self.flush_some(s)),
                 Err(error) => Err(error),
@@ -311,7 +323,9 @@ impl Inner {
             match flushed {
                 Ok(Moved::Bytes(0)) => return,
                 Ok(_) => {}
-                Err(error) => self.close(Closed::Broken(error.to_string())),
+                Err(error) => {
+                    self.break_off(&error);
+                }
             }
         }
     }

@@ -164,10 +164,10 @@ impl<'a> Lead<'a> {
                     Poll::Pending => Step::Yield,
                 };
             }
-            if let Some(reason) = self.link.closed_reason() {
+            if let Some(reason) = self.link.inner().closed.get() {
                 return Step::Done(match check(cx) {
                     Poll::Ready(found) => Ok(found),
-                    Poll::Pending => Err(reason.into()),
+                    Poll::Pending => Err(reason.clone().into()),
                 });
             }
             if !self.pace.keeps_on(clock::now) {

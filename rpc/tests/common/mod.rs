@@ -1,6 +1,8 @@
 //! An echo service and what the tests need around it.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -8,14 +10,12 @@ use std::time::Duration;
 use ramkeep_rpc::{
     Address, Batch, Identity, Link, Peer, PollMode, Router, Serving, Session, Wake, WorkerPool,
 };
-use ramkeep_wire::envelope::{self, Kind};
-use ramkeep_wire::hello::{Refusal, SharedKey};
-use ramkeep_wire::{ClusterId, Micros, Party, ServerId};
+use ramkeep_wire::envelope::{self, HEADER_LEN, Header, Kind};
+use ramkeep_wire::hello::{Hello, Proof, Refusal, SharedKey};
+use ramkeep_wire::{ClusterId, Micros, Party, ServerId, postcards};
 
 /// Longer than anything here takes.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
-
-pub(crate) const SERVER: Party = Party(7);
 
 pub(crate) fn key(seed: u8) -> SharedKey {
     SharedKey([seed; 32])
@@ -119,4 +119,77 @@ impl Server {
             .await
             .unwrap()
     }
+}
+
+/// A connection driven by hand: what is written are just bytes.
+pub(crate) struct Raw(pub(crate) TcpStream);
+
+impl Raw {
+    /// Connects and says nothing.
+    pub(crate) fn silent(address: &Address) -> Self {
+        let stream = TcpStream::connect(address.as_ip().unwrap()).unwrap();
+        stream.set_nodelay(true).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        Self(stream)
+    }
+
+    /// Connects and shakes hands without a key, as nobody.
+    pub(crate) fn open(address: &Address) -> Self {
+        let mut raw = Self::silent(address);
+        let hello = hello(Party::NONE);
+        raw.0
+            .write_all(&enveloped(Kind::Hello, &postcards::encode(&hello)))
+            .unwrap();
+        let (header, _) = raw.receive().unwrap();
+        assert_eq!(header.kind, Kind::Welcome);
+        let proof = Proof { mac: [0; 32] };
+        raw.0
+            .write_all(&enveloped(Kind::Proof, &postcards::encode(&proof)))
+            .unwrap();
+        raw
+    }
+
+    /// The next envelope; `None` when the server has closed.
+    pub(crate) fn receive(&mut self) -> Option<(Header, Vec<u8>)> {
+        let mut bytes = vec![0; HEADER_LEN];
+        match self.0.read_exact(&mut bytes) {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => return None,
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => return None,
+            Err(error) => panic!("the server neither answered nor closed: {error}"),
+        }
+        let header = envelope::parse_header(&bytes).unwrap().unwrap();
+        bytes.resize(HEADER_LEN + header.len as usize, 0);
+        self.0.read_exact(&mut bytes[HEADER_LEN..]).unwrap();
+        let (envelope, _) = envelope::parse(&bytes).unwrap().unwrap();
+        Some((envelope.header, envelope.payload.to_vec()))
+    }
+
+    /// Everything that still comes until the server closes.
+    pub(crate) fn receive_all(&mut self) -> Vec<(Header, Vec<u8>)> {
+        std::iter::from_fn(|| self.receive()).collect()
+    }
+
+    /// The refusal that the server closes with, after any answers.
+    pub(crate) fn refusal(&mut self) -> Option<Refusal> {
+        let (header, payload) = self.receive_all().pop()?;
+        (header.kind == Kind::Refusal).then(|| postcards::decode(&payload).unwrap())
+    }
+}
+
+pub(crate) fn hello(to: Party) -> Hello {
+    Hello {
+        cluster: ClusterId::default(),
+        from: Party::NONE,
+        to,
+        nonce: [3; 16],
+    }
+}
+
+/// An envelope from nobody to anybody.
+pub(crate) fn enveloped(kind: Kind, payload: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    let header = Header::new(kind, 9, Party::NONE, Party::NONE);
+    envelope::append(&mut out, header, payload);
+    out
 }
