@@ -37,7 +37,7 @@ fn main() {
 
     let operations = objects.min(10_000_000);
     report("insert", objects, || {
-        in_batches(&store, Work::Write, 0..objects)
+        in_batches(&store, Work::Write, 0..objects);
     });
     let stats = store.stats();
     let overhead = (stats.live + stats.index - stats.payload) as f64 / stats.objects as f64;
@@ -47,13 +47,13 @@ fn main() {
     let mut chosen = |n: u64| (0..n).map(|_| random.below(objects)).collect::<Vec<_>>();
     let keys = chosen(operations);
     report("overwrite", operations, || {
-        in_batches(&store, Work::Write, keys)
+        in_batches(&store, Work::Write, keys);
     });
     let keys = chosen(operations);
     report("read", operations, || in_batches(&store, Work::Read, keys));
     let keys = chosen(operations);
     report("read, one at a time", operations, || {
-        keys.iter().for_each(|&n| read_one(&store, n))
+        keys.iter().for_each(|&n| read_one(&store, n));
     });
 
     let mut session = Session::new(&store);

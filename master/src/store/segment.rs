@@ -28,6 +28,8 @@ pub(super) struct Head {
     /// Hashes the bytes as they are certified; none in a log without a key.
     certifier: Option<Certifier>,
     pub(super) sealed: Option<Certificate>,
+    /// The last certificate made, which every backup gets.
+    last: Option<(Claim, Certificate)>,
     /// Where its active mark ends, once it is appended.
     pub(super) active_end: Option<u32>,
 }
@@ -48,6 +50,7 @@ impl Head {
             appender,
             certifier: key.map(Certifier::new),
             sealed: None,
+            last: None,
             active_end: None,
         }
     }
@@ -112,12 +115,18 @@ impl Head {
         let Some(certifier) = &mut self.certifier else {
             return Certificate::NONE;
         };
+        let claim = claim(length as u32);
+        if let Some((_, certificate)) = self.last.filter(|(last, _)| *last == claim) {
+            return certificate;
+        }
         let guard = memory.pin();
         let news = memory
             .slice(&guard, slot, certifier.length() as usize..length)
             .expect("the log's own slot is readable up to its end");
         certifier.update(news);
-        certifier.certify(&claim(length as u32))
+        let certificate = certifier.certify(&claim);
+        self.last = Some((claim, certificate));
+        certificate
     }
 
     /// The head is durably closed: what stays of it.

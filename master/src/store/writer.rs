@@ -224,7 +224,7 @@ impl Writer {
             Some(old) => {
                 let tombstone = self.tombstone(owned, &old);
                 self.append(
-                    &[object, tombstone],
+                    &[tombstone, object],
                     len + tombstone_len(key.len()),
                     new_key,
                 )?
@@ -284,7 +284,8 @@ impl Writer {
         })
     }
 
-    /// Appends a group of `len` bytes within the account, whose first entry is an object.
+    /// Appends a group of `len` bytes within the account, whose last entry is an object: who sees
+    /// the object durable knows that all of the group is.
     #[inline]
     fn append(
         &mut self,
@@ -305,7 +306,7 @@ impl Writer {
         }
         let segments = self.account.segments(&self.log, index_bytes);
         let appended = self.log.append(group, segments).map_err(refusal)?;
-        Ok((appended.reference(0), appended.end))
+        Ok((appended.reference(group.len() - 1), appended.end))
     }
 
     fn first_version(&self) -> Version {

@@ -1,0 +1,11 @@
+//! What a master's store promises, shown from outside.
+#![allow(clippy::unwrap_used)]
+
+mod concurrent;
+mod log;
+mod memory;
+mod model;
+mod scan;
+mod session;
+mod support;
+mod tablets;
