@@ -332,9 +332,24 @@ pub fn note_recovered(world: &mut World) {
     }
 }
 
+/// Servers that stopped because they were decided dead are started again, as new ones.
+pub fn restart_stopped(world: &mut World) {
+    let machines: Vec<usize> = world.server_machines().collect();
+    for machine in machines {
+        let stopped = world.server(machine).is_some_and(|node| node.stopped());
+        if let Some(process) = world.machines[machine].process
+            && stopped
+        {
+            world.kill(process, Death::Kill);
+            world.start(machine);
+        }
+    }
+}
+
 /// Everything works again: links, processes, machines.
 pub fn end(world: &mut World) {
     world.network.heal();
+    restart_stopped(world);
     for machine in 0..world.machines.len() {
         if let Some(process) = world.machines[machine].process {
             if world.is_paused(machine) {

@@ -261,6 +261,25 @@ pub fn segments(world: &World, machine: usize) -> Vec<SegmentId> {
         .unwrap_or_default()
 }
 
+/// The backups of each segment of a running master's log, as it knows them.
+#[must_use]
+pub fn placement(world: &World, machine: usize) -> Vec<(SegmentId, Vec<ServerId>)> {
+    let Some(master) = world.server(machine).and_then(|node| node.master()) else {
+        return Vec::new();
+    };
+    let segments = segments(world, machine).into_iter();
+    segments
+        .map(|segment| (segment, master.backups_of(segment)))
+        .collect()
+}
+
+/// The head of a running master's log.
+#[must_use]
+pub fn head(world: &World, machine: usize) -> Option<SegmentId> {
+    let master = world.server(machine)?.master()?;
+    Some(master.store().writer().log().head())
+}
+
 /// The frames of the machine's disk, if no process runs there.
 #[must_use]
 pub fn frames(world: &World, machine: usize) -> Option<&MemoryStore> {

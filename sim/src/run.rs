@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use ramkeep_wire::coordinator::{Roles, Settings};
+use ramkeep_wire::data::RejectRules;
 use ramkeep_wire::mutants::Mutant;
-use ramkeep_wire::{KeyHash, Micros, TableId};
+use ramkeep_wire::{KeyHash, Micros, SegmentId, ServerId, TableId};
 
 use crate::check::check_history;
 use crate::faults::{self, Faults};
@@ -23,6 +24,9 @@ use crate::world::{World, WorldConfig};
 const CONVERGENCE: Duration = Duration::from_secs(60);
 /// How often it is looked whether it is.
 const LOOK: Duration = Duration::from_millis(100);
+
+/// Bytes of each value written at the end.
+const LAST_VALUE: usize = 1_000;
 
 const STEP_FAULT: u32 = 1;
 const STEP_CHECK: u32 = 2;
@@ -246,6 +250,7 @@ impl Run {
         let now = self.world.events.now();
         match step {
             STEP_FAULT if !self.quiet => {
+                faults::restart_stopped(&mut self.world);
                 faults::note_recovered(&mut self.world);
                 self.faults.strike(&mut self.world);
                 let next = now + self.faults.next_gap();
@@ -292,7 +297,7 @@ impl Run {
     }
 
     /// What is not as it should be in a cluster without faults.
-    fn lacking(&self) -> Vec<String> {
+    fn lacking(&mut self) -> Vec<String> {
         let mut lacking = Vec::new();
         for machine in &self.clients {
             if let Some(client) = self.world.client(*machine)
@@ -318,8 +323,9 @@ impl Run {
                 .unwrap_or_default();
             if stats.under_replicated > 0 {
                 lacking.push(format!(
-                    "{server:?} has {} segments that lack a replica",
-                    stats.under_replicated
+                    "{server:?} has {} segments that lack a replica of {:?}",
+                    stats.under_replicated,
+                    inspect::placement(&self.world, *machine)
                 ));
             }
         }
@@ -330,41 +336,71 @@ impl Run {
     }
 
     /// Frames in use that no living master's log accounts for, or too few.
-    fn leaks(&self, masters: &[(usize, ramkeep_wire::ServerId)]) -> Vec<String> {
-        let mut wanted = std::collections::BTreeMap::new();
-        for (machine, _) in masters {
+    fn leaks(&mut self, masters: &[(usize, ServerId)]) -> Vec<String> {
+        let mut wanted = std::collections::BTreeSet::new();
+        for (machine, server) in masters {
             let Some(master) = self.world.server(*machine).and_then(|node| node.master()) else {
                 continue;
             };
             for segment in inspect::segments(&self.world, *machine) {
                 for backup in master.backups_of(segment) {
-                    *wanted.entry(backup).or_insert(0) += 1;
+                    wanted.insert((backup, *server, segment));
                 }
             }
         }
-        let mut leaks = Vec::new();
+        let mut found = std::collections::BTreeSet::new();
+        for (_, server) in masters {
+            for held in inspect::held(&mut self.world, *server) {
+                let backup = self.world.server(held.machine).map(|node| node.server());
+                for (info, _) in held.replicas {
+                    found.insert((backup.unwrap_or_default(), *server, info.segment));
+                }
+            }
+        }
+        let mut leaks: Vec<String> = wanted
+            .difference(&found)
+            .map(|(backup, master, segment)| format!("{backup:?} lacks {master:?} {segment:?}"))
+            .collect();
+        // What a change of an open head's backups left behind is kept until that head is closed.
+        let heads: Vec<(ServerId, SegmentId)> = masters
+            .iter()
+            .filter_map(|(machine, server)| Some((*server, inspect::head(&self.world, *machine)?)))
+            .collect();
+        let (kept, extra): (Vec<_>, Vec<_>) = found
+            .difference(&wanted)
+            .partition(|(_, master, segment)| heads.contains(&(*master, *segment)));
+        leaks.extend(extra.into_iter().map(|(backup, master, segment)| {
+            format!("{backup:?} still has {master:?} {segment:?}")
+        }));
+        if leaks.is_empty() && kept.is_empty() && !self.has_dead_masters(masters) {
+            leaks.extend(self.lost_frames(&wanted));
+        }
+        leaks
+    }
+
+    /// Frames that are in use without holding a complete replica.
+    fn lost_frames(
+        &self,
+        wanted: &std::collections::BTreeSet<(ServerId, ServerId, SegmentId)>,
+    ) -> Vec<String> {
+        let mut lost = Vec::new();
         for machine in self.world.server_machines() {
             let Some(node) = self.world.server(machine) else {
                 continue;
             };
             let Some(backup) = node.backup() else { continue };
-            let (used, wanted) = (
-                backup.stats().used,
-                wanted.get(&node.server()).copied().unwrap_or(0),
-            );
-            let dead_masters = self.has_dead_masters(masters);
-            if used < wanted || (used > wanted && !dead_masters) {
-                leaks.push(format!(
-                    "{:?} has {used} frames in use, masters count {wanted}",
-                    node.server()
-                ));
+            let count = wanted.iter().filter(|(b, _, _)| *b == node.server()).count();
+            let used = backup.stats().used as usize;
+            if used != count {
+                let server = node.server();
+                lost.push(format!("{server:?} has {used} frames in use for {count} replicas"));
             }
         }
-        leaks
+        lost
     }
 
     /// Frames of masters decided dead are kept for their recovery.
-    fn has_dead_masters(&self, masters: &[(usize, ramkeep_wire::ServerId)]) -> bool {
+    fn has_dead_masters(&self, masters: &[(usize, ServerId)]) -> bool {
         let machines = self
             .world
             .server_machines()
@@ -387,8 +423,22 @@ impl Run {
         else {
             return;
         };
+        // Enough writes that every head rolls over, then a look at everything.
+        let segment = self.world.config.settings.segment_size as usize;
+        let masters = (self.world.server_machines())
+            .filter(|m| faults::is_master(&self.world, *m))
+            .count();
+        let writes = masters * 2 * segment / LAST_VALUE;
         self.world.with(process, |node, context| {
             if let Node::Client(client) = node {
+                for number in 0..writes {
+                    let mut value = format!("last{number}-").into_bytes();
+                    value.resize(LAST_VALUE, b'.');
+                    let rules = RejectRules::default();
+                    let key = format!("last{number}").into_bytes();
+                    let write = Action::Write { value, rules };
+                    client.workload_mut().add(Step::Key(key, write));
+                }
                 client.workload_mut().add(Step::Scan);
                 for key in keys {
                     client.workload_mut().add(Step::Key(key, Action::Read));

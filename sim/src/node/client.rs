@@ -7,7 +7,7 @@ use ramkeep_client::core::{Core, NotStarted, OpId, Output, Target};
 use ramkeep_client::{Error, Operation, Outcome as Result_, Page, Reject, ScanPosition};
 use ramkeep_wire::coordinator::{Answer, Request, Response};
 use ramkeep_wire::envelope::Kind;
-use ramkeep_wire::{Micros, TableId, postcards};
+use ramkeep_wire::{Micros, Party, TableId, postcards};
 
 use super::{Context, delivered};
 use crate::history::{Action, Outcome, Place, Ticket};
@@ -147,12 +147,12 @@ impl ClientNode {
     pub(super) fn net(&mut self, context: &mut Context<'_>, event: &NetEvent) {
         match event {
             NetEvent::Opened { connection, .. } => {
-                if let Some((target, open)) = self.connections.get_mut(connection) {
-                    *open = true;
-                    self.core.handle_link_up(*target);
-                    if let Some(bytes) = self.waiting.remove(connection) {
-                        context.send(*connection, &bytes);
-                    }
+                if let Some((target, _)) = self.connections.get(connection) {
+                    let to = match target {
+                        Target::Server(server) => Party::server(*server),
+                        Target::Coordinator(_) => Party::NONE,
+                    };
+                    context.hello(*connection, Party::client(self.core.client()), to);
                 }
             }
             NetEvent::Failed { connection, .. } => {
@@ -181,6 +181,17 @@ impl ClientNode {
         let envelope = delivered(bytes);
         let target = self.connections.get(&connection).map(|(target, _)| *target);
         match (target, envelope.header.kind) {
+            (Some(target), Kind::Welcome) => {
+                self.connections.insert(connection, (target, true));
+                self.core.handle_link_up(target);
+                if let Some(bytes) = self.waiting.remove(&connection) {
+                    context.send(connection, &bytes);
+                }
+            }
+            (Some(_), Kind::Refusal) => {
+                context.close(connection);
+                self.lost(context, connection, "refused");
+            }
             (Some(Target::Server(server)), Kind::DataResponse) => {
                 self.core
                     .handle_response(context.now, server, envelope.payload);

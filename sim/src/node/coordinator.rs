@@ -191,6 +191,16 @@ impl CoordinatorNode {
     fn deliver(&mut self, context: &mut Context<'_>, connection: ConnectionId, bytes: &[u8]) {
         let envelope = delivered(bytes);
         match envelope.header.kind {
+            Kind::Hello => {
+                let me = Party::coordinator(self.config.peer);
+                self.inbound.insert(connection, envelope.header.from);
+                context.welcome(connection, &envelope, me);
+            }
+            Kind::Welcome => self.welcomed(context, connection),
+            Kind::Refusal => {
+                context.close(connection);
+                self.lost(context, connection, true);
+            }
             Kind::CoordinatorRequest => {
                 let Ok(request) = postcards::decode::<Request>(envelope.payload) else {
                     return context.close(connection);
@@ -233,6 +243,16 @@ impl CoordinatorNode {
     }
 
     fn opened(&mut self, context: &mut Context<'_>, connection: ConnectionId) {
+        let found = self
+            .servers
+            .iter_mut()
+            .find(|(_, link)| link.connection == connection);
+        let Some((server, _)) = found else { return };
+        let me = Party::coordinator(self.config.peer);
+        context.hello(connection, me, Party::server(*server));
+    }
+
+    fn welcomed(&mut self, context: &mut Context<'_>, connection: ConnectionId) {
         let found = self
             .servers
             .iter_mut()

@@ -215,7 +215,23 @@ impl ServerNode {
         self.act(context);
     }
 
+    fn me(&self) -> Party {
+        match self.server {
+            ServerId(0) => Party::NONE,
+            server => Party::server(server),
+        }
+    }
+
     fn opened(&mut self, context: &mut Context<'_>, connection: ConnectionId) {
+        let to = self
+            .backups
+            .iter()
+            .find(|(_, link)| link.connection == connection)
+            .map_or(Party::NONE, |(server, _)| Party::server(*server));
+        context.hello(connection, self.me(), to);
+    }
+
+    fn welcomed(&mut self, context: &mut Context<'_>, connection: ConnectionId) {
         if self.coordinator.connection == Some(connection) {
             self.coordinator.open = true;
             return;
@@ -264,6 +280,9 @@ impl ServerNode {
         envelope: &Envelope<'_>,
     ) {
         let header = &envelope.header;
+        if header.kind == Kind::Hello {
+            return context.welcome(connection, envelope, self.me());
+        }
         let meant = header.to == Party::NONE || header.to == Party::server(self.server);
         if !meant && !mutants::active(Mutant::IgnoreServerId) {
             context.say(format_args!("refuses what is for {:?}", header.to));
@@ -271,6 +290,11 @@ impl ServerNode {
             return self.lost(context, connection);
         }
         match header.kind {
+            Kind::Welcome => self.welcomed(context, connection),
+            Kind::Refusal => {
+                context.close(connection);
+                self.lost(context, connection);
+            }
             Kind::CoordinatorResponse => self.answered(context, header, envelope.payload),
             Kind::DataRequest => self.data(context, connection, envelope),
             Kind::Replicate => self.replicate(context, connection, envelope),
@@ -651,6 +675,7 @@ impl ServerNode {
     }
 
     fn send_asks(&mut self, context: &mut Context<'_>) {
+        let from = self.me();
         let link = &mut self.coordinator;
         if link.asks.iter().all(|ask| ask.sent.is_some()) || context.now < link.not_before {
             return;
@@ -663,10 +688,6 @@ impl ServerNode {
         if !link.open {
             return;
         }
-        let from = match self.server {
-            ServerId(0) => Party::NONE,
-            server => Party::server(server),
-        };
         for ask in link.asks.iter_mut().filter(|ask| ask.sent.is_none()) {
             link.next += 1;
             ask.sent = Some((link.next, context.now));
