@@ -1,1 +1,2 @@
 //! Benchmarks of Ramkeep, alone and beside other systems.
+#![forbid(unsafe_code)]

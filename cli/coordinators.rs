@@ -1,0 +1,56 @@
+//! Asking the coordinators on a person's behalf.
+
+use std::path::Path;
+
+use ramkeep_master::shell::Coordinators as Group;
+use ramkeep_rpc::{Address, Identity};
+use ramkeep_wire::coordinator::{Answer, Request, Response};
+
+use crate::connect::{ConnectArgs, no_answer, shared_key};
+use crate::failure::Failure;
+
+/// The coordinators of a cluster.
+#[derive(Debug)]
+pub(crate) struct Coordinators {
+    group: Group,
+    addresses: String,
+}
+
+impl Coordinators {
+    /// At these addresses, with the key in `key_file`.
+    pub(crate) fn new(addresses: &[String], key_file: Option<&Path>) -> Result<Self, Failure> {
+        let identity = Identity::new(shared_key(key_file)?);
+        let group = Group::new(parse(addresses)?, identity);
+        Ok(Self {
+            group,
+            addresses: addresses.join(","),
+        })
+    }
+
+    /// As a command's flags say.
+    pub(crate) fn of(args: &ConnectArgs) -> Result<Self, Failure> {
+        Self::new(&args.addresses(), args.key_file.as_deref())
+    }
+
+    /// The leader's answer. A refusal is a failure.
+    pub(crate) async fn ask(&self, request: &Request) -> Result<Response, Failure> {
+        let answered = self.group.call(request).await;
+        let response = answered.map_err(|error| no_answer(&self.addresses, error.0))?;
+        match response.answer {
+            Answer::Refused(refused) => Err(Failure::new(format_args!(
+                "the coordinator refuses: {refused}"
+            ))),
+            _ => Ok(response),
+        }
+    }
+}
+
+/// Addresses as flags give them.
+pub(crate) fn parse(addresses: &[String]) -> Result<Vec<Address>, Failure> {
+    let parsed: Result<Vec<Address>, _> = addresses.iter().map(|text| text.parse()).collect();
+    match parsed {
+        Ok(addresses) if !addresses.is_empty() => Ok(addresses),
+        Ok(_) => Err(Failure::usage("--coordinators names no address")),
+        Err(error) => Err(Failure::usage(error)),
+    }
+}

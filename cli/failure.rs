@@ -1,0 +1,83 @@
+//! How a command fails: an exit code and one line that says what happened and what to do.
+
+use std::fmt::Display;
+use std::io;
+use std::process::ExitCode;
+
+/// Why a command did not succeed.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// It could not be done. Exit code 1.
+    Failed(String),
+    /// It was asked for wrongly. Exit code 2.
+    Usage(String),
+    /// The argument parser has its own words, for wrong usage and for `--help`.
+    Parser(Box<clap::Error>),
+    /// Nobody reads standard output any more; there is nobody to tell either. Exit code 1.
+    NoReader,
+}
+
+impl Failure {
+    /// A failure of the command itself.
+    pub(crate) fn new(message: impl Display) -> Self {
+        Self::Failed(message.to_string())
+    }
+
+    /// Wrong usage that the argument parser could not see.
+    pub(crate) fn usage(message: impl Display) -> Self {
+        Self::Usage(message.to_string())
+    }
+
+    /// Tells the person, once, and gives the exit code.
+    pub(crate) fn report(self) -> ExitCode {
+        match self {
+            Self::Failed(message) => {
+                eprintln!("ramkeep: {}", one_line(&message));
+                ExitCode::from(1)
+            }
+            Self::Usage(message) => {
+                eprintln!("ramkeep: {}", one_line(&message));
+                ExitCode::from(2)
+            }
+            Self::Parser(error) => {
+                // Printing fails only when nobody listens.
+                let _ = error.print();
+                ExitCode::from(if error.use_stderr() { 2 } else { 0 })
+            }
+            Self::NoReader => ExitCode::from(1),
+        }
+    }
+}
+
+/// Errors of writing to standard output.
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Self::NoReader,
+            _ => Self::new(format_args!("cannot write to standard output: {error}")),
+        }
+    }
+}
+
+fn one_line(message: &str) -> String {
+    message.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_is_told_in_one_line() {
+        assert_eq!(
+            one_line("no table\n  flights; create it"),
+            "no table flights; create it"
+        );
+    }
+
+    #[test]
+    fn a_closed_pipe_is_no_failure_to_tell_of() {
+        let error = io::Error::from(io::ErrorKind::BrokenPipe);
+        assert!(matches!(Failure::from(error), Failure::NoReader));
+    }
+}

@@ -1,0 +1,281 @@
+//! `ramkeep server`: one process with a master and a backup, or with one of them.
+//!
+//! # Invariants
+//! 1. The frame directory is locked before anybody hears of this process, and its old ServerId is
+//!    named at enlistment (SAFETY 6).
+//! 2. Until it is enlisted, a server listens but serves nothing: nobody can mean it yet.
+//! 3. A server that was decided crashed ends. It never goes on under another identity.
+
+mod backup_only;
+mod enlist;
+mod late;
+mod resident;
+
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use ramkeep_backup::layout::Geometry;
+use ramkeep_backup::shell::BackupService;
+use ramkeep_master::core::{Master, MasterConfig};
+use ramkeep_master::shell::{
+    ControlConfig, ControlEnd, Coordinators, MasterService, MasterShell, run_control,
+};
+use ramkeep_rpc::{Address, Identity, PollMode, Router, Serving, WorkerPool, clock};
+use ramkeep_wire::coordinator::{Heartbeat, Roles};
+use ramkeep_wire::limits::SEGMENT_SIZE;
+
+use crate::connect::{DEFAULT_COORDINATORS, shared_key};
+use crate::coordinators;
+use crate::failure::Failure;
+use crate::output::Output;
+use crate::process::{self, Announcement, Role, StopSignals};
+use crate::runtime;
+use crate::units::Size;
+use backup_only::BackupOnly;
+use enlist::{Enlisted, Joining};
+use late::Late;
+
+/// How long replies that wait for backups may take once the process is to stop.
+const STOP_GRACE: Duration = Duration::from_secs(2);
+/// Frames for copies of others' segments, per segment of own memory, unless `--frames` says
+/// otherwise: two copies each, unevenly spread.
+const FRAMES_PER_SEGMENT: u64 = 3;
+
+/// Flags of `server`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ServerArgs {
+    /// Where to listen, as host:port or unix:/path,...; the first is for clients
+    #[arg(long, value_delimiter = ',', value_name = "ADDRESSES", required = true)]
+    listen: Vec<Address>,
+    /// The cluster's coordinators, as host:port,... [default: 127.0.0.1:7100 to 7102]
+    #[arg(long, value_delimiter = ',', value_name = "ADDRESSES")]
+    coordinators: Option<Vec<String>>,
+    /// Directory of the frames; its replicas outlive the process
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    /// Memory of the master, for its log and index
+    #[arg(long, default_value = "256MiB")]
+    memory: Size,
+    /// Run only a backup
+    #[arg(long, conflicts_with = "no_backup")]
+    no_master: bool,
+    /// Run only a master
+    #[arg(long)]
+    no_backup: bool,
+    /// Copies of others' segments that there is room for, of 8 MiB each [default: three for each
+    /// 8 MiB of --memory]
+    #[arg(long)]
+    frames: Option<u32>,
+    /// Worker threads
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    workers: u16,
+    /// How to wait for requests: adaptive, always, never
+    #[arg(long, default_value_t = PollMode::Adaptive)]
+    poll: PollMode,
+    /// File with the key that all processes and clients share; without it, loopback only
+    #[arg(long, value_name = "FILE")]
+    key_file: Option<PathBuf>,
+    /// The process to end with
+    #[arg(long, hide = true)]
+    parent: Option<i32>,
+}
+
+impl ServerArgs {
+    fn roles(&self) -> Roles {
+        Roles {
+            master: !self.no_master,
+            backup: !self.no_backup,
+        }
+    }
+
+    fn role(&self) -> Role {
+        if self.no_master {
+            Role::Backup
+        } else {
+            Role::Server
+        }
+    }
+
+    fn frames(&self) -> u32 {
+        let segments = self.memory.0.div_ceil(SEGMENT_SIZE as u64);
+        let usual = u32::try_from(segments * FRAMES_PER_SEGMENT).unwrap_or(u32::MAX);
+        self.frames.unwrap_or(usual)
+    }
+
+    fn coordinators(&self, identity: &Identity) -> Result<Coordinators, Failure> {
+        let usual = || DEFAULT_COORDINATORS.map(str::to_owned).to_vec();
+        let addresses = self.coordinators.clone().unwrap_or_else(usual);
+        Ok(Coordinators::new(
+            coordinators::parse(&addresses)?,
+            identity.clone(),
+        ))
+    }
+}
+
+/// Runs a server until a signal, or until it is decided crashed.
+pub(crate) fn run(args: &ServerArgs, output: Output) -> Result<(), Failure> {
+    if let Some(parent) = args.parent {
+        process::die_with(parent)?;
+    }
+    let runtime = runtime::current_thread()?;
+    let pool = WorkerPool::start(args.workers.into(), args.poll)
+        .map_err(|error| Failure::new(format_args!("cannot start worker threads: {error}")))?;
+    let ended = runtime.block_on(serve(args, &pool, output));
+    pool.shutdown();
+    ended
+}
+
+async fn serve(args: &ServerArgs, pool: &WorkerPool, output: Output) -> Result<(), Failure> {
+    let mut signals = StopSignals::listen()?;
+    let identity = Identity::new(shared_key(args.key_file.as_deref())?);
+    let backup = open_backup(args, &identity)?;
+    let control = Late::default();
+    let listening = listen(args, pool, &identity, backup.as_ref(), &control)?;
+    let addresses: Vec<String> = listening
+        .iter()
+        .map(|one| one.address().to_string())
+        .collect();
+    let joining = Joining {
+        roles: args.roles(),
+        addresses: addresses.clone(),
+        frames: backup.as_ref().map_or(0, |backup| backup.stats().frames),
+        replaces: backup.as_ref().and_then(BackupService::replaces),
+        memory: args.memory.0,
+    };
+    let coordinators = args.coordinators(&identity)?;
+    let enlisted = tokio::select! {
+        enlisted = enlist::enlist(&coordinators, &joining) => enlisted?,
+        () = signals.recv() => return Ok(()),
+    };
+    adopt(&enlisted, &identity, backup.as_ref())?;
+    let announcement = Announcement {
+        role: args.role(),
+        id: enlisted.server.0,
+        pid: std::process::id(),
+        address: addresses.into_iter().next().unwrap_or_default(),
+    };
+    let mut running = begin(args, enlisted, &identity, backup, &control)?;
+    // Known to the coordinator by now; that nobody reads this line is no reason to end.
+    drop(output.line(announcement.text(), &announcement.json()));
+    tokio::select! {
+        end = &mut running => return Err(Failure::new(end)),
+        () = signals.recv() => {}
+    }
+    // Writes that are on their way still need the control loop to become durable.
+    tokio::select! {
+        _ = &mut running => {}
+        () = stop(listening) => {}
+    }
+    Ok(())
+}
+
+fn open_backup(args: &ServerArgs, identity: &Identity) -> Result<Option<BackupService>, Failure> {
+    if args.no_backup {
+        return Ok(None);
+    }
+    let segment_size = u32::try_from(SEGMENT_SIZE).map_err(Failure::new)?;
+    let geometry = Geometry::new(args.frames(), segment_size).map_err(Failure::new)?;
+    let backup = BackupService::open(&args.data, geometry, clock::now())
+        .map_err(|error| Failure::new(format_args!("cannot open the frames: {error}")))?;
+    if let Some(cluster) = backup.cluster() {
+        identity.set_cluster(cluster);
+    }
+    Ok(Some(backup))
+}
+
+fn listen(
+    args: &ServerArgs,
+    pool: &WorkerPool,
+    identity: &Identity,
+    backup: Option<&BackupService>,
+    control: &Late,
+) -> Result<Vec<Serving>, Failure> {
+    let mut router = Router::new().route(MasterService::KINDS, Arc::new(control.clone()));
+    if let Some(backup) = backup {
+        router = router.route(ramkeep_backup::shell::KINDS, Arc::new(backup.clone()));
+    }
+    args.listen
+        .iter()
+        .map(|address| {
+            pool.serve(address, identity, router.clone())
+                .map_err(Failure::new)
+        })
+        .collect()
+}
+
+/// From here on this process is the server that it was made.
+fn adopt(
+    enlisted: &Enlisted,
+    identity: &Identity,
+    backup: Option<&BackupService>,
+) -> Result<(), Failure> {
+    if let Some(backup) = backup {
+        backup
+            .assign(
+                enlisted.cluster,
+                enlisted.server,
+                enlisted.settings.lease_us,
+            )
+            .map_err(|error| Failure::new(format_args!("cannot use the frames: {error}")))?;
+    }
+    identity.set_cluster(enlisted.cluster);
+    identity.set_party(ramkeep_wire::Party::server(enlisted.server));
+    Ok(())
+}
+
+/// Serves and reports; ends when the server must.
+type Running = Pin<Box<dyn Future<Output = ControlEnd>>>;
+
+/// Starts what serves.
+fn begin(
+    args: &ServerArgs,
+    enlisted: Enlisted,
+    identity: &Identity,
+    backup: Option<BackupService>,
+    control: &Late,
+) -> Result<Running, Failure> {
+    // Anew: these connections say who they come from.
+    let coordinators = Arc::new(args.coordinators(identity)?);
+    let heartbeat = Duration::from_micros(enlisted.settings.heartbeat_us.into());
+    let complete = {
+        let backup = backup.clone();
+        move |report: &mut Heartbeat| {
+            report.backup = backup.as_ref().map(BackupService::stats);
+            report.resident = resident::bytes();
+        }
+    };
+    let complete = Box::new(complete);
+    if args.no_master {
+        let only = BackupOnly::new(enlisted.server, enlisted.list, backup);
+        control.set(only.clone());
+        return Ok(Box::pin(only.run(coordinators, heartbeat, complete)));
+    }
+    let master = Master::new(MasterConfig {
+        me: enlisted.server,
+        cluster: enlisted.cluster,
+        key: enlisted.key,
+        settings: enlisted.settings,
+        memory: args.memory.0,
+        seed: enlist::seed()?,
+    })
+    .map_err(|error| Failure::new(format_args!("--memory {}: {error}", args.memory)))?;
+    let shell = MasterShell::new(master, identity.clone(), args.poll);
+    control.set(MasterService(shell.clone()));
+    Ok(Box::pin(run_control(
+        shell,
+        ControlConfig {
+            coordinators,
+            heartbeat,
+            complete,
+        },
+    )))
+}
+
+async fn stop(listening: Vec<Serving>) {
+    for one in listening {
+        one.stop(STOP_GRACE).await;
+    }
+}

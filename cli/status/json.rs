@@ -1,0 +1,113 @@
+//! `status` for programs.
+
+use ramkeep_wire::Ballot;
+use ramkeep_wire::coordinator::{
+    BackupStats, ClusterStatus, MasterStats, Roles, ServerReport, ServerState, Table, Tablet,
+    TabletState,
+};
+use serde_json::{Value, json};
+
+use super::{overhead_per_object, total};
+
+/// The whole answer. `ballot` is the ballot's round; with `leader` beside it, it is the ballot.
+pub(super) fn status(status: &ClusterStatus, ballot: Ballot) -> Value {
+    let masters = status
+        .servers
+        .iter()
+        .filter_map(|report| report.heartbeat.as_ref()?.master);
+    json!({
+        "cluster": status.cluster.to_string(),
+        "leader": status.leader.0,
+        "ballot": ballot.round,
+        "replicas": status.settings.replicas,
+        "coordinators": status.coordinators.iter().map(|(peer, address)| json!({
+            "id": peer.0,
+            "address": address,
+            "leader": *peer == status.leader,
+        })).collect::<Vec<_>>(),
+        "servers": status.servers.iter().map(server).collect::<Vec<_>>(),
+        "memory": memory(&total(masters)),
+        "tables": status.tables.iter().map(table).collect::<Vec<_>>(),
+        "tablets": status.tables.iter()
+            .flat_map(|table| table.tablets.iter().map(|one| tablet(&table.name, one)))
+            .collect::<Vec<_>>(),
+        "recoveries": [],
+    })
+}
+
+fn table(table: &Table) -> Value {
+    json!({ "id": table.table.0, "name": table.name, "tablets": table.tablets.len() })
+}
+
+/// Roles by name.
+pub(super) fn roles(roles: Roles) -> Vec<&'static str> {
+    [(roles.master, "master"), (roles.backup, "backup")]
+        .into_iter()
+        .filter_map(|(has, name)| has.then_some(name))
+        .collect()
+}
+
+/// A server's state by name.
+pub(super) fn server_state(state: ServerState) -> &'static str {
+    match state {
+        ServerState::Joining => "joining",
+        ServerState::Up => "up",
+        ServerState::Crashed => "crashed",
+    }
+}
+
+/// A tablet's state by name.
+pub(super) fn tablet_state(state: TabletState) -> &'static str {
+    match state {
+        TabletState::Assigning => "assigning",
+        TabletState::Normal => "normal",
+        TabletState::Down => "down",
+        TabletState::Dropping => "dropping",
+    }
+}
+
+fn server(report: &ServerReport) -> Value {
+    let heartbeat = report.heartbeat.as_ref();
+    json!({
+        "id": report.entry.server.0,
+        "roles": roles(report.entry.roles),
+        "state": server_state(report.entry.state),
+        "address": report.entry.addresses.first(),
+        "addresses": report.entry.addresses,
+        "replaces": report.entry.replaces.map(|server| server.0),
+        "resident": heartbeat.map(|heartbeat| heartbeat.resident),
+        "memory": heartbeat.and_then(|heartbeat| heartbeat.master.as_ref()).map(memory),
+        "frames": heartbeat.and_then(|heartbeat| heartbeat.backup.as_ref()).map(frames),
+    })
+}
+
+fn memory(stats: &MasterStats) -> Value {
+    json!({
+        "limit": stats.memory,
+        "used": stats.used,
+        "live": stats.live,
+        "reserved": stats.reserved,
+        "index": stats.index,
+        "objects": stats.objects,
+        "payload": stats.payload,
+        "overhead_per_object": overhead_per_object(stats),
+        "segments": stats.segments,
+        "under_replicated": stats.under_replicated,
+    })
+}
+
+fn frames(stats: &BackupStats) -> Value {
+    json!({ "total": stats.frames, "used": stats.used, "inherited": stats.inherited })
+}
+
+/// Hashes are hexadecimal text: they go past what a JSON number holds exactly.
+fn tablet(name: &str, tablet: &Tablet) -> Value {
+    json!({
+        "table": tablet.table.0,
+        "name": name,
+        "first": format!("{:016x}", tablet.first.0),
+        "last": format!("{:016x}", tablet.last.0),
+        "owner": tablet.owner.0,
+        "state": tablet_state(tablet.state),
+    })
+}

@@ -1,0 +1,144 @@
+//! `status` for people.
+
+use std::fmt::Write;
+
+use ramkeep_wire::Ballot;
+use ramkeep_wire::coordinator::{ClusterStatus, ServerReport, TabletState};
+
+use super::json::{roles, server_state, tablet_state};
+use super::{overhead_per_object, total};
+use crate::columns::Columns;
+use crate::units::Size;
+
+const NOTHING: &str = "-";
+
+/// The whole answer.
+pub(super) fn status(status: &ClusterStatus, ballot: Ballot) -> String {
+    let mut text = String::new();
+    // Writing to a string cannot fail.
+    let _ = writeln!(
+        text,
+        "cluster {}: {} copies of each write; coordinator {} leads, ballot {ballot}\n",
+        status.cluster, status.settings.replicas, status.leader
+    );
+    let _ = writeln!(text, "Coordinators\n{}", coordinators(status));
+    let _ = writeln!(text, "Servers\n{}", servers(status));
+    if status.tables.is_empty() {
+        text.push_str("No tables\n");
+    } else {
+        let _ = writeln!(text, "Tables\n{}", tables(status));
+        let _ = writeln!(text, "Tablets\n{}", tablets(status));
+    }
+    let _ = writeln!(text, "\n{}", summary(status));
+    text
+}
+
+fn coordinators(status: &ClusterStatus) -> Columns<3> {
+    let mut columns = Columns::new([">id", "address", ""]);
+    for (peer, address) in &status.coordinators {
+        let leads = if *peer == status.leader { "leads" } else { "" };
+        columns.row([peer.to_string(), address.clone(), leads.to_owned()]);
+    }
+    columns
+}
+
+fn servers(status: &ClusterStatus) -> Columns<10> {
+    let mut columns = Columns::new([
+        ">id",
+        "address",
+        "roles",
+        "state",
+        ">objects",
+        ">used",
+        ">live",
+        ">of",
+        ">resident",
+        ">frames",
+    ]);
+    for report in &status.servers {
+        columns.row(server(report));
+    }
+    columns
+}
+
+fn server(report: &ServerReport) -> [String; 10] {
+    let heartbeat = report.heartbeat.as_ref();
+    let master = heartbeat.and_then(|heartbeat| heartbeat.master);
+    let backup = heartbeat.and_then(|heartbeat| heartbeat.backup);
+    let size = |bytes: Option<u64>| shown(bytes.map(Size));
+    [
+        report.entry.server.to_string(),
+        shown(report.entry.addresses.first()),
+        roles(report.entry.roles).join("+"),
+        server_state(report.entry.state).to_owned(),
+        shown(master.map(|stats| stats.objects)),
+        size(master.map(|stats| stats.used)),
+        size(master.map(|stats| stats.live)),
+        size(master.map(|stats| stats.memory)),
+        size(heartbeat.map(|heartbeat| heartbeat.resident)),
+        shown(backup.map(|stats| format!("{}/{}", stats.used, stats.frames))),
+    ]
+}
+
+fn shown(value: Option<impl ToString>) -> String {
+    value.map_or_else(|| NOTHING.to_owned(), |value| value.to_string())
+}
+
+fn tables(status: &ClusterStatus) -> Columns<4> {
+    let mut columns = Columns::new([">id", "name", ">tablets", ">not served"]);
+    for table in &status.tables {
+        let unserved = table
+            .tablets
+            .iter()
+            .filter(|tablet| tablet.state != TabletState::Normal)
+            .count();
+        columns.row([
+            table.table.to_string(),
+            table.name.clone(),
+            table.tablets.len().to_string(),
+            unserved.to_string(),
+        ]);
+    }
+    columns
+}
+
+fn tablets(status: &ClusterStatus) -> Columns<5> {
+    let mut columns = Columns::new(["table", "first hash", "last hash", ">owner", "state"]);
+    for table in &status.tables {
+        for tablet in &table.tablets {
+            columns.row([
+                table.name.clone(),
+                format!("{:016x}", tablet.first.0),
+                format!("{:016x}", tablet.last.0),
+                tablet.owner.to_string(),
+                tablet_state(tablet.state).to_owned(),
+            ]);
+        }
+    }
+    columns
+}
+
+fn summary(status: &ClusterStatus) -> String {
+    let sum = total(
+        status
+            .servers
+            .iter()
+            .filter_map(|report| report.heartbeat.as_ref()?.master),
+    );
+    let mut text = format!(
+        "{} objects, {} of keys and values; {} live of {} used of {}",
+        sum.objects,
+        Size(sum.payload),
+        Size(sum.live),
+        Size(sum.used),
+        Size(sum.memory),
+    );
+    if let Some(overhead) = overhead_per_object(&sum) {
+        let _ = write!(text, "; {overhead:.1} bytes above key and value per object");
+    }
+    if sum.under_replicated > 0 {
+        let _ = write!(text, "; {} segments lack a copy", sum.under_replicated);
+    }
+    text.push_str("; no recoveries under way");
+    text
+}

@@ -1,0 +1,132 @@
+//! One child process of a cluster: started, awaited, stopped.
+//!
+//! # Invariants
+//! 1. A child is signalled only while it has not been waited for, so that its pid is still its own.
+//! 2. A child ends when this process ends, however this one ends (the child sees to that itself),
+//!    and when its [`Child`] is dropped.
+
+use std::ffi::OsString;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{ChildStdout, Command};
+
+use crate::failure::Failure;
+use crate::process::Announcement;
+
+/// From SIGTERM to SIGKILL.
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
+/// From its start to its announcement.
+const START_PATIENCE: Duration = Duration::from_secs(20);
+/// Variables that begin so are settings; a child is given all of its own as flags.
+const SETTINGS: &str = "RAMKEEP_";
+
+/// A child process that has announced itself.
+#[derive(Debug)]
+pub(crate) struct Child {
+    process: tokio::process::Child,
+    pub(crate) announcement: Announcement,
+}
+
+impl Child {
+    /// Starts this very program with `arguments` and waits until it announces itself.
+    pub(crate) async fn start(arguments: &[OsString]) -> Result<Self, Failure> {
+        let mut process = command(arguments)?
+            .spawn()
+            .map_err(|error| Failure::new(format_args!("cannot start a process: {error}")))?;
+        let name = arguments
+            .first()
+            .map(|name| name.to_string_lossy())
+            .unwrap_or_default();
+        let Some(stdout) = process.stdout.take() else {
+            return Err(Failure::new(format_args!(
+                "the {name} has no standard output"
+            )));
+        };
+        match tokio::time::timeout(START_PATIENCE, announcement(stdout)).await {
+            Ok(Some(announcement)) => Ok(Self {
+                process,
+                announcement,
+            }),
+            Ok(None) => {
+                let status = process.wait().await.map(describe).unwrap_or_default();
+                Err(Failure::new(format_args!(
+                    "a {name} did not start ({status}); its own words are above"
+                )))
+            }
+            Err(_) => Err(Failure::new(format_args!(
+                "a {name} is not in service after {START_PATIENCE:?}; RAMKEEP_TRACE=debug shows more"
+            ))),
+        }
+    }
+
+    /// Waits for its end. Loses nothing when dropped half-way.
+    pub(crate) async fn ended(&mut self) -> String {
+        match self.process.wait().await {
+            Ok(status) => describe(status),
+            Err(error) => format!("unknown ({error})"),
+        }
+    }
+
+    /// Asks it to stop, waits, and kills it if it takes too long.
+    pub(crate) async fn stop(mut self) {
+        // No pid: it has been waited for.
+        let Some(pid) = self
+            .process
+            .id()
+            .and_then(|pid| Pid::from_raw(pid.cast_signed()))
+        else {
+            return;
+        };
+        let asked = kill_process(pid, Signal::TERM).is_ok();
+        if asked
+            && tokio::time::timeout(STOP_PATIENCE, self.process.wait())
+                .await
+                .is_ok()
+        {
+            return;
+        }
+        tracing::warn!(process = ?self.announcement, "does not stop; killing it");
+        if let Err(error) = self.process.kill().await {
+            tracing::warn!(process = ?self.announcement, %error, "could not be killed");
+        }
+    }
+}
+
+fn command(arguments: &[OsString]) -> Result<Command, Failure> {
+    let program = std::env::current_exe()
+        .map_err(|error| Failure::new(format_args!("cannot find this program's file: {error}")))?;
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .arg("--parent")
+        .arg(std::process::id().to_string())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        // Ctrl-C in a terminal is for the parent alone, which stops its children in order.
+        .process_group(0)
+        .kill_on_drop(true);
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with(SETTINGS) {
+            command.env_remove(name);
+        }
+    }
+    Ok(command)
+}
+
+async fn announcement(stdout: ChildStdout) -> Option<Announcement> {
+    let mut lines = BufReader::new(stdout).lines();
+    let line = lines.next_line().await.ok()??;
+    Announcement::parse(&line)
+}
+
+fn describe(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit code {code}"),
+        (None, Some(signal)) => format!("signal {signal}"),
+        (None, None) => "unknown".to_owned(),
+    }
+}

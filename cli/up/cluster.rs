@@ -1,0 +1,221 @@
+//! A running cluster of child processes: started, watched, stopped.
+//!
+//! Must be started on the program's main thread: the children die with the thread that starts them.
+
+use std::path::Path;
+use std::time::Duration;
+
+use ramkeep_wire::coordinator::{Answer, Request, ServerState};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::child::Child;
+use super::plan::{Plan, Planned};
+use crate::coordinators::Coordinators;
+use crate::failure::Failure;
+use crate::process::Announcement;
+
+/// From the last process's announcement until all are in service.
+const READY_PATIENCE: Duration = Duration::from_secs(20);
+/// Between two looks at the coordinator's server list.
+const READY_INTERVAL: Duration = Duration::from_millis(20);
+
+/// What happens to a cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// A process is there.
+    Process(Announcement),
+    /// All are in service.
+    Ready {
+        /// Where the coordinators listen.
+        coordinators: Vec<String>,
+    },
+    /// A process has ended.
+    Exited {
+        /// Which.
+        process: Announcement,
+        /// `exit code N` or `signal N`.
+        status: String,
+    },
+}
+
+/// A cluster of child processes. Dropping it kills them.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    coordinators: Vec<String>,
+    exits: mpsc::Receiver<Event>,
+    stop: watch::Sender<bool>,
+    keepers: JoinSet<()>,
+}
+
+impl Cluster {
+    /// Starts what is planned, tells of each process, and returns when all are in service.
+    ///
+    /// Stops what it has started when it fails.
+    pub(crate) async fn start(
+        plan: &Plan,
+        mut tell: impl FnMut(&Event) -> Result<(), Failure>,
+    ) -> Result<Self, Failure> {
+        let mut children = Vec::new();
+        let coordinators = match start_all(plan, &mut children, &mut tell).await {
+            Ok(coordinators) => coordinators,
+            Err(failure) => {
+                Self::keep(Vec::new(), children).stop().await;
+                return Err(failure);
+            }
+        };
+        let servers: Vec<u64> = children[plan.coordinators.len()..]
+            .iter()
+            .map(|child| child.announcement.id)
+            .collect();
+        let mut cluster = Self::keep(coordinators, children);
+        match cluster
+            .become_ready(plan.key_file.as_deref(), &servers)
+            .await
+        {
+            Ok(()) => Ok(cluster),
+            Err(failure) => {
+                cluster.stop().await;
+                Err(failure)
+            }
+        }
+    }
+
+    /// Where the coordinators listen.
+    pub(crate) fn coordinators(&self) -> &[String] {
+        &self.coordinators
+    }
+
+    /// The next process that ends by itself, or by somebody else's hand; `None` when all have.
+    pub(crate) async fn next_exit(&mut self) -> Option<Event> {
+        self.exits.recv().await
+    }
+
+    /// Stops all processes, servers with their coordinators, and waits until they have ended.
+    pub(crate) async fn stop(mut self) {
+        // Keepers that have ended need not hear it.
+        let _ = self.stop.send(true);
+        while self.keepers.join_next().await.is_some() {}
+    }
+
+    async fn become_ready(
+        &mut self,
+        key_file: Option<&Path>,
+        servers: &[u64],
+    ) -> Result<(), Failure> {
+        let coordinators = self.coordinators.clone();
+        tokio::select! {
+            ready = await_ready(&coordinators, key_file, servers) => ready,
+            Some(Event::Exited { process, status }) = self.next_exit() => {
+                Err(Failure::new(format_args!(
+                    "{} {} ended ({status}) before the cluster was ready",
+                    process.role.name(),
+                    process.id
+                )))
+            }
+        }
+    }
+
+    fn keep(coordinators: Vec<String>, children: Vec<Child>) -> Self {
+        let (exited, exits) = mpsc::channel(children.len().max(1));
+        let (stop, stopping) = watch::channel(false);
+        let mut keepers = JoinSet::new();
+        for child in children {
+            keepers.spawn(keep_one(child, exited.clone(), stopping.clone()));
+        }
+        Self {
+            coordinators,
+            exits,
+            stop,
+            keepers,
+        }
+    }
+}
+
+/// Owns a child until it ends or is to be stopped.
+async fn keep_one(mut child: Child, exited: mpsc::Sender<Event>, mut stop: watch::Receiver<bool>) {
+    let status = tokio::select! {
+        status = child.ended() => status,
+        () = told_to_stop(&mut stop) => return child.stop().await,
+    };
+    // Nobody listens any more when the cluster has been dropped.
+    drop(
+        exited
+            .send(Event::Exited {
+                process: child.announcement,
+                status,
+            })
+            .await,
+    );
+}
+
+async fn told_to_stop(stop: &mut watch::Receiver<bool>) {
+    // An error means that the cluster was dropped, and its processes with it.
+    drop(stop.wait_for(|stop| *stop).await);
+}
+
+/// One after the other, so that ids follow ports. The coordinators' addresses.
+async fn start_all(
+    plan: &Plan,
+    children: &mut Vec<Child>,
+    tell: &mut impl FnMut(&Event) -> Result<(), Failure>,
+) -> Result<Vec<String>, Failure> {
+    let mut coordinators = Vec::new();
+    for planned in &plan.coordinators {
+        let child = start_one(planned, &[], tell).await?;
+        coordinators.push(child.announcement.address.clone());
+        children.push(child);
+    }
+    for planned in &plan.servers {
+        children.push(start_one(planned, &coordinators, tell).await?);
+    }
+    Ok(coordinators)
+}
+
+async fn start_one(
+    planned: &Planned,
+    coordinators: &[String],
+    tell: &mut impl FnMut(&Event) -> Result<(), Failure>,
+) -> Result<Child, Failure> {
+    let mut arguments = planned.arguments.clone();
+    if !coordinators.is_empty() {
+        arguments.extend(["--coordinators".into(), coordinators.join(",").into()]);
+    }
+    let child = Child::start(&arguments).await?;
+    tell(&Event::Process(child.announcement.clone()))?;
+    Ok(child)
+}
+
+/// Waits until the coordinator says of all these servers that they are in service.
+async fn await_ready(
+    coordinators: &[String],
+    key_file: Option<&Path>,
+    servers: &[u64],
+) -> Result<(), Failure> {
+    let asked = Coordinators::new(coordinators, key_file)?;
+    let patience = Instant::now() + READY_PATIENCE;
+    loop {
+        let response = asked.ask(&Request::Status).await?;
+        let Answer::Status(status) = response.answer else {
+            return Err(Failure::new(
+                "the coordinator's answer to a status request makes no sense",
+            ));
+        };
+        let waiting = servers.iter().find(|id| {
+            !status.servers.iter().any(|report| {
+                report.entry.server.0 == **id && report.entry.state == ServerState::Up
+            })
+        });
+        match waiting {
+            None => return Ok(()),
+            Some(id) if Instant::now() > patience => {
+                return Err(Failure::new(format_args!(
+                    "server {id} is not in service after {READY_PATIENCE:?}; \
+                     RAMKEEP_TRACE=debug shows more"
+                )));
+            }
+            Some(_) => tokio::time::sleep(READY_INTERVAL).await,
+        }
+    }
+}

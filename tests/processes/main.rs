@@ -1,0 +1,11 @@
+//! Behaviours of real processes, named as sentences. Every cluster takes free ports and ends with
+//! its test.
+
+// A test fails by panicking, in its helpers too.
+#![allow(clippy::unwrap_used)]
+
+mod backups;
+mod cluster;
+mod command_line;
+mod harness;
+mod supervision;
