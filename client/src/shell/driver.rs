@@ -180,7 +180,7 @@ async fn connect(lane: Arc<Lane>, target: Target, addresses: Vec<String>) {
     }
     let mut state = lane.lock();
     if refused && matches!(target, Target::Coordinator(_)) {
-        state.refused = Some(reason.clone());
+        state.refuse(reason.clone());
     }
     state.lost(clock::now(), target, None, &reason);
     lane.release(state);

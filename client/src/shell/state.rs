@@ -254,6 +254,12 @@ impl State {
         self.calls.waiting() == 0
     }
 
+    /// A coordinator refused us, and always will: who waits for the first map is told.
+    pub(crate) fn refuse(&mut self, reason: String) {
+        self.refused = Some(reason);
+        self.wakes.append(&mut self.room);
+    }
+
     /// The driver is gone: nothing will come any more.
     pub(crate) fn stop(&mut self, now: Micros) {
         self.stopped = true;
