@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ramkeep_rpc::{
-    Address, Batch, Identity, Link, Peer, PollMode, Router, Serving, Session, Wake, WorkerPool,
+    Address, Batch, Identity, Link, Peer, PollMode, Router, Service, Serving, Session, Wake,
+    WorkerPool,
 };
 use ramkeep_wire::envelope::{self, HEADER_LEN, Header, Kind};
 use ramkeep_wire::hello::{Hello, Proof, Refusal, SharedKey};
@@ -65,14 +66,17 @@ impl Session for Echo {
     }
 }
 
-pub(crate) fn echo_router(largest_out: &Arc<AtomicUsize>) -> Router {
+pub(crate) fn echo_service(largest_out: &Arc<AtomicUsize>) -> Arc<dyn Service> {
     let largest_out = largest_out.clone();
-    let open = move |_peer: &Peer, _wake: Wake| -> Box<dyn Session> {
+    Arc::new(move |_peer: &Peer, _wake: Wake| -> Box<dyn Session> {
         Box::new(Echo {
             largest_out: largest_out.clone(),
         })
-    };
-    Router::new().route(&[Kind::Order], Arc::new(open))
+    })
+}
+
+pub(crate) fn echo_router(largest_out: &Arc<AtomicUsize>) -> Router {
+    Router::new().route(&[Kind::Order], echo_service(largest_out))
 }
 
 /// An echo server on loopback.
