@@ -4,8 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::bench::BenchArgs;
 use crate::coordinator::CoordinatorArgs;
 use crate::data::{GetArgs, IncrArgs, PutArgs, RmArgs};
+use crate::load::LoadArgs;
 use crate::scan::ScanArgs;
 use crate::server::ServerArgs;
 use crate::status::StatusArgs;
@@ -72,4 +74,8 @@ pub(crate) enum Command {
     Incr(IncrArgs),
     /// Show every object of a table
     Scan(ScanArgs),
+    /// Load a file's rows into a table
+    Load(LoadArgs),
+    /// Put load on a cluster and measure it
+    Bench(BenchArgs),
 }

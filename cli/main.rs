@@ -7,12 +7,14 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod bench;
 mod columns;
 mod connect;
 mod coordinator;
 mod coordinators;
 mod data;
 mod failure;
+mod load;
 mod output;
 mod process;
 mod runtime;
@@ -56,5 +58,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Rm(args) => data::rm(&args, output),
         Command::Incr(args) => data::incr(&args, output),
         Command::Scan(args) => scan::scan(&args, output),
+        Command::Load(args) => args.run(output),
+        Command::Bench(args) => args.run(output),
     }
 }

@@ -17,6 +17,8 @@ use super::workload::{Action, Workload};
 
 /// Keys in one batch while the table is filled.
 const FILL_BATCH: u64 = 500;
+/// Most objects that a scan of workload e takes; YCSB's.
+const MAX_SCAN: u64 = 100;
 /// Sleeps shorter than this are polled: timers are coarse.
 const COARSE: Duration = Duration::from_millis(2);
 
@@ -117,6 +119,18 @@ async fn work(shared: Arc<Shared>, table: Table, seed: u64) -> Measured {
     measured
 }
 
+/// Takes up to `count` objects from a key's place on.
+async fn scan(table: &Table, key: &[u8], count: u64) -> Result<(), Error> {
+    let mut objects = table.scan_from(key);
+    for _ in 0..count {
+        match objects.next().await {
+            Some(object) => drop(object?),
+            None => break,
+        }
+    }
+    Ok(())
+}
+
 impl Shared {
     /// When the next operation is meant to start; `None`: after the end of the run.
     async fn next_start(&self) -> Option<Instant> {
@@ -162,7 +176,7 @@ impl Shared {
                 let key = key_text(self.newest.fetch_add(1, Ordering::Relaxed) + 1);
                 table.write(&key, value).await.map(drop)
             }
-            Action::Scan => table.scan_page(&table.position_of(&key)).await.map(drop),
+            Action::Scan => scan(table, &key, 1 + random.below(MAX_SCAN)).await,
             Action::ReadModifyWrite => {
                 self.read(table, &key).await?;
                 table.write(&key, value).await.map(drop)

@@ -28,11 +28,11 @@ pub struct Scan {
 }
 
 impl Scan {
-    pub(crate) fn new(table: Table) -> Self {
+    pub(crate) fn new(table: Table, from: ScanPosition) -> Self {
         Self {
             table,
             ready: VecDeque::new(),
-            next: Some(ScanPosition::default()),
+            next: Some(from),
             fetching: None,
         }
     }

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ramkeep_wire::{TableId, Version};
+use ramkeep_wire::{TableId, Version, key_hash};
 
 use crate::client::Shared;
 use crate::error::Error;
 use crate::scan::Scan;
 use crate::shell::{Lane, many, one};
-use crate::types::{Object, Operation, Outcome, Reject};
+use crate::types::{Object, Operation, Outcome, Reject, ScanPosition};
 
 /// A table of a cluster. Cheap to clone, and usable from any task and thread.
 ///
@@ -209,7 +209,19 @@ impl Table {
     /// All objects, in the order of their keys' hashes. An object that is there throughout comes
     /// once; one written or removed meanwhile may or may not come.
     pub fn scan(&self) -> Scan {
-        Scan::new(self.clone())
+        Scan::new(self.clone(), ScanPosition::default())
+    }
+
+    /// All objects whose keys' hashes are not below that of `key`, in the order of the hashes.
+    pub fn scan_from(&self, key: impl AsRef<[u8]>) -> Scan {
+        let hash = key_hash(self.id, key.as_ref());
+        Scan::new(
+            self.clone(),
+            ScanPosition {
+                hash,
+                ..ScanPosition::default()
+            },
+        )
     }
 
     pub(crate) async fn one(&self, operation: Operation<'_>) -> Result<Outcome, Error> {
