@@ -9,6 +9,7 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use crossbeam_utils::CachePadded;
 use ramkeep_memory::Slot;
 use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::{LogPosition, SegmentId};
@@ -42,22 +43,23 @@ struct SlotState {
     length: AtomicU32,
 }
 
-/// How much of each segment, and of the log, is on all backups.
+/// How much of each segment, and of the log, is on all backups. What changes with every write is
+/// apart from what every read loads.
 #[derive(Debug)]
 pub struct Durability {
     slots: Box<[SlotState]>,
     /// A [`LogPosition`]: the log is durable up to here.
-    position: AtomicU64,
+    position: CachePadded<AtomicU64>,
     /// Where the newest removal ends. Who finds nothing may be seeing that removal (SAFETY 2).
-    last_removal: AtomicU64,
+    last_removal: CachePadded<AtomicU64>,
 }
 
 impl Durability {
     pub(super) fn new(slots: usize) -> Self {
         Self {
             slots: (0..slots).map(|_| SlotState::default()).collect(),
-            position: AtomicU64::new(0),
-            last_removal: AtomicU64::new(0),
+            position: CachePadded::new(AtomicU64::new(0)),
+            last_removal: CachePadded::new(AtomicU64::new(0)),
         }
     }
 

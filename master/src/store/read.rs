@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use arc_swap::ArcSwap;
+use crossbeam_utils::CachePadded;
 use parking_lot::{Mutex, MutexGuard};
 use ramkeep_memory::{Guard, SegmentMemory};
 use ramkeep_wire::certificate::CertificateKey;
@@ -84,7 +85,8 @@ pub struct Store {
     durability: Arc<Durability>,
     tablets: ArcSwap<Tablets>,
     gate: AtomicU8,
-    writer: Mutex<Writer>,
+    /// Apart from what every read loads.
+    writer: CachePadded<Mutex<Writer>>,
 }
 
 /// What a read found, and when that may be shown.
@@ -128,12 +130,12 @@ impl Store {
             durability: Arc::clone(log.durability()),
             tablets: ArcSwap::from_pointee(Tablets::default()),
             gate: AtomicU8::new(Gate::Open as u8),
-            writer: Mutex::new(Writer {
+            writer: CachePadded::new(Mutex::new(Writer {
                 log,
                 index: index_writer,
                 account: Account::new(config.memory),
                 sweep: Sweep::default(),
-            }),
+            })),
         })
     }
 

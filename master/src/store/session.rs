@@ -129,6 +129,7 @@ impl Batch<'_> {
     /// Ends the batch: the writer is free for others, and answers are shown or wait. The lease is
     /// judged by the caller after the last envelope.
     pub fn end(mut self, lease: MasterLease) {
+        self.writer = None;
         if !self.scans.is_empty() && !self.output.is_over() {
             self.scans.step(self.store, &self.guard, &mut self.output);
         }
