@@ -18,8 +18,7 @@ use ramkeep_wire::order::{Command, Order, OrderReply, ServerStatus};
 use ramkeep_wire::{Ballot, Micros, ServerId, postcards};
 use tokio::time::MissedTickBehavior;
 
-/// Adds to a report what only the process knows.
-type Complete = Box<dyn Fn(&mut Heartbeat) + Send + Sync>;
+use super::resident;
 
 /// A server with a backup and no master. Clones share it.
 #[derive(Clone)]
@@ -51,19 +50,13 @@ impl BackupOnly {
     }
 
     /// Reports until the coordinator says that this server is dead.
-    pub(super) async fn run(
-        self,
-        coordinators: Arc<Coordinators>,
-        every: Duration,
-        complete: Complete,
-    ) -> ControlEnd {
+    pub(super) async fn run(self, coordinators: Arc<Coordinators>, every: Duration) -> ControlEnd {
         let mut interval = tokio::time::interval(every);
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             interval.tick().await;
-            let mut heartbeat = self.0.heartbeat();
-            complete(&mut heartbeat);
-            let Ok(response) = coordinators.call(&Request::Heartbeat(heartbeat)).await else {
+            let report = Request::Heartbeat(self.0.heartbeat());
+            let Ok(response) = coordinators.call(&report).await else {
                 continue;
             };
             match response.answer {
@@ -86,8 +79,8 @@ impl Inner {
             ready: true,
             floor: None,
             master: None,
-            backup: None,
-            resident: 0,
+            backup: self.backup.as_ref().map(BackupService::stats),
+            resident: resident::bytes(),
         }
     }
 

@@ -14,6 +14,7 @@ mod resident;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use clap::Args;
@@ -240,18 +241,10 @@ fn begin(
     // Anew: these connections say who they come from.
     let coordinators = Arc::new(args.coordinators(identity)?);
     let heartbeat = Duration::from_micros(enlisted.settings.heartbeat_us.into());
-    let complete = {
-        let backup = backup.clone();
-        move |report: &mut Heartbeat| {
-            report.backup = backup.as_ref().map(BackupService::stats);
-            report.resident = resident::bytes();
-        }
-    };
-    let complete = Box::new(complete);
     if args.no_master {
         let only = BackupOnly::new(enlisted.server, enlisted.list, backup);
         control.set(only.clone());
-        return Ok(Box::pin(only.run(coordinators, heartbeat, complete)));
+        return Ok(Box::pin(only.run(coordinators, heartbeat)));
     }
     let master = Master::new(MasterConfig {
         me: enlisted.server,
@@ -264,14 +257,31 @@ fn begin(
     .map_err(|error| Failure::new(format_args!("--memory {}: {error}", args.memory)))?;
     let shell = MasterShell::new(master, identity.clone(), args.poll);
     control.set(MasterService(shell.clone()));
-    Ok(Box::pin(run_control(
-        shell,
-        ControlConfig {
-            coordinators,
-            heartbeat,
-            complete,
-        },
-    )))
+    let config = ControlConfig {
+        coordinators,
+        heartbeat,
+        complete: complete(shell.clone(), backup),
+    };
+    Ok(Box::pin(run_control(shell, config)))
+}
+
+/// Adds the backup's part and the process's to the master's report. The backup hears of crashed
+/// masters on the way.
+fn complete(
+    shell: Arc<MasterShell>,
+    backup: Option<BackupService>,
+) -> Box<dyn Fn(&mut Heartbeat) + Send + Sync> {
+    let seen = AtomicU64::new(0);
+    Box::new(move |report| {
+        report.resident = resident::bytes();
+        let Some(backup) = &backup else { return };
+        report.backup = Some(backup.stats());
+        let list = report.list.0;
+        if seen.swap(list, Ordering::Relaxed) != list {
+            let crashed = shell.master().crashed();
+            crashed.into_iter().for_each(|master| backup.fence(master));
+        }
+    })
 }
 
 async fn stop(listening: Vec<Serving>) {

@@ -14,7 +14,7 @@ use super::child::Child;
 use super::plan::{Plan, Planned};
 use crate::coordinators::Coordinators;
 use crate::failure::Failure;
-use crate::process::Announcement;
+use crate::process::{Announcement, Role};
 
 /// From the last process's announcement until all are in service.
 const READY_PATIENCE: Duration = Duration::from_secs(20);
@@ -45,18 +45,14 @@ pub(crate) enum Event {
 pub(crate) struct Cluster {
     coordinators: Vec<String>,
     exits: mpsc::Receiver<Event>,
-    stop: watch::Sender<bool>,
-    keepers: JoinSet<()>,
+    keepers: Keepers,
 }
 
 impl Cluster {
     /// Starts what is planned, tells of each process, and returns when all are in service.
     ///
     /// Stops what it has started when it fails.
-    pub(crate) async fn start(
-        plan: &Plan,
-        mut tell: impl FnMut(&Event) -> Result<(), Failure>,
-    ) -> Result<Self, Failure> {
+    pub(crate) async fn start(plan: &Plan, mut tell: impl FnMut(&Event)) -> Result<Self, Failure> {
         let mut children = Vec::new();
         let coordinators = match start_all(plan, &mut children, &mut tell).await {
             Ok(coordinators) => coordinators,
@@ -92,11 +88,11 @@ impl Cluster {
         self.exits.recv().await
     }
 
-    /// Stops all processes, servers with their coordinators, and waits until they have ended.
-    pub(crate) async fn stop(mut self) {
-        // Keepers that have ended need not hear it.
-        let _ = self.stop.send(true);
-        while self.keepers.join_next().await.is_some() {}
+    /// Stops all processes and waits until they have ended. The coordinators end first, so that
+    /// they don't take the servers' end for a crash.
+    pub(crate) async fn stop(self) {
+        self.keepers.coordinators.stop().await;
+        self.keepers.servers.stop().await;
     }
 
     async fn become_ready(
@@ -119,17 +115,44 @@ impl Cluster {
 
     fn keep(coordinators: Vec<String>, children: Vec<Child>) -> Self {
         let (exited, exits) = mpsc::channel(children.len().max(1));
-        let (stop, stopping) = watch::channel(false);
-        let mut keepers = JoinSet::new();
+        let mut keepers = Keepers::default();
         for child in children {
-            keepers.spawn(keep_one(child, exited.clone(), stopping.clone()));
+            let of_role = match child.announcement.role {
+                Role::Coordinator => &mut keepers.coordinators,
+                Role::Server | Role::Backup => &mut keepers.servers,
+            };
+            of_role.keep(child, exited.clone());
         }
         Self {
             coordinators,
             exits,
-            stop,
             keepers,
         }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Keepers {
+    coordinators: Group,
+    servers: Group,
+}
+
+/// Children that are stopped at the same time, each with a task that owns it.
+#[derive(Debug, Default)]
+struct Group {
+    stop: watch::Sender<bool>,
+    tasks: JoinSet<()>,
+}
+
+impl Group {
+    fn keep(&mut self, child: Child, exited: mpsc::Sender<Event>) {
+        self.tasks
+            .spawn(keep_one(child, exited, self.stop.subscribe()));
+    }
+
+    async fn stop(mut self) {
+        self.stop.send_replace(true);
+        while self.tasks.join_next().await.is_some() {}
     }
 }
 
@@ -139,15 +162,9 @@ async fn keep_one(mut child: Child, exited: mpsc::Sender<Event>, mut stop: watch
         status = child.ended() => status,
         () = told_to_stop(&mut stop) => return child.stop().await,
     };
+    let process = child.announcement;
     // Nobody listens any more when the cluster has been dropped.
-    drop(
-        exited
-            .send(Event::Exited {
-                process: child.announcement,
-                status,
-            })
-            .await,
-    );
+    let _ = exited.send(Event::Exited { process, status }).await;
 }
 
 async fn told_to_stop(stop: &mut watch::Receiver<bool>) {
@@ -159,7 +176,7 @@ async fn told_to_stop(stop: &mut watch::Receiver<bool>) {
 async fn start_all(
     plan: &Plan,
     children: &mut Vec<Child>,
-    tell: &mut impl FnMut(&Event) -> Result<(), Failure>,
+    tell: &mut impl FnMut(&Event),
 ) -> Result<Vec<String>, Failure> {
     let mut coordinators = Vec::new();
     for planned in &plan.coordinators {
@@ -176,14 +193,14 @@ async fn start_all(
 async fn start_one(
     planned: &Planned,
     coordinators: &[String],
-    tell: &mut impl FnMut(&Event) -> Result<(), Failure>,
+    tell: &mut impl FnMut(&Event),
 ) -> Result<Child, Failure> {
     let mut arguments = planned.arguments.clone();
     if !coordinators.is_empty() {
         arguments.extend(["--coordinators".into(), coordinators.join(",").into()]);
     }
     let child = Child::start(&arguments).await?;
-    tell(&Event::Process(child.announcement.clone()))?;
+    tell(&Event::Process(child.announcement.clone()));
     Ok(child)
 }
 

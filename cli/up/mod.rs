@@ -87,18 +87,13 @@ async fn supervise(plan: &Plan, output: Output) -> Result<(), Failure> {
         started = Cluster::start(plan, |event| tell(output, event)) => started?,
         () = signals.recv() => return Ok(()),
     };
-    tell(
-        output,
-        &Event::Ready {
-            coordinators: cluster.coordinators().to_vec(),
-        },
-    )?;
+    let coordinators = cluster.coordinators().to_vec();
+    tell(output, &Event::Ready { coordinators });
     let ended = loop {
         tokio::select! {
             () = signals.recv() => break Ok(()),
             event = cluster.next_exit() => match event {
-                // With its reader gone, `up` still keeps the cluster.
-                Some(event) => drop(tell(output, &event)),
+                Some(event) => tell(output, &event),
                 None => break Err(Failure::new("every process of the cluster has ended; stopping")),
             },
         }
@@ -107,7 +102,7 @@ async fn supervise(plan: &Plan, output: Output) -> Result<(), Failure> {
     ended
 }
 
-fn tell(output: Output, event: &Event) -> Result<(), Failure> {
+fn tell(output: Output, event: &Event) {
     let (text, json) = match event {
         Event::Process(announcement) => (announcement.text(), announcement.json()),
         Event::Ready { coordinators } => (
@@ -130,5 +125,6 @@ fn tell(output: Output, event: &Event) -> Result<(), Failure> {
             }),
         ),
     };
-    Ok(output.line(text, &json)?)
+    // With its reader gone, `up` still keeps the cluster.
+    let _ = output.line(text, &json);
 }

@@ -60,10 +60,13 @@ impl Place {
         let mut random = [0; 8];
         getrandom::fill(&mut random).map_err(io::Error::other)?;
         let name = format!("{PREFIX}{:016x}", u64::from_le_bytes(random));
-        let root = parent.join(name);
-        private(&root)?;
-        let lock = File::create(root.join(LOCK))?;
+        let root = parent.join(&name);
+        // It has its name only once its lock is held: another `up` may be sweeping just now.
+        let unlocked = parent.join(format!(".{name}"));
+        private(&unlocked)?;
+        let lock = File::create(unlocked.join(LOCK))?;
         lock.try_lock()?;
+        fs::rename(&unlocked, &root)?;
         Ok(Self {
             root,
             temporary: Some(lock),
@@ -111,7 +114,7 @@ fn sweep(parent: &Path) {
         if !ours.is_some_and(|name| name.starts_with(PREFIX)) {
             continue;
         }
-        // A directory without its lock is being made just now.
+        // Without its lock file it is being removed just now.
         let Ok(lock) = File::open(path.join(LOCK)) else {
             continue;
         };

@@ -23,6 +23,10 @@ use crate::process::Role;
 const SERVER_PORTS_ABOVE: u16 = 10;
 /// Processes of each kind that `up` starts at most.
 const MAX_PROCESSES: u32 = 64;
+/// A server's socket in its directory.
+const SOCKET: &str = "socket";
+/// Longest path of a socket that every system takes.
+const MAX_SOCKET_PATH: usize = 100;
 /// Frames beyond an even spread of the copies.
 const SPARE_FRAMES: u64 = 32;
 
@@ -185,12 +189,10 @@ fn server(
     port: u16,
     place: &Place,
 ) -> Result<Planned, Failure> {
+    let data = place.directory(&format!("{}-{number}", role.name()))?;
     let mut line = Line::new("server", global);
-    line.flag("--listen", format!("127.0.0.1:{port}"))
-        .flag(
-            "--data",
-            place.directory(&format!("{}-{number}", role.name()))?,
-        )
+    line.flag("--listen", listen(port, &data))
+        .flag("--data", data)
         .flag("--memory", args.memory.0.to_string())
         .flag("--frames", frames_each(args).to_string())
         .flag("--workers", args.workers.to_string())
@@ -200,6 +202,18 @@ fn server(
         line.0.push("--no-master".into());
     }
     Ok(Planned { arguments: line.0 })
+}
+
+/// The port, and for the other processes of this machine a quicker socket in the server's own
+/// directory, where its path is of a form that fits.
+fn listen(port: u16, data: &Path) -> String {
+    let socket = data.join(SOCKET);
+    match socket.to_str() {
+        Some(path) if path.len() <= MAX_SOCKET_PATH && !path.contains(',') => {
+            format!("127.0.0.1:{port},unix:{path}")
+        }
+        _ => format!("127.0.0.1:{port}"),
+    }
 }
 
 struct Line(Vec<OsString>);

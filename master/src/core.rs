@@ -385,6 +385,15 @@ impl Master {
         ListVersion(self.list_version.load(Ordering::Acquire))
     }
 
+    /// The servers decided crashed, by the server list that was taken in last.
+    #[must_use]
+    pub fn crashed(&self) -> Vec<ServerId> {
+        let control = self.control.lock();
+        let crashed = |entry: &&ServerEntry| entry.state == ServerState::Crashed;
+        let entries = control.list.servers.iter().filter(crashed);
+        entries.map(|entry| entry.server).collect()
+    }
+
     /// The living backups with their addresses: whom to keep connected.
     #[must_use]
     pub fn backups(&self) -> Vec<(ServerId, Vec<String>)> {

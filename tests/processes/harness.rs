@@ -254,13 +254,17 @@ pub(crate) fn send(pid: i32, signal: Signal) {
     kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
 }
 
-/// Whether a process has ended; one that nobody has waited for yet counts as ended.
+/// Whether a process has ended, with all its threads; one that nobody has waited for yet counts as
+/// ended.
 pub(crate) fn is_gone(pid: i32) -> bool {
-    let stat = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat"));
-    stat.map_or(true, |stat| {
-        let after_name = stat.rsplit(')').next().unwrap_or_default();
-        after_name.trim_start().starts_with('Z')
-    })
+    let process = Path::new("/proc").join(pid.to_string());
+    let Ok(stat) = std::fs::read_to_string(process.join("stat")) else {
+        return true;
+    };
+    let state = stat.rsplit(')').next().unwrap_or_default();
+    // The first thread may be through while others still hold files.
+    let threads = std::fs::read_dir(process.join("task")).map_or(0, Iterator::count);
+    state.trim_start().starts_with('Z') && threads <= 1
 }
 
 /// Waits until it is so.

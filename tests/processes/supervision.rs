@@ -9,13 +9,16 @@ use rustix::process::Signal;
 use crate::harness::{Cluster, arguments_of, await_that, is_gone, ramkeep, run};
 
 #[test]
-fn no_child_survives_a_killed_parent() {
+fn no_child_survives_a_killed_parent_and_the_next_one_removes_its_files() {
     let mut cluster = Cluster::start(&["--servers", "2", "--backups", "1"]);
     assert!(cluster.members.iter().all(|member| !is_gone(member.pid)));
+    let left = directory_of(cluster.of_role("server")[0].pid);
     cluster.end(Signal::KILL);
     for member in &cluster.members {
         await_that("the child is gone", || is_gone(member.pid));
     }
+    let _next = Cluster::start(&["--servers", "1", "--replicas", "0"]);
+    assert!(!Path::new(&left).exists());
 }
 
 #[test]
