@@ -266,3 +266,116 @@ impl<'a> Iterator for Batch<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ramkeep_wire::ServerId;
+
+    fn order(payload: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        let header = Header::new(Kind::Order, 1, Party::NONE, Party::NONE);
+        envelope::append(&mut out, header, payload);
+        out
+    }
+
+    /// A buffer that has received `bytes` by as many reads as it takes, consuming what is whole.
+    fn pass(buffer: &mut ReceiveBuffer, mut bytes: &[u8]) -> (usize, Option<Refusal>) {
+        let mut count = 0;
+        while !bytes.is_empty() {
+            if buffer.start > 0 || buffer.needed > buffer.bytes.len() {
+                buffer.make_room();
+            }
+            let room = bytes.len().min(buffer.bytes.len() - buffer.end);
+            assert!(room > 0, "no room for what is to come");
+            buffer.bytes[buffer.end..buffer.end + room].copy_from_slice(&bytes[..room]);
+            buffer.end += room;
+            bytes = &bytes[room..];
+            let mut batch = Batch::new(buffer.pending());
+            count += batch.by_ref().count();
+            assert!(batch.peek().is_none());
+            let (taken, needed) = (batch.taken(), batch.needed());
+            if let Some(refusal) = batch.failure() {
+                return (count, Some(refusal.clone()));
+            }
+            buffer.consume(taken, needed);
+        }
+        (count, None)
+    }
+
+    #[test]
+    fn a_buffer_grows_for_the_largest_envelope_and_shrinks_after_it() {
+        let mut buffer = ReceiveBuffer::new(&[]);
+        let largest = order(&vec![1; MAX_PAYLOAD]);
+        assert_eq!(pass(&mut buffer, &largest), (1, None));
+        assert_eq!(buffer.bytes.len(), MAX_RECEIVE_BUFFER);
+        buffer.rest();
+        assert_eq!(buffer.bytes.len(), RECEIVE_BUFFER);
+
+        assert_eq!(pass(&mut buffer, &largest), (1, None));
+        for _ in 0..=READS_BEFORE_SHRINKING {
+            assert_eq!(pass(&mut buffer, &order(b"small")), (1, None));
+            buffer.make_room();
+        }
+        assert_eq!(buffer.bytes.len(), RECEIVE_BUFFER);
+    }
+
+    #[test]
+    fn no_memory_is_taken_for_an_envelope_that_is_refused() {
+        let mut bytes = order(b"");
+        bytes[8..12].copy_from_slice(&(MAX_PAYLOAD as u32 + 1).to_le_bytes());
+        let mut buffer = ReceiveBuffer::new(&[]);
+        let (count, refusal) = pass(&mut buffer, &bytes);
+        assert_eq!(count, 0);
+        assert!(matches!(refusal, Some(Refusal::Malformed(_))));
+        assert_eq!(buffer.bytes.len(), RECEIVE_BUFFER);
+    }
+
+    #[test]
+    fn envelopes_across_the_end_of_the_buffer_come_out_whole() {
+        let bytes = order(&[7; 60_007]).repeat(50);
+        let mut buffer = ReceiveBuffer::new(&bytes[..1_000]);
+        assert_eq!(pass(&mut buffer, &bytes[1_000..]), (50, None));
+        assert_eq!(buffer.bytes.len(), RECEIVE_BUFFER);
+    }
+
+    #[test]
+    fn a_batch_ends_before_what_is_not_for_its_service() {
+        let mut table = [0; KIND_CODES];
+        table[Kind::Order as usize] = 1;
+        let mut bytes = order(b"1").repeat(2);
+        let header = Header::new(Kind::DataRequest, 1, Party::NONE, Party::NONE);
+        envelope::append(&mut bytes, header, b"");
+        bytes.extend(order(b"2"));
+        let mut batch = Batch::new(&bytes);
+        batch.restrict(Some((&table, 1)));
+        assert_eq!(batch.by_ref().count(), 2);
+        assert_eq!(batch.peek(), Some(Kind::DataRequest));
+        batch.restrict(Some((&table, 0)));
+        assert_eq!(batch.by_ref().count(), 1);
+        batch.restrict(None);
+        assert_eq!(batch.by_ref().count(), 1);
+        assert_eq!((batch.taken(), batch.failure()), (bytes.len(), None));
+    }
+
+    #[test]
+    fn only_the_peer_that_said_hello_is_heard() {
+        let (ours, theirs) = (Party::server(ServerId(1)), Party::server(ServerId(2)));
+        let judge = |to, from, from_unknown| {
+            let expect = Expect {
+                to: ours,
+                from: theirs,
+                from_unknown,
+            };
+            let mut bytes = Vec::new();
+            envelope::append(&mut bytes, Header::new(Kind::Order, 1, to, from), b"");
+            Batch::expecting(&bytes, expect).count() == 1
+        };
+        assert!(judge(ours, theirs, false));
+        assert!(judge(Party::NONE, theirs, false));
+        assert!(!judge(theirs, theirs, false));
+        assert!(!judge(ours, ours, false));
+        assert!(!judge(ours, Party::NONE, false));
+        assert!(judge(ours, Party::NONE, true));
+    }
+}

@@ -1,4 +1,5 @@
 //! Who may talk to whom.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! Many tasks on one link, and many links on one worker.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 

@@ -183,8 +183,9 @@ impl Connection {
             let now = clock::now();
             let outcome = self.handle(now);
             self.out.flush(&self.socket)?;
-            outcome?;
-            moved = Some(now);
+            if outcome? {
+                moved = Some(now);
+            }
         }
         Ok(moved)
     }
@@ -209,8 +210,9 @@ impl Connection {
         wrote
     }
 
-    /// Gives what was received to the sessions, in runs of one service.
-    fn handle(&mut self, now: Micros) -> Result<(), End> {
+    /// Gives what was received to the sessions, in runs of one service. False: they left
+    /// it all, for later.
+    fn handle(&mut self, now: Micros) -> Result<bool, End> {
         self.unseen = false;
         let expect = Expect {
             to: self.shared.identity.party(),
@@ -255,7 +257,7 @@ impl Connection {
             tracing::error!("a session neither took an envelope nor holds a reply");
             return Err(End::Refuse(Refusal::Busy));
         }
-        Ok(())
+        Ok(taken > 0 || !self.left)
     }
 
     /// Until there is something to do: bytes, room for bytes, or a wake.

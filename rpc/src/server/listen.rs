@@ -199,6 +199,19 @@ pub struct Serving {
     accepting: tokio::task::JoinHandle<()>,
 }
 
+impl Shared {
+    fn new(identity: &Identity, router: Router) -> Arc<Self> {
+        Arc::new(Self {
+            identity: identity.clone(),
+            router,
+            stopping: AtomicBool::new(false),
+            stop_by: Mutex::new(Micros(u64::MAX)),
+            connections: Mutex::default(),
+            changed: Notify::new(),
+        })
+    }
+}
+
 impl WorkerPool {
     /// Listens at `address` and gives connections to the workers in turns. Envelopes go to the
     /// services of `router`.
@@ -213,14 +226,7 @@ impl WorkerPool {
     ) -> Result<Serving, BindError> {
         let _entered = self.runtime().enter();
         let (listener, bound) = bind(address, identity.key().is_some())?;
-        let shared = Arc::new(Shared {
-            identity: identity.clone(),
-            router,
-            stopping: AtomicBool::new(false),
-            stop_by: Mutex::new(Micros(u64::MAX)),
-            connections: Mutex::default(),
-            changed: Notify::new(),
-        });
+        let shared = Shared::new(identity, router);
         let unlink = match &bound {
             Address::Unix(path) => Some(path.clone()),
             Address::Tcp { .. } => None,
@@ -340,6 +346,17 @@ impl Serving {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn connections_are_bounded_and_their_places_given_back() {
+        let shared = Shared::new(&Identity::new(None), Router::new());
+        let mut places: Vec<Place> = (0..MAX_CONNECTIONS)
+            .map(|_| shared.place().unwrap())
+            .collect();
+        assert!(shared.place().is_none());
+        places.pop();
+        assert!(shared.place().is_some());
+    }
 
     #[test]
     fn without_a_key_only_loopback_is_listened_at() {
