@@ -1,6 +1,10 @@
 //! A cluster played by this process, over real sockets: one coordinator, and servers that share
 //! what they store. Faults are ordered from it one at a time.
 #![allow(dead_code, reason = "each test file uses its part")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test stops where the stage falls down"
+)]
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -36,10 +40,13 @@ pub(crate) enum Fault {
     Babble,
 }
 
+/// Table, hash and key: the order of a scan.
+type Place = (TableId, KeyHash, Vec<u8>);
+
 #[derive(Default)]
 struct World {
     map: TabletMap,
-    objects: BTreeMap<(TableId, KeyHash, Vec<u8>), (u64, Vec<u8>)>,
+    objects: BTreeMap<Place, (u64, Vec<u8>)>,
     last_version: u64,
     faults: VecDeque<Fault>,
     envelopes: Vec<usize>,
