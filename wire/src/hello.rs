@@ -4,11 +4,12 @@
 //! ```text
 //! connecting side                      accepting side
 //!   Hello { cluster, nonce_c, .. }  ->
-//!                                   <- Welcome { cluster, nonce_s, mac = M("server", nonce_c, nonce_s, hello) }
-//!   Proof { mac = M("client", ..) } ->
+//!                                   <- Welcome { cluster, nonce_s, mac = M(accepting) }
+//!   Proof { mac = M(connecting) }   ->
 //! ```
-//! M is keyed BLAKE3 under the cluster's shared key. Without a key both macs are zero, and the
-//! accepting side only takes connections from loopback. The protocol version is in every header.
+//! M(side) is keyed BLAKE3, under the cluster's shared key, of the side's label, nonce_c, nonce_s, and
+//! the hello's cluster, from and to, and who accepts: see [`mac`]. Without a key both macs are zero, and
+//! only loopback is talked to. The protocol version is in every header.
 
 use serde::{Deserialize, Serialize};
 

@@ -113,7 +113,7 @@ impl Batch<'_> {
     /// Does what an envelope asks for, item by item, in order.
     ///
     /// # Errors
-    /// If the payload can't be read. The items before were done; the connection should be closed.
+    /// If the payload can't be read. Some items before were done; the connection should be closed.
     pub fn envelope(&mut self, header: &Header, payload: &[u8]) -> Result<(), DataError> {
         let reply = header.reply(Kind::DataResponse);
         let mut items = Items::read(payload)?;
