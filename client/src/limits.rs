@@ -30,6 +30,8 @@ pub(crate) const BACKOFF_FIRST: Duration = Duration::from_millis(1);
 pub(crate) const BACKOFF_LAST: Duration = Duration::from_millis(128);
 /// A coordinator that is silent for this long is given up for the next.
 pub(crate) const COORDINATOR_PATIENCE: Duration = Duration::from_secs(2);
+/// When answers have been owed by a server for this long, the map is asked for anew.
+pub(crate) const SILENCE: Duration = Duration::from_millis(500);
 /// An operation sent to the wrong server waits this long for a newer map before it tries the old.
 pub(crate) const MAP_PATIENCE: Duration = Duration::from_millis(200);
 

@@ -1,7 +1,10 @@
 //! The client against a cluster in this process that redirects, hesitates, hangs up and dies.
 #![cfg(feature = "shell")]
 #![forbid(unsafe_code)]
-#![allow(clippy::unwrap_used, reason = "a test stops where the stage falls down")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test stops where the stage falls down"
+)]
 
 mod common;
 

@@ -208,6 +208,11 @@ impl Control {
         }
     }
 
+    /// The socket takes no more.
+    pub(crate) fn rest(&mut self, now: Micros) {
+        self.state = LinkState::Resting(now + backoff(1));
+    }
+
     pub(crate) fn link_down(&mut self, now: Micros, peer: usize, reason: &str) {
         if peer == self.current {
             self.rotate(now, reason);
@@ -223,7 +228,7 @@ impl Control {
         self.current = (self.current + 1) % self.peers.len().max(1);
         let rounds = self.failures / self.peers.len().max(1) as u32;
         self.state = if self.current == 0 {
-            LinkState::Down(now + backoff(rounds.max(1)))
+            LinkState::Resting(now + backoff(rounds.max(1)))
         } else {
             LinkState::Usable
         };
@@ -307,7 +312,7 @@ impl Control {
 
     /// Lets go of what was waited for; returns the callers whose deadline has passed.
     pub(crate) fn tick(&mut self, now: Micros) -> Vec<(OpId, Error)> {
-        if matches!(self.state, LinkState::Down(until) if until <= now) {
+        if matches!(self.state, LinkState::Resting(until) if until <= now) {
             self.state = LinkState::Usable;
         }
         let silent =
@@ -330,7 +335,7 @@ impl Control {
     /// When [`Control::tick`] has something to do.
     pub(crate) fn next_timeout(&self) -> Option<Micros> {
         let link = match self.state {
-            LinkState::Down(until) if !self.asks.is_empty() => Some(until),
+            LinkState::Resting(until) if !self.asks.is_empty() => Some(until),
             _ => None,
         };
         let asks = self.asks.iter().map(|ask| {

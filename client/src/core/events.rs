@@ -20,7 +20,7 @@ impl Core {
         let Some(link) = self.servers.get_mut(&server) else {
             return;
         };
-        link.answered();
+        link.answered(now);
         let mut reader = Reader(payload);
         loop {
             match ResponseItem::read(&mut reader) {
@@ -123,6 +123,19 @@ impl Core {
                     link.state = LinkState::Usable;
                 }
                 self.list(server);
+            }
+        }
+    }
+
+    /// The connection takes no more for now: nothing is given out for it until a moment later.
+    pub fn handle_full(&mut self, now: Micros, to: Target) {
+        self.attention = true;
+        match to {
+            Target::Coordinator(_) => self.control.rest(now),
+            Target::Server(server) => {
+                if let Some(link) = self.servers.get_mut(&server) {
+                    link.rest(now);
+                }
             }
         }
     }

@@ -11,7 +11,7 @@ use ramkeep_wire::Micros;
 use ramkeep_wire::limits::MAX_IN_FLIGHT_ITEMS;
 
 use crate::core::slots::OpId;
-use crate::limits::backoff;
+use crate::limits::{SILENCE, backoff};
 
 /// How a connection is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,8 +20,8 @@ pub(crate) enum LinkState {
     Usable,
     /// Being opened.
     Connecting,
-    /// Broken; not to be tried again before this time.
-    Down(Micros),
+    /// Broken, or it takes no more; not to be tried again before this time.
+    Resting(Micros),
 }
 
 /// A server, as this client sees it.
@@ -34,6 +34,8 @@ pub(crate) struct ServerLink {
     pub(crate) in_flight: usize,
     /// Whether it is in the ready list.
     pub(crate) listed: bool,
+    /// When it was last heard of, or asked about.
+    pub(crate) heard: Micros,
     failures: u32,
     /// Why it was down last; none once it has answered.
     pub(crate) trouble: Option<String>,
@@ -47,6 +49,7 @@ impl ServerLink {
             queue: VecDeque::new(),
             in_flight: 0,
             listed: false,
+            heard: Micros(0),
             failures: 0,
             trouble: None,
         }
@@ -63,14 +66,20 @@ impl ServerLink {
     /// The connection broke or could not be made.
     pub(crate) fn break_down(&mut self, now: Micros, reason: &str) {
         self.failures += 1;
-        self.state = LinkState::Down(now + backoff(self.failures));
+        self.state = LinkState::Resting(now + backoff(self.failures));
         self.in_flight = 0;
         self.trouble = Some(reason.to_owned());
     }
 
+    /// The socket takes no more.
+    pub(crate) fn rest(&mut self, now: Micros) {
+        self.state = LinkState::Resting(now + backoff(1));
+    }
+
     /// The server answered.
     #[inline]
-    pub(crate) fn answered(&mut self) {
+    pub(crate) fn answered(&mut self, now: Micros) {
+        self.heard = now;
         self.failures = 0;
         if self.trouble.is_some() {
             self.trouble = None;
@@ -80,7 +89,7 @@ impl ServerLink {
     /// Lets go of what was waited for. Returns whether the connection may be tried again.
     pub(crate) fn tick(&mut self, now: Micros) -> bool {
         match self.state {
-            LinkState::Down(until) if until <= now => {
+            LinkState::Resting(until) if until <= now => {
                 self.state = LinkState::Usable;
                 true
             }
@@ -88,11 +97,23 @@ impl ServerLink {
         }
     }
 
-    /// When [`ServerLink::tick`] has something to do.
-    pub(crate) fn next_timeout(&self) -> Option<Micros> {
-        match self.state {
-            LinkState::Down(until) if !self.queue.is_empty() => Some(until),
-            _ => None,
+    /// Whether answers have been owed for so long that the server may have been replaced. Says so
+    /// once for each such time.
+    pub(crate) fn is_silent(&mut self, now: Micros) -> bool {
+        let silent = self.in_flight > 0 && now.since(self.heard) >= SILENCE;
+        if silent {
+            self.heard = now;
         }
+        silent
+    }
+
+    /// When one of these has something to do.
+    pub(crate) fn next_timeout(&self) -> Option<Micros> {
+        let rest = match self.state {
+            LinkState::Resting(until) if !self.queue.is_empty() => Some(until),
+            _ => None,
+        };
+        let silence = (self.in_flight > 0).then(|| self.heard + SILENCE);
+        rest.into_iter().chain(silence).min()
     }
 }

@@ -58,6 +58,7 @@ impl Core {
             let owners: BTreeMap<_, _> = map::owners(&mut map).collect();
             if self.routes.install(map.version, map.tables) {
                 self.install_servers(owners);
+                self.retire(now);
             }
         }
         for index in 0..self.slots.high_water() {
@@ -65,7 +66,9 @@ impl Core {
             match slot.phase {
                 Phase::Queued(server) => {
                     let route = self.routes.route(slot.table, slot.hash);
-                    if !matches!(route, Route::Server { server: owner, .. } if owner == server) {
+                    let stays =
+                        matches!(route, Route::Server { server: owner, .. } if owner == server);
+                    if !stays || !self.servers.contains_key(&server) {
                         self.dispatch(now, op);
                     }
                 }
@@ -73,7 +76,6 @@ impl Core {
                 _ => {}
             }
         }
-        self.retire();
     }
 
     /// An operation has the map that it waited for.
@@ -107,20 +109,18 @@ impl Core {
         }
     }
 
-    /// Forgets servers that left the map, once nothing is between us.
-    pub(super) fn retire(&mut self) {
-        let slots = &self.slots;
-        let closing = &mut self.closing;
-        self.servers.retain(|server, link| {
-            let queued = |op: &OpId| {
-                (slots.get(*op)).is_some_and(|slot| slot.phase == Phase::Queued(*server))
-            };
-            let keep =
-                !link.addresses.is_empty() || link.in_flight > 0 || link.queue.iter().any(queued);
-            if !keep {
-                closing.push_back(Target::Server(*server));
-            }
-            keep
-        });
+    /// Breaks off with servers that left the map. They own nothing any more: what they still owe is
+    /// as good as lost, and reads go elsewhere.
+    fn retire(&mut self, now: Micros) {
+        let gone: Vec<_> = (self.servers.iter())
+            .filter(|(_, link)| link.addresses.is_empty())
+            .map(|(server, _)| *server)
+            .collect();
+        for server in gone {
+            let target = Target::Server(server);
+            self.handle_link_down(now, target, "it left the cluster");
+            self.servers.remove(&server);
+            self.closing.push_back(target);
+        }
     }
 }

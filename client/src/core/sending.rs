@@ -75,7 +75,7 @@ impl Core {
                 let known = self.routes.version();
                 self.control.fill(now, peer, known, payload)
             }
-            Target::Server(server) => self.fill_items(server, payload),
+            Target::Server(server) => self.fill_items(now, server, payload),
         };
         if !filled {
             return None;
@@ -92,7 +92,12 @@ impl Core {
         self.last_batch
     }
 
-    pub(super) fn fill_items(&mut self, server: ServerId, payload: &mut Vec<u8>) -> bool {
+    pub(super) fn fill_items(
+        &mut self,
+        now: Micros,
+        server: ServerId,
+        payload: &mut Vec<u8>,
+    ) -> bool {
         let Some(link) = self.servers.get_mut(&server) else {
             return false;
         };
@@ -118,6 +123,9 @@ impl Core {
         if count == 0 {
             payload.truncate(start);
             return false;
+        }
+        if link.in_flight == count {
+            link.heard = now;
         }
         data::set_count(payload, start, count as u32);
         self.last_batch = count;

@@ -20,6 +20,9 @@ impl Core {
         for server in up {
             self.list(server);
         }
+        if self.servers.values_mut().any(|link| link.is_silent(now)) {
+            self.control.refresh();
+        }
         for (op, error) in self.control.tick(now) {
             self.complete_request(op, Err(error));
         }

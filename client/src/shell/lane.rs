@@ -211,16 +211,14 @@ impl Lane {
                 continue;
             };
             self.release(state);
-            if !self.send(now, target, &connection) {
-                return;
-            }
+            self.send(now, target, &connection);
         }
     }
 
-    /// Sends what is queued for one target. False: its socket takes no more now.
-    fn send(&self, now: Micros, target: Target, connection: &Connection) -> bool {
+    /// Sends what is queued for one target, as far as its socket takes it.
+    fn send(&self, now: Micros, target: Target, connection: &Connection) {
         if connection.link.unsent() > MAX_LINK_UNSENT {
-            return false;
+            return self.rest(now, target);
         }
         let sent = connection.link.send(|out| {
             let mut state = self.lock();
@@ -235,16 +233,22 @@ impl Lane {
             }
         });
         match sent {
-            Ok(()) => true,
-            Err(SendError::Full) => false,
+            Ok(()) => {}
+            Err(SendError::Full) => self.rest(now, target),
             Err(SendError::Closed(reason)) => {
                 let mut state = self.lock();
                 let number = Some(connection.number);
                 state.lost(now, target, number, &reason.to_string());
                 self.release(state);
-                true
             }
         }
+    }
+
+    /// The target's socket takes no more: its turn comes again a moment later.
+    fn rest(&self, now: Micros, target: Target) {
+        let mut state = self.lock();
+        state.core.handle_full(now, target);
+        self.release(state);
     }
 
     /// Looks once at every socket on which an answer is owed. Returns the envelopes received.

@@ -294,3 +294,38 @@ fn a_server_that_left_the_map_is_forgotten() {
         [Target::Server(TWO), Target::Server(ServerId(3))]
     );
 }
+
+#[test]
+fn a_server_that_owes_answers_for_long_has_the_map_asked_for() {
+    let mut bench = Bench::new();
+    let key = key(false, 0);
+    let reading = bench.start(read(&key));
+    let writing = bench.start(write(&key, b"v"));
+    bench.asked();
+    bench.sent();
+    bench.pass(Duration::from_millis(499));
+    assert!(bench.asked().is_empty());
+    bench.pass(Duration::from_millis(1));
+    let mut moved = map(2, ServerId(3), TWO);
+    moved.servers.remove(0);
+    bench.answer_map(moved);
+    assert_eq!(bench.closed, [Target::Server(ONE)]);
+    assert_eq!(bench.result(writing), Some(Err(MAYBE)));
+    let seen = bench.respond_to_last(Status::Ok, 1, b"v");
+    assert_eq!((seen.server, seen.op), (ServerId(3), Op::Read));
+    assert_eq!(bench.result(reading), Some(Ok(object(b"v", 1))));
+}
+
+#[test]
+fn a_full_connection_does_not_hold_up_others() {
+    let mut bench = Bench::new();
+    let (low, high) = (key(false, 0), key(true, 0));
+    bench.core.handle_full(bench.now, Target::Server(ONE));
+    bench.start(write(&low, b"v"));
+    bench.start(write(&high, b"v"));
+    let servers: Vec<_> = bench.sent().iter().map(|seen| seen.server).collect();
+    assert_eq!(servers, [TWO]);
+    bench.pass(Duration::from_millis(1));
+    let servers: Vec<_> = bench.sent().iter().map(|seen| seen.server).collect();
+    assert_eq!(servers, [ONE]);
+}
