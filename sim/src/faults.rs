@@ -314,19 +314,20 @@ pub fn note_recovered(world: &mut World) {
         .server_machines()
         .filter(|m| is_master(world, *m))
         .collect();
-    let whole = |world: &World, old: ServerId| {
+    let whole = |world: &World, old: &[ServerId]| {
         masters.iter().all(|m| {
             world.server(*m).is_none_or(|node| {
                 node.master().is_none_or(|master| {
-                    (old == ServerId(0) || node.knows_crashed(old))
+                    old.iter().all(|old| node.knows_crashed(*old))
                         && master.stats().under_replicated == 0
                 })
             })
         })
     };
-    let wiped: Vec<(usize, ServerId)> = world.wiped.iter().map(|(m, s)| (*m, *s)).collect();
+    let wiped: Vec<(usize, Vec<ServerId>)> =
+        world.wiped.iter().map(|(m, s)| (*m, s.clone())).collect();
     for (machine, old) in wiped {
-        if whole(world, old) {
+        if whole(world, &old) {
             world.wiped.remove(&machine);
         }
     }

@@ -149,8 +149,8 @@ pub struct World {
     pub events: Events<Event>,
     /// The machines.
     pub machines: Vec<Machine>,
-    /// Machines whose frames were lost, and what ran there before.
-    pub wiped: BTreeMap<usize, ramkeep_wire::ServerId>,
+    /// Machines whose frames were lost, and the servers whose replicas were in them.
+    pub wiped: BTreeMap<usize, Vec<ramkeep_wire::ServerId>>,
     processes: BTreeMap<ProcessId, Running>,
     listeners: BTreeMap<String, ProcessId>,
     next_process: u32,
@@ -505,10 +505,12 @@ impl World {
                 Disk::Journal(journal)
             }
             Node::Server(node) => {
-                let server = node.server();
+                // Frames taken over, by a process that was not enlisted yet, are its predecessor's.
+                let former = node.backup().and_then(ramkeep_backup::Backup::replaces);
+                let owners = former.into_iter().chain([node.server()]);
                 match node.into_frames() {
                     Some(frames) if death == Death::PowerLoss => {
-                        self.wiped.insert(machine, server);
+                        self.wiped.entry(machine).or_default().extend(owners);
                         self.after_power_loss(machine, frames)
                     }
                     Some(frames) => Disk::Frames(frames),

@@ -150,7 +150,8 @@ impl ServerNode {
     #[must_use]
     pub fn knows_crashed(&self, server: ServerId) -> bool {
         let listed = self.list.servers.iter().find(|e| e.server == server);
-        listed.is_none_or(|entry| entry.state == ServerState::Crashed)
+        // A process that dies before it is enlisted holds nothing under its own name.
+        server == ServerId(0) || listed.is_some_and(|e| e.state == ServerState::Crashed)
     }
 
     /// Whether it was decided crashed and has stopped.
