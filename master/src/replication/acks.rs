@@ -1,9 +1,10 @@
 //! What an acknowledgement of a backup means.
 
+use std::collections::btree_map::Entry;
 use std::time::Duration;
 
 use ramkeep_wire::replicate::{ReplicateAck, ReplicateStatus};
-use ramkeep_wire::{Micros, ServerId};
+use ramkeep_wire::{Micros, SegmentId, ServerId};
 
 use super::Replication;
 use super::placement::Health;
@@ -23,47 +24,42 @@ impl Replication {
         if ack.status == ReplicateStatus::Fenced {
             return AckEffect::Fenced;
         }
+        if self.is_late(from, ack.segment) {
+            return AckEffect::None;
+        }
         let Some(segment) = self.segments.get_mut(&ack.segment) else {
             return AckEffect::None;
         };
+        let possible = segment.is_possible(ack);
         let Some(replica) = segment.replicas.iter_mut().find(|r| r.backup == from) else {
             return AckEffect::None;
         };
-        match ack.status {
-            ReplicateStatus::Done => replica.acknowledged(now, ack),
-            ReplicateStatus::Gap => {
-                replica.in_flight = replica.in_flight.saturating_sub(1);
-                if replica.in_flight == 0 {
-                    replica.rewind();
-                    replica.sent.length = replica.sent.length.min(ack.length);
-                }
-            }
-            ReplicateStatus::NoFrame => {
-                let until = now + Duration::from_micros(self.config.retry_us);
-                self.backups.set(from, Health::Full { until });
-                self.give_up(ack, from);
-            }
-            ReplicateStatus::Unknown
-            | ReplicateStatus::StaleEpoch
-            | ReplicateStatus::Closed
-            | ReplicateStatus::Refused => {
-                let until = now + Duration::from_micros(self.config.retry_us);
-                self.backups.set(from, Health::Suspect { until });
-                self.give_up(ack, from);
-            }
-            ReplicateStatus::Fenced => {}
+        replica.in_flight = replica.in_flight.saturating_sub(1);
+        if ack.status == ReplicateStatus::Done && possible {
+            replica.acknowledged(now, ack);
+            return AckEffect::None;
         }
+        let until = now + Duration::from_micros(self.config.retry_us);
+        let health = match ack.status {
+            ReplicateStatus::NoFrame => Health::Full { until },
+            // A replica that can't be brought to what it should be is replaced by another.
+            _ => Health::Suspect { until },
+        };
+        self.backups.doubt(from, health);
+        self.lose(ack.segment, from);
         AckEffect::None
     }
 
-    /// A replica that can't be brought to what it should be is replaced by another.
-    fn give_up(&mut self, ack: &ReplicateAck, from: ServerId) {
-        let Some(segment) = self.segments.get_mut(&ack.segment) else {
-            return;
+    /// Whether an acknowledgement is of a replica that was given up. Every message is answered
+    /// once, in order: so many as were on their way then come before any other.
+    fn is_late(&mut self, from: ServerId, segment: SegmentId) -> bool {
+        let Entry::Occupied(mut left) = self.late_acks.entry((from, segment)) else {
+            return false;
         };
-        if segment.lose(from) {
-            self.active.insert(ack.segment);
-            self.orphans.entry(from).or_default().insert(ack.segment);
+        *left.get_mut() -= 1;
+        if *left.get() == 0 {
+            left.remove();
         }
+        true
     }
 }

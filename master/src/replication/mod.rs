@@ -9,11 +9,15 @@
 //!    is durable in the next one before its active mark is, which is appended only once the
 //!    previous head is closed on all its backups (SAFETY 11).
 //! 4. A replica that replaces another counts only when it is complete (SAFETY 3).
+//! 5. A segment that is neither active nor lacking is closed on k backups, so far as they live.
+//! 6. What `pump` does is bounded by what is open or being copied, not by the log's size.
 //!
 //! Driven by progress: [`Replication::pump`] derives the next messages from the difference between
 //! the log and what the backups acknowledged. A pure state machine; the shell sends what comes out.
 
 mod acks;
+mod members;
+mod orphans;
 pub mod placement;
 pub mod replica;
 mod segment;
@@ -28,14 +32,19 @@ use ramkeep_wire::replicate::{Replicate, flags};
 use ramkeep_wire::{Certificate, Micros, ReplicationEpoch, SegmentId, SegmentKind, ServerId};
 
 pub use acks::AckEffect;
-use placement::{Backups, Health};
+use orphans::Orphans;
+use placement::Backups;
 use replica::Wanted;
 use segment::Replicated;
 
 /// Copies of closed segments under way at once (SAFETY 10).
 pub const MAX_COPIES: usize = 4;
+/// Closed segments looked at in one pump for one that can be copied.
+const COPY_TRIES: usize = 16;
 /// Segments freed by one message.
 pub const MAX_FREES: usize = 256;
+/// Longest back-off between two replacements of slow backups, microseconds.
+const MAX_BACK_OFF_US: u64 = 30_000_000;
 
 /// What replication needs of the log. Implemented by the store's writer.
 pub trait ReplicatedLog {
@@ -116,14 +125,20 @@ pub struct Replication {
     config: Config,
     backups: Backups,
     segments: BTreeMap<SegmentId, Replicated>,
-    /// Segments that are not closed on k backups: all that `pump` has to look at.
+    /// Heads that are not closed on k backups, and closed segments that are being copied: all that
+    /// `pump` has to look at.
     active: BTreeSet<SegmentId>,
+    /// Closed segments that have lost a replica and wait for their turn to be copied.
+    lacking: BTreeSet<SegmentId>,
+    /// The last of them that was looked at.
+    looked_at: SegmentId,
     /// Replicas left behind by changes, to be freed once they are not needed.
-    orphans: BTreeMap<ServerId, BTreeSet<SegmentId>>,
-    /// Since when the newest head has had fewer backups than it needs.
+    orphans: Orphans,
+    /// Acknowledgements on their way that are of replicas given up since: they say nothing of a
+    /// later replica of the same segment on the same backup.
+    late_acks: BTreeMap<(ServerId, SegmentId), usize>,
+    /// Since when a head has had fewer backups than it needs.
     short_since: Option<Micros>,
-    /// Closed segments that are being copied.
-    copies: usize,
     next_change_not_before: Micros,
     change_back_off_us: u64,
 }
@@ -137,70 +152,13 @@ impl Replication {
             config,
             segments: BTreeMap::new(),
             active: BTreeSet::new(),
-            orphans: BTreeMap::new(),
+            lacking: BTreeSet::new(),
+            looked_at: SegmentId(0),
+            orphans: Orphans::default(),
+            late_acks: BTreeMap::new(),
             short_since: None,
-            copies: 0,
             next_change_not_before: Micros(0),
             change_back_off_us: 0,
-        }
-    }
-
-    /// The connection to a backup is there (again): it may be chosen.
-    pub fn link_up(&mut self, server: ServerId) {
-        if server != self.config.me {
-            self.backups.connected(server);
-        }
-    }
-
-    /// The connection to a backup broke or could not be made: what was in flight is sent again if
-    /// it comes back; heads replace it at once.
-    pub fn link_down(&mut self, server: ServerId) {
-        self.backups.set(server, Health::Away);
-        for segment in self.segments.values_mut() {
-            segment
-                .replicas
-                .iter_mut()
-                .filter(|r| r.backup == server)
-                .for_each(|r| r.rewind());
-        }
-        self.replace_on_heads(server);
-    }
-
-    /// The coordinator decided that a backup is dead: every segment replaces it.
-    pub fn crashed(&mut self, server: ServerId) {
-        self.replace_on_heads(server);
-        for (id, segment) in &mut self.segments {
-            if segment.drop_replica(server) {
-                self.active.insert(*id);
-            }
-        }
-        self.backups.set(server, Health::Crashed);
-        self.orphans.remove(&server);
-    }
-
-    /// `server` took over the frames of `old` by restarting with its directory: the replicas in
-    /// them are freed once their segments are whole elsewhere.
-    pub fn inherited(&mut self, server: ServerId, old: ServerId) {
-        let held: BTreeSet<SegmentId> = self
-            .segments
-            .iter()
-            .filter(|(_, segment)| segment.ever_on.contains(&old))
-            .map(|(id, _)| *id)
-            .collect();
-        if !held.is_empty() {
-            self.orphans.entry(server).or_default().extend(held);
-        }
-    }
-
-    fn replace_on_heads(&mut self, server: ServerId) {
-        for (id, segment) in self
-            .segments
-            .iter_mut()
-            .filter(|(_, s)| !s.closed_everywhere)
-        {
-            if segment.lose(server) {
-                self.orphans.entry(server).or_default().insert(*id);
-            }
         }
     }
 
@@ -220,12 +178,16 @@ impl Replication {
                 self.active.insert(head);
             }
         }
+        self.replace_slow(now);
+        self.begin_copies(now);
         let mut moved = false;
         let mut cursor = None;
         while let Some(id) = self.next_active(cursor) {
             cursor = Some(id);
             moved |= self.pump_segment(now, id, log, send);
         }
+        self.note_shortage(now);
+        self.free_orphans(send);
         moved
     }
 
@@ -260,70 +222,20 @@ impl Replication {
             self.forget(id);
             return false;
         };
-        self.replace_slow(now, id);
         self.place(now, id);
         self.send_steps(now, id, &info, log, send);
-        self.progress(now, id, &info, log, send)
+        self.progress(id, &info, log, send)
     }
 
     /// A segment that has left the log: its replicas are freed.
     fn forget(&mut self, id: SegmentId) {
         self.active.remove(&id);
+        self.lacking.remove(&id);
         if let Some(segment) = self.segments.remove(&id) {
             for replica in segment.replicas {
-                self.orphans.entry(replica.backup).or_default().insert(id);
+                self.orphans.add(replica.backup, id);
             }
-        }
-    }
-
-    /// Suspects the backups of a head that let it wait too long. Backs off: a loaded machine
-    /// doesn't answer slowness with copying (SAFETY 10).
-    fn replace_slow(&mut self, now: Micros, id: SegmentId) {
-        let Some(segment) = self.segments.get_mut(&id) else {
-            return;
-        };
-        if segment.closed_everywhere || now < self.next_change_not_before {
-            return;
-        }
-        let limit = u128::from(self.config.slow_backup_us);
-        let slow = segment
-            .replicas
-            .iter()
-            .find(|r| r.in_flight > 0 && now.since(r.waiting_since).as_micros() > limit)
-            .map(|r| r.backup);
-        let Some(slow) = slow else { return };
-        let spare = self.backups.choose(now, &segment.backups());
-        self.change_back_off_us =
-            (self.change_back_off_us * 2).clamp(self.config.slow_backup_us, 30_000_000);
-        self.next_change_not_before =
-            now + std::time::Duration::from_micros(self.change_back_off_us);
-        if spare.is_none() {
-            return;
-        }
-        let until = now + std::time::Duration::from_micros(self.config.retry_us);
-        self.backups.set(slow, Health::Suspect { until });
-        segment.lose(slow);
-        self.orphans.entry(slow).or_default().insert(id);
-    }
-
-    /// Fills up a segment's set of backups.
-    fn place(&mut self, now: Micros, id: SegmentId) {
-        let Some(segment) = self.segments.get_mut(&id) else {
-            return;
-        };
-        let is_copy = segment.closed_everywhere;
-        if segment.replicas.len() >= self.config.replicas || (is_copy && self.copies >= MAX_COPIES)
-        {
-            return;
-        }
-        while segment.replicas.len() < self.config.replicas {
-            let Some(backup) = self.backups.choose(now, &segment.backups()) else {
-                break;
-            };
-            segment.add(backup);
-        }
-        if is_copy {
-            self.copies = self.segments.values().filter(|s| s.copying()).count();
+            self.orphans.due = true;
         }
     }
 
@@ -345,13 +257,16 @@ impl Replication {
             close: may_close,
             lease: !segment.closed_everywhere,
         };
+        // All complete steps are to the same length and epoch: one certificate serves them.
+        let mut complete = info.sealed.filter(|_| wanted.close);
         for replica in &mut segment.replicas {
             while let Some(step) = replica.next_step(&wanted) {
-                let certificate = match (step.flags & flags::COMPLETE, info.sealed) {
-                    (0, _) => Certificate::NONE,
-                    (_, Some(sealed)) if wanted.close => sealed,
-                    _ => log.certify(id, wanted.epoch).1,
+                let certificate = if step.flags & flags::COMPLETE == 0 {
+                    Certificate::NONE
+                } else {
+                    *complete.get_or_insert_with(|| log.certify(id, wanted.epoch).1)
                 };
+                segment.told = segment.told.max(step.length);
                 send(Output::Replicate {
                     to: replica.backup,
                     message: Replicate {
@@ -388,7 +303,6 @@ impl Replication {
     /// Draws the conclusions from what was acknowledged.
     fn progress(
         &mut self,
-        now: Micros,
         id: SegmentId,
         info: &LogSegment,
         log: &mut impl ReplicatedLog,
@@ -424,50 +338,35 @@ impl Replication {
             let first_time = !segment.closed_everywhere;
             segment.closed_everywhere = true;
             self.active.remove(&id);
+            self.orphans.due = true;
             if first_time {
                 log.predecessor_closed(id);
             }
-            self.copies = self.segments.values().filter(|s| s.copying()).count();
+        } else if segment.closed_everywhere && !segment.copying() {
+            // Nobody to copy it to, now: others may have their turn.
+            self.active.remove(&id);
+            self.lacking.insert(id);
         }
-        self.note_shortage(now, id);
-        self.free_orphans(send);
         moved
     }
 
-    fn note_shortage(&mut self, now: Micros, id: SegmentId) {
-        let Some(segment) = self.segments.get(&id) else {
-            return;
-        };
-        if segment.closed_everywhere {
-            return;
-        }
-        let whole = segment.replicas.len() >= self.config.replicas;
-        let newest = self.active.last() == Some(&id);
-        if newest && whole {
-            self.short_since = None;
-        } else if !whole && self.short_since.is_none() {
-            self.short_since = Some(now);
-        }
+    /// The segments that may be the log's end: open, or not yet closed on k backups.
+    fn heads(&self) -> impl Iterator<Item = (SegmentId, &Replicated)> + '_ {
+        let active = self.active.iter();
+        active
+            .filter_map(|id| Some((*id, self.segments.get(id)?)))
+            .filter(|(_, segment)| !segment.closed_everywhere)
     }
 
-    /// Frees replicas that were left behind, once their segments are whole without them.
-    fn free_orphans(&mut self, send: &mut impl FnMut(Output)) {
-        let (segments, active, backups) = (&self.segments, &self.active, &self.backups);
-        self.orphans.retain(|to, ids| {
-            ids.retain(|id| !segments.get(id).is_some_and(|segment| segment.is_on(*to)));
-            if backups.health(*to) == Health::Good {
-                let due = ids.iter().filter(|id| !active.contains(id)).copied();
-                let due: Vec<SegmentId> = due.take(MAX_FREES).collect();
-                if !due.is_empty() {
-                    ids.retain(|id| !due.contains(id));
-                    send(Output::Free {
-                        to: *to,
-                        segments: due,
-                    });
-                }
-            }
-            !ids.is_empty()
-        });
+    /// A head is short of backups as long as one is missing, or has not taken it on: a backup that
+    /// is asked again and again and has no frame is none.
+    fn note_shortage(&mut self, now: Micros) {
+        let replicas = self.config.replicas;
+        if !self.heads().any(|(_, head)| head.is_short(replicas)) {
+            self.short_since = None;
+        } else if self.short_since.is_none() {
+            self.short_since = Some(now);
+        }
     }
 
     /// The coordinator recorded `epoch` for `segment`.
@@ -506,23 +405,18 @@ impl Replication {
     #[must_use]
     pub fn under_replicated(&self) -> usize {
         let whole = |s: &Replicated| {
-            s.replicas.len() >= self.config.replicas
-                && s.change.is_none()
-                && s.replicas
-                    .iter()
-                    .all(|r| r.acked.opened && (!s.closed_everywhere || r.acked.closed))
+            let closed = |r: &replica::Replica| !s.closed_everywhere || r.acked.closed;
+            s.change.is_none() && !s.is_short(self.config.replicas) && s.replicas.iter().all(closed)
         };
-        self.segments.values().filter(|s| !whole(s)).count()
+        let active = self.active.iter().filter_map(|id| self.segments.get(id));
+        self.lacking.len() + active.filter(|segment| !whole(segment)).count()
     }
 
     /// The segment and epoch below which no open replica of this log counts (SAFETY 13): the
     /// oldest head that is not durably closed.
     #[must_use]
     pub fn floor(&self) -> Option<(SegmentId, ReplicationEpoch)> {
-        self.segments
-            .iter()
-            .find(|(_, s)| !s.closed_everywhere)
-            .map(|(id, s)| (*id, s.epoch))
+        self.heads().next().map(|(id, head)| (id, head.epoch))
     }
 
     /// The backups of a segment, for status and tests.
@@ -537,9 +431,8 @@ impl Replication {
     /// The changes of heads' backups under way, for tests and status.
     #[must_use]
     pub fn changes(&self) -> usize {
-        self.segments
-            .values()
-            .filter(|s| s.change.is_some())
+        self.heads()
+            .filter(|(_, head)| head.change.is_some())
             .count()
     }
 }

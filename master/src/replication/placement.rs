@@ -71,12 +71,14 @@ impl Backups {
         }
     }
 
-    /// There is a connection to a backup.
-    pub fn connected(&mut self, server: ServerId) {
-        let health = self.health.entry(server).or_insert(Health::Good);
-        if *health == Health::Away {
+    /// There is a connection to a backup; true if there was none before.
+    pub fn connected(&mut self, server: ServerId) -> bool {
+        let health = self.health.entry(server).or_insert(Health::Away);
+        let new = *health == Health::Away;
+        if new {
             *health = Health::Good;
         }
+        new
     }
 
     /// Sets the health of a known backup; the dead stay dead.
@@ -86,6 +88,19 @@ impl Backups {
         {
             *known = health;
         }
+    }
+
+    /// Leaves a backup alone for a while, if it is connected.
+    pub fn doubt(&mut self, server: ServerId, health: Health) {
+        if self.is_connected(server) {
+            self.set(server, health);
+        }
+    }
+
+    /// Whether there is a connection to a backup.
+    #[must_use]
+    pub fn is_connected(&self, server: ServerId) -> bool {
+        !matches!(self.health(server), Health::Away | Health::Crashed)
     }
 
     /// How a backup is; an unknown one counts as dead.
@@ -102,24 +117,38 @@ impl Backups {
             .map(|(id, _)| *id)
     }
 
-    /// A backup for one more replica of a segment that `taken` hold already.
-    pub fn choose(&mut self, now: Micros, taken: &[ServerId]) -> Option<ServerId> {
-        let usable = |health: &Health| match health {
-            Health::Good => true,
-            Health::Suspect { until } | Health::Full { until } => *until <= now,
-            Health::Away | Health::Crashed => false,
-        };
-        let free = |(id, health): &(&ServerId, &Health)| usable(health) && !taken.contains(id);
-        let count = self.health.iter().filter(free).count();
+    /// A backup for one more replica of a segment, other than those that have it already.
+    pub fn choose(
+        &mut self,
+        now: Micros,
+        taken: impl Fn(ServerId) -> bool + Copy,
+    ) -> Option<ServerId> {
+        let count = self.spares(now, taken).count();
         if count == 0 {
             return None;
         }
         let chosen = self.random.below(count);
-        self.health
-            .iter()
-            .filter(free)
-            .nth(chosen)
-            .map(|(id, _)| *id)
+        self.spares(now, taken).nth(chosen)
+    }
+
+    /// Whether there is one to choose.
+    #[must_use]
+    pub fn has_spare(&self, now: Micros, taken: impl Fn(ServerId) -> bool) -> bool {
+        self.spares(now, taken).next().is_some()
+    }
+
+    fn spares<'a>(
+        &'a self,
+        now: Micros,
+        taken: impl Fn(ServerId) -> bool + 'a,
+    ) -> impl Iterator<Item = ServerId> + 'a {
+        let usable = move |health: &Health| match health {
+            Health::Good => true,
+            Health::Suspect { until } | Health::Full { until } => *until <= now,
+            Health::Away | Health::Crashed => false,
+        };
+        let usable = self.health.iter().filter(move |(_, health)| usable(health));
+        usable.map(|(id, _)| *id).filter(move |id| !taken(*id))
     }
 }
 
@@ -130,20 +159,20 @@ mod tests {
     #[test]
     fn replicas_spread_over_all_that_are_well() {
         let mut backups = Backups::new(7);
-        (1..=4).for_each(|id| backups.connected(ServerId(id)));
+        assert!((1..=4).all(|id| backups.connected(ServerId(id))));
         backups.set(ServerId(4), Health::Suspect { until: Micros(100) });
         backups.set(ServerId(3), Health::Crashed);
         let mut seen = [0; 5];
         for _ in 0..1000 {
             let chosen = backups
-                .choose(Micros(0), &[ServerId(2)])
+                .choose(Micros(0), |id| id == ServerId(2))
                 .map_or(0, |id| id.0 as usize);
             seen[chosen] += 1;
         }
         assert_eq!(seen, [0, 1000, 0, 0, 0]);
         (0..1000).for_each(|_| {
             seen[backups
-                .choose(Micros(100), &[ServerId(2)])
+                .choose(Micros(100), |id| id == ServerId(2))
                 .map_or(0, |id| id.0 as usize)] += 1;
         });
         assert!(seen[4] > 300 && seen[1] > 1300, "{seen:?}");

@@ -2,9 +2,10 @@
 //!
 //! Replication converges from progress rather than following a script: what a replica should be
 //! follows from the log, what it is from the backup's acknowledgements, and the next message from
-//! the difference. A broken connection only sets `sent` back to `acked`.
+//! the difference. A replica whose connection breaks before it is closed is given up: another takes
+//! its place, on the same backup perhaps, and what that has already is only compared.
 
-use ramkeep_wire::limits::{MAX_REPLICATE_BYTES, MAX_REPLICATES_IN_FLIGHT};
+use ramkeep_wire::limits::{MAX_REPLICATE_BYTES, MAX_REPLICATES_IN_FLIGHT, MAX_UNSENT};
 use ramkeep_wire::replicate::{ReplicateAck, flags};
 use ramkeep_wire::{Micros, ReplicationEpoch, ServerId};
 
@@ -12,6 +13,16 @@ use ramkeep_wire::{Micros, ReplicationEpoch, ServerId};
 pub const COPY_CHUNK: u32 = 256 << 10;
 /// Messages in flight of a copy under way.
 pub const COPY_IN_FLIGHT: usize = 2;
+/// Bytes in flight to one replica, past which nothing more is sent to it.
+pub const MAX_BYTES_IN_FLIGHT: u32 = 2 << 20;
+
+/// What is left of a segment goes in one message if it is no more than this.
+const MAX_MESSAGE: u32 = MAX_REPLICATE_BYTES as u32 / 2;
+
+// What a backup that does not read can make wait on its connection: two heads, and the copies.
+const UNREAD: usize = 2 * (MAX_BYTES_IN_FLIGHT + MAX_MESSAGE) as usize
+    + super::MAX_COPIES * COPY_IN_FLIGHT * COPY_CHUNK as usize;
+const _: () = assert!(UNREAD < MAX_UNSENT);
 
 /// What a replica has, as sent or as acknowledged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -92,13 +103,15 @@ impl Replica {
         if up_to_date || sent.closed {
             return None;
         }
-        let copying = wanted.length - sent.length > MAX_REPLICATE_BYTES as u32 / 2;
+        let copying = wanted.length - sent.length > MAX_MESSAGE;
         let window = if copying {
             COPY_IN_FLIGHT
         } else {
             MAX_REPLICATES_IN_FLIGHT
         };
-        if self.in_flight >= window {
+        let unanswered = sent.length.saturating_sub(self.acked.length);
+        let full = self.in_flight >= window || unanswered >= MAX_BYTES_IN_FLIGHT;
+        if full && self.in_flight > 0 {
             return None;
         }
         let length = if copying {
@@ -140,7 +153,6 @@ impl Replica {
 
     /// Notes a positive acknowledgement.
     pub fn acknowledged(&mut self, now: Micros, ack: &ReplicateAck) {
-        self.in_flight = self.in_flight.saturating_sub(1);
         self.waiting_since = now;
         let acked = &mut self.acked;
         acked.opened = true;
@@ -150,12 +162,6 @@ impl Replica {
             acked.epoch = acked.epoch.max(ack.epoch);
         }
         acked.closed |= ack.flags & flags::CLOSED != 0;
-    }
-
-    /// Goes back to what was acknowledged: what was sent after it may be lost.
-    pub fn rewind(&mut self) {
-        self.in_flight = 0;
-        self.sent = self.acked;
     }
 
     /// Whether it holds the first `length` bytes under a certificate of `epoch`, or is closed: a
@@ -221,15 +227,6 @@ mod tests {
             assert_eq!(step.flags & (flags::COMPLETE | flags::CLOSED) != 0, last);
         }
         assert!(steps > 4 && replica.sent.closed);
-    }
-
-    #[test]
-    fn a_broken_connection_sends_again_from_what_was_acknowledged() {
-        let mut replica = Replica::new(ServerId(1));
-        let open = replica.next_step(&wanted(100, false)).expect("opens");
-        replica.sent(Micros(0), &open, EPOCH);
-        replica.rewind();
-        assert_eq!(replica.next_step(&wanted(100, false)), Some(open));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The replication of one segment: its replicas, its epoch, and a change of its backups.
 
 use ramkeep_wire::mutants::{self, Mutant};
+use ramkeep_wire::replicate::ReplicateAck;
 use ramkeep_wire::{ReplicationEpoch, ServerId};
 
 use super::replica::Replica;
@@ -26,8 +27,10 @@ pub(super) struct Replicated {
     /// Closed on k backups once: lost replicas are then copied without a change of epoch.
     pub(super) closed_everywhere: bool,
     durable: u32,
-    /// Every backup that was ever sent a byte of it.
-    pub(super) ever_on: Vec<ServerId>,
+    /// The longest that any replica was told to be.
+    pub(super) told: u32,
+    /// Every backup that was ever sent a byte of it, by the server that has its frames now.
+    ever_on: Vec<ServerId>,
 }
 
 /// Of a segment's first set of backups.
@@ -42,6 +45,7 @@ impl Replicated {
             replicas: Vec::new(),
             closed_everywhere: false,
             durable: 0,
+            told: 0,
             ever_on: Vec::new(),
         }
     }
@@ -66,22 +70,43 @@ impl Replicated {
         }
     }
 
-    /// Takes a backup out of an open segment's set, which needs a new epoch.
-    pub(super) fn lose(&mut self, server: ServerId) -> bool {
-        if !self.drop_replica(server) {
-            return false;
-        }
+    /// Whether `server` was ever sent a byte of it, or has the frames of one that was.
+    pub(super) fn was_on(&self, server: ServerId) -> bool {
+        self.ever_on.contains(&server)
+    }
+
+    /// `server` has the frames of `old` now; true if those may hold a replica.
+    pub(super) fn succeed(&mut self, old: ServerId, server: ServerId) -> bool {
+        let mut held = self.ever_on.iter_mut().filter(|known| **known == old);
+        let found = held.next().map(|known| *known = server);
+        found.is_some()
+    }
+
+    /// Whether `server` is among its backups without holding a closed replica.
+    pub(super) fn is_open_on(&self, server: ServerId) -> bool {
+        let mut on = self.replicas.iter().filter(|r| r.backup == server);
+        on.any(|replica| !self.closed_everywhere || !replica.acked.closed)
+    }
+
+    /// Whether fewer than `k` backups have taken it on.
+    pub(super) fn is_short(&self, k: usize) -> bool {
+        self.replicas.len() < k || self.replicas.iter().any(|r| !r.acked.opened)
+    }
+
+    /// Whether a backup can be as an acknowledgement says: no replica is longer than any was told
+    /// to be, or has an epoch that was never tried.
+    pub(super) fn is_possible(&self, ack: &ReplicateAck) -> bool {
+        ack.length <= self.told && ack.epoch <= self.tried
+    }
+
+    /// Takes a backup out of the set, which needs a new epoch as long as the segment is open.
+    pub(super) fn lose(&mut self, server: ServerId) -> Option<Replica> {
+        let at = self.replicas.iter().position(|r| r.backup == server)?;
+        let lost = self.replicas.remove(at);
         if !self.closed_everywhere {
             self.new_attempt();
         }
-        true
-    }
-
-    /// Takes a backup out of the set.
-    pub(super) fn drop_replica(&mut self, server: ServerId) -> bool {
-        let before = self.replicas.len();
-        self.replicas.retain(|replica| replica.backup != server);
-        self.replicas.len() != before
+        Some(lost)
     }
 
     fn new_attempt(&mut self) {

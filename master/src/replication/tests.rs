@@ -1,281 +1,14 @@
-//! Replication against a model: a log that grows and rolls over, backups that obey the wire
-//! contract, a coordinator that records epochs, and connections that break.
+//! Replication against a model: see `world`.
 
-use std::collections::{BTreeMap, VecDeque};
+mod world;
+
+use std::collections::BTreeSet;
 
 use proptest::prelude::*;
-use ramkeep_wire::certificate::BLAKE3_KEYED;
 use ramkeep_wire::replicate::{ReplicateAck, ReplicateStatus};
 
 use super::*;
-
-const ME: ServerId = ServerId(100);
-const HEADER: u32 = 10;
-
-fn config(replicas: usize) -> Config {
-    Config {
-        me: ME,
-        replicas,
-        slow_backup_us: 1_000,
-        retry_us: 500,
-        backup_wait_us: 2_000,
-        seed: 1,
-    }
-}
-
-#[derive(Default)]
-struct FakeLog {
-    segments: BTreeMap<SegmentId, (u32, Option<Certificate>, Option<u32>, u32)>,
-    waiting: Option<SegmentId>,
-}
-
-impl FakeLog {
-    fn new() -> Self {
-        let mut log = Self::default();
-        log.segments
-            .insert(SegmentId(1), (HEADER, None, Some(HEADER), 0));
-        log
-    }
-
-    fn head(&mut self) -> &mut (u32, Option<Certificate>, Option<u32>, u32) {
-        self.segments
-            .values_mut()
-            .next_back()
-            .expect("a log has a head")
-    }
-
-    fn roll_over(&mut self) -> bool {
-        if self.waiting.is_some() {
-            return false;
-        }
-        let old = *self.segments.keys().next_back().expect("a log has a head");
-        self.head().1 = Some(Certificate {
-            algorithm: BLAKE3_KEYED,
-            hash: [9; 32],
-        });
-        self.segments
-            .insert(SegmentId(old.0 + 1), (HEADER, None, None, 0));
-        self.waiting = Some(old);
-        true
-    }
-}
-
-impl ReplicatedLog for FakeLog {
-    fn open_heads(&self) -> [Option<SegmentId>; 2] {
-        [self.waiting, self.segments.keys().next_back().copied()]
-    }
-
-    fn segment(&self, id: SegmentId) -> Option<LogSegment> {
-        let (length, sealed, ..) = *self.segments.get(&id)?;
-        Some(LogSegment {
-            kind: SegmentKind::Head,
-            length,
-            sealed,
-        })
-    }
-
-    fn certify(&mut self, id: SegmentId, epoch: ReplicationEpoch) -> (u32, Certificate) {
-        let hash = [epoch.0 as u8; 32];
-        (
-            self.segments[&id].0,
-            Certificate {
-                algorithm: BLAKE3_KEYED,
-                hash,
-            },
-        )
-    }
-
-    fn set_durable(&mut self, id: SegmentId, length: u32) {
-        let durable = &mut self.segments.get_mut(&id).expect("of the log").3;
-        assert!(length > *durable, "the durable position only grows");
-        *durable = length;
-    }
-
-    fn predecessor_closed(&mut self, id: SegmentId) {
-        assert_eq!(self.waiting, Some(id), "told once, of the head before");
-        self.waiting = None;
-        let head = self.head();
-        head.0 += 5;
-        head.2 = Some(head.0);
-    }
-
-    fn active_end(&self, id: SegmentId) -> Option<u32> {
-        self.segments.get(&id)?.2
-    }
-}
-
-#[derive(Clone, Copy, Default, Debug)]
-struct Held {
-    length: u32,
-    certified: u32,
-    epoch: ReplicationEpoch,
-    /// Of the certificate on record: what recovery would see.
-    shown: ReplicationEpoch,
-    closed: bool,
-}
-
-/// A world of backups; each connection is a queue of messages and one of acknowledgements.
-struct World {
-    log: FakeLog,
-    replication: Replication,
-    backups: BTreeMap<ServerId, BTreeMap<SegmentId, Held>>,
-    sent: BTreeMap<ServerId, VecDeque<Replicate<'static>>>,
-    acks: BTreeMap<ServerId, VecDeque<ReplicateAck>>,
-    records: VecDeque<(SegmentId, ReplicationEpoch)>,
-    recorded: BTreeMap<SegmentId, ReplicationEpoch>,
-    now: Micros,
-}
-
-impl World {
-    fn new(replicas: usize, backups: u64) -> Self {
-        let mut world = Self {
-            log: FakeLog::new(),
-            replication: Replication::new(config(replicas)),
-            backups: (1..=backups)
-                .map(|id| (ServerId(id), BTreeMap::new()))
-                .collect(),
-            sent: BTreeMap::new(),
-            acks: BTreeMap::new(),
-            records: VecDeque::new(),
-            recorded: BTreeMap::new(),
-            now: Micros(1),
-        };
-        (1..=backups).for_each(|id| world.replication.link_up(ServerId(id)));
-        world
-    }
-
-    fn pump(&mut self) {
-        let (sent, records) = (&mut self.sent, &mut self.records);
-        let backups = &mut self.backups;
-        self.replication
-            .pump(self.now, &mut self.log, &mut |output| match output {
-                Output::Replicate { to, message } => sent.entry(to).or_default().push_back(message),
-                Output::RecordEpoch { segment, epoch, .. } => records.push_back((segment, epoch)),
-                Output::Free { to, segments } => {
-                    let held = backups.get_mut(&to).expect("a known backup");
-                    held.retain(|id, _| !segments.contains(id));
-                }
-            });
-    }
-
-    fn deliver(&mut self, to: ServerId) {
-        let Some(message) = self.sent.entry(to).or_default().pop_front() else {
-            return;
-        };
-        let Some(held) = self.backups.get_mut(&to) else {
-            return;
-        };
-        let ack = receive(held, &message);
-        self.acks.entry(to).or_default().push_back(ack);
-    }
-
-    fn acknowledge(&mut self, from: ServerId) {
-        if let Some(ack) = self.acks.entry(from).or_default().pop_front() {
-            self.replication.handle_ack(self.now, from, &ack);
-        }
-    }
-
-    fn record(&mut self) {
-        if let Some((segment, epoch)) = self.records.pop_front() {
-            let known = self.recorded.entry(segment).or_default();
-            if epoch > *known {
-                *known = epoch;
-            }
-            self.replication.epoch_recorded(segment, epoch);
-        }
-    }
-
-    fn break_link(&mut self, server: ServerId) {
-        self.sent.remove(&server);
-        self.acks.remove(&server);
-        self.replication.link_down(server);
-    }
-
-    fn kill(&mut self, server: ServerId) {
-        self.break_link(server);
-        self.backups.remove(&server);
-        self.replication.crashed(server);
-    }
-
-    /// Whatever was published as durable is on k replicas that recovery may count.
-    fn check(&self, replicas: usize) {
-        for (id, (_, _, active_end, durable)) in &self.log.segments {
-            if *durable == 0 {
-                continue;
-            }
-            assert!(
-                active_end.is_some_and(|end| *durable >= end),
-                "durable before active"
-            );
-            let floor = self.recorded.get(id).copied().unwrap_or_default();
-            let counts =
-                |held: &Held| held.certified >= *durable && (held.closed || held.shown >= floor);
-            let copies = self
-                .backups
-                .values()
-                .filter_map(|held| held.get(id))
-                .filter(|h| counts(h))
-                .count();
-            let stale = self
-                .backups
-                .values()
-                .filter_map(|held| held.get(id))
-                .filter(|h| !h.closed && h.shown >= floor.max(ReplicationEpoch(1)))
-                .filter(|h| h.certified > 0 && h.certified < *durable)
-                .count();
-            assert_eq!(stale, 0, "{id:?}: a short open replica of a valid epoch");
-            assert!(
-                copies >= replicas,
-                "{id:?}: {durable} bytes on {copies} backups only"
-            );
-        }
-    }
-
-    fn settle(&mut self) {
-        for _ in 0..400 {
-            self.now = Micros(self.now.0 + 100);
-            self.pump();
-            let ids: Vec<ServerId> = self.backups.keys().copied().collect();
-            for id in ids {
-                self.deliver(id);
-                self.acknowledge(id);
-            }
-            self.record();
-        }
-    }
-}
-
-fn receive(held: &mut BTreeMap<SegmentId, Held>, message: &Replicate<'_>) -> ReplicateAck {
-    let known = held.get(&message.segment).copied();
-    let mut replica = known.unwrap_or_default();
-    let mut status = ReplicateStatus::Done;
-    if known.is_none() && !message.has(flags::OPEN) {
-        status = ReplicateStatus::Unknown;
-    } else if message.epoch < replica.epoch {
-        status = ReplicateStatus::StaleEpoch;
-    } else if message.offset > replica.length {
-        status = ReplicateStatus::Gap;
-    } else {
-        replica.length = replica.length.max(message.length);
-        replica.epoch = message.epoch;
-        if message.has(flags::COMPLETE) {
-            replica.certified = replica.certified.max(message.length);
-            replica.shown = message.epoch;
-        }
-        replica.closed |= message.has(flags::CLOSED);
-        held.insert(message.segment, replica);
-    }
-    let complete = replica.certified == replica.length && replica.shown == replica.epoch;
-    ReplicateAck {
-        segment: message.segment,
-        epoch: replica.epoch,
-        length: replica.length,
-        status,
-        flags: if complete { flags::COMPLETE } else { 0 }
-            | if replica.closed { flags::CLOSED } else { 0 },
-        lease_us: 0,
-    }
-}
+use world::{FRAMES, FakeBackup, HEADER, Sent, World};
 
 #[test]
 fn nothing_is_durable_until_every_backup_has_acknowledged() {
@@ -323,7 +56,7 @@ fn a_head_closes_only_after_the_next_is_open_and_acknowledges_only_after_that() 
             .sent
             .values()
             .flatten()
-            .filter(|m| m.has(flags::CLOSED))
+            .filter(|m| matches!(m, Sent::Replicate(m) if m.has(flags::CLOSED)))
             .count()
     };
     assert_eq!(closes(&world), 0, "the next head is not open yet");
@@ -344,63 +77,279 @@ fn too_few_backups_refuse_writes_after_a_while_and_take_them_again_later() {
     assert!(!world.replication.too_few_backups(world.now));
     world.settle();
     assert!(world.replication.too_few_backups(world.now));
-    world.backups.insert(ServerId(3), BTreeMap::new());
+    world.backups.insert(ServerId(3), FakeBackup::default());
     world.replication.link_up(ServerId(3));
     world.settle();
     assert!(!world.replication.too_few_backups(world.now));
     assert_eq!(world.replication.under_replicated(), 0);
 }
 
-#[derive(Clone, Debug)]
+/// Closes `segments` segments on `world`'s backups.
+fn fill(world: &mut World, segments: usize) {
+    for _ in 0..segments {
+        world.log.head().0 += 1_000;
+        assert!(world.log.roll_over());
+        world.settle();
+    }
+}
+
+#[test]
+fn copies_go_on_after_their_destination_has_died() {
+    let mut world = World::new(2, 4);
+    fill(&mut world, 3 * MAX_COPIES);
+    world.kill(ServerId(1));
+    world.pump();
+    // Copies to some backup are under way, and it dies too.
+    let to: Vec<ServerId> = world.sent.keys().copied().collect();
+    let busiest = to.into_iter().max_by_key(|to| world.sent[to].len());
+    world.kill(busiest.expect("something is being copied"));
+    world.settle();
+    assert_eq!(world.replication.under_replicated(), 0);
+    world.check(2);
+}
+
+#[test]
+fn backups_without_a_frame_are_no_backups_however_often_they_are_asked() {
+    let mut world = World::new(2, 2);
+    world.settle();
+    let full: BTreeSet<SegmentId> = (100..100 + FRAMES as u64).map(SegmentId).collect();
+    for backup in world.backups.values_mut() {
+        backup.inherited.clone_from(&full);
+    }
+    assert!(world.log.roll_over());
+    world.settle();
+    assert!(world.replication.too_few_backups(world.now));
+    world.backups.values_mut().for_each(|b| b.inherited.clear());
+    world.settle();
+    assert!(!world.replication.too_few_backups(world.now));
+    assert_eq!(world.replication.under_replicated(), 0);
+}
+
+#[test]
+fn a_slow_backup_is_freed_of_what_it_need_not_hold_any_more() {
+    let mut world = World::new(2, 3);
+    world.settle();
+    let slow = world.replication.backups_of(SegmentId(1))[0];
+    world.log.head().0 += 100;
+    world.pump();
+    world.now = Micros(world.now.0 + 1_001);
+    world.pump();
+    assert!(!world.replication.backups_of(SegmentId(1)).contains(&slow));
+    fill(&mut world, 1);
+    assert_eq!(world.leaked(), []);
+}
+
+#[test]
+fn a_slow_backup_is_replaced_on_both_heads_at_once() {
+    let mut world = World::new(2, 4);
+    let slow = loop {
+        world.settle();
+        world.log.head().0 += 100;
+        world.pump();
+        assert!(world.log.roll_over());
+        world.pump();
+        let [Some(old), Some(new)] = world.log.open_heads() else {
+            panic!("two heads are open");
+        };
+        let new = world.replication.backups_of(new);
+        let old = world.replication.backups_of(old);
+        if let Some(both) = old.into_iter().find(|id| new.contains(id)) {
+            break both;
+        }
+    };
+    for id in (1..=4).map(ServerId).filter(|id| *id != slow) {
+        (0..4).for_each(|_| world.deliver(id));
+        (0..4).for_each(|_| world.acknowledge(id));
+    }
+    world.now = Micros(world.now.0 + 1_001);
+    world.pump();
+    for head in world.log.open_heads().into_iter().flatten() {
+        let on = world.replication.backups_of(head);
+        assert!(!on.contains(&slow), "{head:?}");
+    }
+}
+
+#[test]
+fn a_late_acknowledgement_says_nothing_of_a_later_replica() {
+    let mut world = World::new(2, 3);
+    world.settle();
+    let slow = world.replication.backups_of(SegmentId(1))[0];
+    assert!(world.log.roll_over());
+    // The close is on its way to one of them, who has it and does not say so.
+    for _ in 0..4 {
+        world.pump();
+        (1..=3).for_each(|id| world.deliver(ServerId(id)));
+        (1..=3)
+            .filter(|id| *id != slow.0)
+            .for_each(|id| world.acknowledge(ServerId(id)));
+        if world
+            .acks
+            .get(&slow)
+            .is_some_and(|acks| acks.iter().any(|ack| ack.flags & flags::OPEN != 0))
+        {
+            break;
+        }
+    }
+    world.now = Micros(world.now.0 + 1_001);
+    let late = world.acks.remove(&slow).unwrap_or_default();
+    world.settle();
+    assert!(!world.replication.backups_of(SegmentId(1)).contains(&slow));
+    let other = world.replication.backups_of(SegmentId(1))[0];
+    assert!(
+        !world.backups[&slow].held.contains_key(&SegmentId(1)),
+        "freed"
+    );
+    world.kill(other);
+    world.pump();
+    assert!(world.replication.backups_of(SegmentId(1)).contains(&slow));
+    late.iter().for_each(|ack| {
+        world.replication.handle_ack(world.now, slow, ack);
+    });
+    world.break_link(slow);
+    world.replication.link_up(slow);
+    world.settle();
+    world.check(2);
+}
+
+#[test]
+fn impossible_acknowledgements_are_a_reason_to_replace_a_backup_and_nothing_else() {
+    let mut world = World::new(2, 3);
+    world.settle();
+    let on = world.replication.backups_of(SegmentId(1));
+    let ack = ReplicateAck {
+        segment: SegmentId(1),
+        epoch: ReplicationEpoch(1),
+        length: u32::MAX,
+        status: ReplicateStatus::Done,
+        flags: flags::COMPLETE,
+        lease_us: 0,
+    };
+    for impossible in [
+        ack,
+        ReplicateAck {
+            epoch: ReplicationEpoch(9),
+            length: HEADER,
+            ..ack
+        },
+        ReplicateAck {
+            status: ReplicateStatus::Gap,
+            ..ack
+        },
+    ] {
+        world.log.head().0 += 10;
+        world.replication.handle_ack(world.now, on[0], &impossible);
+        assert!(!world.replication.backups_of(SegmentId(1)).contains(&on[0]));
+        world.settle();
+        world.check(2);
+        let head = *world.log.head();
+        assert_eq!(head.0, head.3, "writes go on");
+        // Back to where it was.
+        let other = world
+            .replication
+            .backups_of(SegmentId(1))
+            .into_iter()
+            .find(|id| *id != on[1]);
+        world.break_link(other.unwrap());
+        world.settle();
+        world.replication.link_up(other.unwrap());
+    }
+}
+
+#[test]
+fn replicas_of_a_backup_that_restarts_again_and_again_are_freed() {
+    let mut world = World::new(2, 4);
+    fill(&mut world, 6);
+    world.restart(ServerId(1));
+    world.restart(ServerId(5));
+    world.settle();
+    assert_eq!(world.replication.under_replicated(), 0);
+    assert_eq!(world.leaked(), []);
+}
+
+#[test]
+fn what_is_left_to_do_does_not_grow_with_the_log() {
+    let mut world = World::new(2, 4);
+    fill(&mut world, 20);
+    world.kill(ServerId(1));
+    world.pump();
+    assert!(world.replication.active.len() <= 2 + MAX_COPIES);
+    assert!(world.replication.under_replicated() > 2 + MAX_COPIES);
+    world.settle();
+    assert_eq!(world.replication.under_replicated(), 0);
+}
+
+#[derive(Clone, Copy, Debug)]
 enum Event {
     Append(u32),
     RollOver,
     Deliver(u64),
     Acknowledge(u64),
     Record,
+    LoseRecord(bool),
     Break(u64),
+    Kill(u64),
+    Restart(u64),
     Wait(u64),
 }
 
 fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
-        4 => (1u32..2_000_000).prop_map(Event::Append),
-        1 => Just(Event::RollOver),
-        8 => (1u64..=5).prop_map(Event::Deliver),
-        8 => (1u64..=5).prop_map(Event::Acknowledge),
-        2 => Just(Event::Record),
-        1 => (1u64..=5).prop_map(Event::Break),
-        1 => (1u64..2_000).prop_map(Event::Wait),
+        8 => (1u32..2_000_000).prop_map(Event::Append),
+        3 => Just(Event::RollOver),
+        24 => (0u64..5).prop_map(Event::Deliver),
+        24 => (0u64..5).prop_map(Event::Acknowledge),
+        4 => Just(Event::Record),
+        1 => any::<bool>().prop_map(Event::LoseRecord),
+        2 => (0u64..5).prop_map(Event::Break),
+        1 => (0u64..5).prop_map(Event::Kill),
+        1 => (0u64..5).prop_map(Event::Restart),
+        3 => (1u64..2_000).prop_map(Event::Wait),
     ]
+}
+
+fn happen(world: &mut World, event: Event) {
+    match event {
+        Event::Append(n) => world.log.head().0 += n,
+        Event::RollOver => {
+            world.log.roll_over();
+        }
+        Event::Deliver(n) => world.deliver(world.any(n)),
+        Event::Acknowledge(n) => world.acknowledge(world.any(n)),
+        Event::Record => world.record(),
+        Event::LoseRecord(was_recorded) => world.lose_record(was_recorded),
+        Event::Break(n) => {
+            let server = world.any(n);
+            world.break_link(server);
+            world.replication.link_up(server);
+        }
+        Event::Kill(n) if world.backups.len() > 3 => {
+            world.kill(world.any(n));
+        }
+        Event::Restart(n) => world.restart(world.any(n)),
+        Event::Kill(_) => {}
+        Event::Wait(us) => world.now = Micros(world.now.0 + us),
+    }
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
     #[test]
     fn what_is_durable_is_never_contradicted_by_a_countable_replica(
-        events in prop::collection::vec(event(), 1..300),
+        events in prop::collection::vec(event(), 1..400),
     ) {
         let mut world = World::new(2, 5);
         for event in events {
             world.now = Micros(world.now.0 + 1);
-            match event {
-                Event::Append(n) => world.log.head().0 += n,
-                Event::RollOver => { world.log.roll_over(); }
-                Event::Deliver(id) => world.deliver(ServerId(id)),
-                Event::Acknowledge(id) => world.acknowledge(ServerId(id)),
-                Event::Record => world.record(),
-                Event::Break(id) => {
-                    world.break_link(ServerId(id));
-                    world.replication.link_up(ServerId(id));
-                }
-                Event::Wait(us) => world.now = Micros(world.now.0 + us),
-            }
+            happen(&mut world, event);
             world.pump();
             world.check(2);
         }
         world.settle();
+        world.check(2);
         let head = *world.log.head();
         prop_assert_eq!(head.0, head.3, "everything becomes durable once faults stop");
         prop_assert_eq!(world.replication.under_replicated(), 0);
+        prop_assert!(!world.replication.too_few_backups(world.now));
+        prop_assert_eq!(world.leaked(), []);
     }
 }

@@ -1,0 +1,167 @@
+//! Which backups hold what: connections that come and go, crashes, restarts, and the choice of
+//! backups in their place.
+
+use std::time::Duration;
+
+use ramkeep_wire::{Micros, SegmentId, ServerId};
+
+use super::placement::Health;
+use super::{COPY_TRIES, MAX_BACK_OFF_US, MAX_COPIES, Replication};
+
+impl Replication {
+    /// The connection to a backup is there (again): it may be chosen. What it was told on an
+    /// earlier one may not have come.
+    pub fn link_up(&mut self, server: ServerId) {
+        if server == self.config.me || !self.backups.connected(server) {
+            return;
+        }
+        for (id, segment) in &self.segments {
+            if segment.was_on(server) && !segment.is_on(server) {
+                self.orphans.add(server, *id);
+            }
+        }
+        self.orphans.due = true;
+    }
+
+    /// The connection to a backup broke or could not be made: heads replace it at once, and so do
+    /// segments that were being copied to it.
+    pub fn link_down(&mut self, server: ServerId) {
+        self.backups.set(server, Health::Away);
+        // What was on its way will not come.
+        let segments = self.segments.values_mut();
+        for replica in segments.flat_map(|segment| &mut segment.replicas) {
+            if replica.backup == server {
+                replica.in_flight = 0;
+            }
+        }
+        self.late_acks.retain(|(of, _), _| *of != server);
+        self.replace(server);
+    }
+
+    /// The coordinator decided that a backup is dead: every segment replaces it.
+    pub fn crashed(&mut self, server: ServerId) {
+        self.orphans.forget(server);
+        if self.backups.health(server) == Health::Crashed {
+            return;
+        }
+        self.link_down(server);
+        self.backups.set(server, Health::Crashed);
+        let held = self.segments.iter().filter(|(_, s)| s.is_on(server));
+        let held: Vec<SegmentId> = held.map(|(id, _)| *id).collect();
+        for id in held {
+            self.lose(id, server);
+        }
+        self.orphans.forget(server);
+    }
+
+    /// `server` took over the frames of `old` by restarting with its directory: the replicas in
+    /// them are freed once their segments are whole elsewhere.
+    pub fn inherited(&mut self, server: ServerId, old: ServerId) {
+        for (id, segment) in &mut self.segments {
+            if segment.succeed(old, server) {
+                self.orphans.add(server, *id);
+            }
+        }
+        self.orphans.due = true;
+    }
+
+    /// Takes a backup out of all sets in which it does not yet hold a closed replica.
+    fn replace(&mut self, server: ServerId) {
+        let open = |id: &&SegmentId| {
+            let segment = self.segments.get(*id);
+            segment.is_some_and(|segment| segment.is_open_on(server))
+        };
+        let held: Vec<SegmentId> = self.active.iter().filter(open).copied().collect();
+        for id in held {
+            self.lose(id, server);
+        }
+    }
+
+    /// Takes a backup out of a segment's set.
+    pub(super) fn lose(&mut self, id: SegmentId, server: ServerId) {
+        let Some(segment) = self.segments.get_mut(&id) else {
+            return;
+        };
+        let Some(replica) = segment.lose(server) else {
+            return;
+        };
+        if replica.in_flight > 0 {
+            *self.late_acks.entry((server, id)).or_default() += replica.in_flight;
+        }
+        if segment.closed_everywhere && !self.active.contains(&id) {
+            self.lacking.insert(id);
+        }
+        self.orphans.add(server, id);
+    }
+
+    /// Replaces a backup that has let a message wait too long, if another is there. Backs off: a
+    /// loaded machine doesn't answer slowness with copying (SAFETY 10).
+    pub(super) fn replace_slow(&mut self, now: Micros) {
+        if now < self.next_change_not_before {
+            return;
+        }
+        let limit = u128::from(self.config.slow_backup_us);
+        let slow = self.active.iter().find_map(|id| {
+            let segment = self.segments.get(id)?;
+            let replica = segment.replicas.iter().find(|replica| {
+                replica.in_flight > 0 && now.since(replica.waiting_since).as_micros() > limit
+            })?;
+            self.backups
+                .has_spare(now, |backup| segment.is_on(backup))
+                .then_some(replica.backup)
+        });
+        let Some(slow) = slow else { return };
+        let quiet = now.since(self.next_change_not_before).as_micros();
+        if quiet > u128::from(self.change_back_off_us) {
+            self.change_back_off_us = 0;
+        }
+        self.change_back_off_us =
+            (self.change_back_off_us * 2).clamp(self.config.slow_backup_us, MAX_BACK_OFF_US);
+        self.next_change_not_before = now + Duration::from_micros(self.change_back_off_us);
+        let until = now + Duration::from_micros(self.config.retry_us);
+        self.backups.doubt(slow, Health::Suspect { until });
+        self.replace(slow);
+    }
+
+    /// Fills up a segment's set of backups.
+    pub(super) fn place(&mut self, now: Micros, id: SegmentId) {
+        let Some(segment) = self.segments.get_mut(&id) else {
+            return;
+        };
+        while segment.replicas.len() < self.config.replicas {
+            let Some(backup) = self.backups.choose(now, |backup| segment.is_on(backup)) else {
+                break;
+            };
+            segment.add(backup);
+        }
+    }
+
+    /// Has closed segments that lack a replica copied, a few at a time, in turns.
+    pub(super) fn begin_copies(&mut self, now: Micros) {
+        if self.lacking.is_empty() {
+            return;
+        }
+        let mut copies = self.active.len() - self.heads().count();
+        for _ in 0..COPY_TRIES.min(self.lacking.len()) {
+            if copies >= MAX_COPIES {
+                return;
+            }
+            let after = SegmentId(self.looked_at.0 + 1);
+            let next = self.lacking.range(after..).next();
+            let Some(id) = next.or_else(|| self.lacking.first()).copied() else {
+                return;
+            };
+            self.looked_at = id;
+            self.place(now, id);
+            if self
+                .segments
+                .get(&id)
+                .is_none_or(|segment| segment.copying())
+            {
+                self.lacking.remove(&id);
+                self.active.insert(id);
+                copies += 1;
+            }
+        }
+    }
+}
