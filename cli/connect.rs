@@ -62,15 +62,25 @@ impl ConnectArgs {
             .map_err(|error| self.failure(name, &error))
     }
 
-    /// What to say when something with table `name` failed.
+    /// What to say when the coordinators were asked about table `name` in vain.
     pub(crate) fn failure(&self, name: &str, error: &Error) -> Failure {
         match error {
-            Error::TableNotFound => Failure::new(format_args!(
-                "there is no table {name}; make it with `ramkeep table create {name}`"
-            )),
             Error::Unavailable { reason } => no_answer(&self.addresses().join(","), reason),
-            error => Failure::new(error),
+            error => operation_failed(name, error),
         }
+    }
+}
+
+/// What to say when an operation on table `name`, which was found, failed.
+pub(crate) fn operation_failed(name: &str, error: &Error) -> Failure {
+    match error {
+        Error::TableNotFound => Failure::new(format_args!(
+            "there is no table {name}; make it with `ramkeep table create {name}`"
+        )),
+        Error::Unavailable { reason } => Failure::new(format_args!(
+            "part of table {name} is not served ({reason}); `ramkeep status` shows which"
+        )),
+        error => Failure::new(error),
     }
 }
 

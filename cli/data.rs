@@ -9,7 +9,7 @@ use ramkeep_client::{Reject, Version};
 use ramkeep_wire::limits::MAX_VALUE;
 use serde_json::{Map, Value};
 
-use crate::connect::ConnectArgs;
+use crate::connect::{ConnectArgs, operation_failed};
 use crate::failure::Failure;
 use crate::output::{Output, object_json, put_bytes};
 use crate::runtime;
@@ -116,7 +116,7 @@ pub(crate) fn put(args: &PutArgs, output: Output) -> Result<(), Failure> {
     let version = runtime::current_thread()?.block_on(async {
         let opened = args.connect.table(table).await?;
         let written = opened.write_with(args.place.key(), &value, reject).await;
-        written.map_err(|error| args.connect.failure(table, &error))
+        written.map_err(|error| operation_failed(table, &error))
     })?;
     let mut json = args.place.json();
     json.insert("version".to_owned(), version.0.into());
@@ -129,7 +129,7 @@ pub(crate) fn get(args: &GetArgs, output: Output) -> Result<(), Failure> {
     let found = runtime::current_thread()?.block_on(async {
         let opened = args.connect.table(table).await?;
         let read = opened.read(args.place.key()).await;
-        read.map_err(|error| args.connect.failure(table, &error))
+        read.map_err(|error| operation_failed(table, &error))
     })?;
     let Some(object) = found else {
         return Err(args.place.absent());
@@ -153,7 +153,7 @@ pub(crate) fn rm(args: &RmArgs, output: Output) -> Result<(), Failure> {
     let removed = runtime::current_thread()?.block_on(async {
         let opened = args.connect.table(table).await?;
         let removed = opened.remove_with(args.place.key(), reject).await;
-        removed.map_err(|error| args.connect.failure(table, &error))
+        removed.map_err(|error| operation_failed(table, &error))
     })?;
     let Some(version) = removed else {
         return Err(args.place.absent());
@@ -172,7 +172,7 @@ pub(crate) fn incr(args: &IncrArgs, output: Output) -> Result<(), Failure> {
     let value = runtime::current_thread()?.block_on(async {
         let opened = args.connect.table(table).await?;
         let added = opened.increment(args.place.key(), args.n).await;
-        added.map_err(|error| args.connect.failure(table, &error))
+        added.map_err(|error| operation_failed(table, &error))
     })?;
     let mut json = args.place.json();
     json.insert("value".to_owned(), value.into());

@@ -4,7 +4,7 @@ use std::io::{self, BufWriter, Write};
 
 use clap::Args;
 
-use crate::connect::ConnectArgs;
+use crate::connect::{ConnectArgs, operation_failed};
 use crate::failure::Failure;
 use crate::output::{Output, object_json};
 use crate::runtime;
@@ -25,7 +25,7 @@ pub(crate) fn scan(args: &ScanArgs, output: Output) -> Result<(), Failure> {
         let mut out = BufWriter::new(io::stdout().lock());
         let mut objects = table.scan();
         while let Some(next) = objects.next().await {
-            let (key, object) = next.map_err(|error| args.connect.failure(&args.table, &error))?;
+            let (key, object) = next.map_err(|error| operation_failed(&args.table, &error))?;
             if output.is_json() {
                 writeln!(
                     out,

@@ -122,7 +122,10 @@ impl Rows {
 impl Source {
     fn csv(counted: Counted, key: Option<&str>) -> Result<Self, Failure> {
         let mut reader = csv::Reader::from_reader(counted);
-        let header = reader.headers().map_err(csv_failure)?.clone();
+        let header = reader
+            .headers()
+            .map_err(|error| csv_failure(&error))?
+            .clone();
         let index = match key {
             None => 0,
             Some(name) => header
@@ -170,7 +173,10 @@ fn next_csv(
     key: usize,
 ) -> Result<Option<Row>, Failure> {
     let mut record = csv::StringRecord::new();
-    if !reader.read_record(&mut record).map_err(csv_failure)? {
+    if !reader
+        .read_record(&mut record)
+        .map_err(|error| csv_failure(&error))?
+    {
         return Ok(None);
     }
     let line = record.position().map_or(0, csv::Position::line);
@@ -236,7 +242,7 @@ fn json_key(value: &[u8], field: &str, line: u64) -> Result<Vec<u8>, Failure> {
     }
 }
 
-fn csv_failure(error: csv::Error) -> Failure {
+fn csv_failure(error: &csv::Error) -> Failure {
     Failure::new(format_args!("not a readable CSV file: {error}"))
 }
 

@@ -24,12 +24,12 @@ pub(super) fn status(status: &ClusterStatus, ballot: Ballot) -> String {
     let _ = writeln!(text, "Coordinators\n{}", coordinators(status));
     let _ = writeln!(text, "Servers\n{}", servers(status));
     if status.tables.is_empty() {
-        text.push_str("No tables\n");
+        text.push_str("No tables\n\n");
     } else {
         let _ = writeln!(text, "Tables\n{}", tables(status));
         let _ = writeln!(text, "Tablets\n{}", tablets(status));
     }
-    let _ = writeln!(text, "\n{}", summary(status));
+    let _ = writeln!(text, "{}", summary(status));
     text
 }
 
@@ -138,6 +138,12 @@ fn summary(status: &ClusterStatus) -> String {
     }
     if sum.under_replicated > 0 {
         let _ = write!(text, "; {} segments lack a copy", sum.under_replicated);
+    }
+    let tablets = status.tables.iter().flat_map(|table| &table.tablets);
+    let unserved = tablets.filter(|tablet| tablet.state != TabletState::Normal);
+    match unserved.count() {
+        0 => {}
+        count => drop(write!(text, "; {count} tablets are not served")),
     }
     text.push_str("; no recoveries under way");
     text

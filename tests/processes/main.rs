@@ -9,3 +9,4 @@ mod cluster;
 mod command_line;
 mod harness;
 mod supervision;
+mod tools;

@@ -6,7 +6,7 @@ use std::process::Stdio;
 
 use rustix::process::Signal;
 
-use crate::harness::{Cluster, arguments_of, await_that, is_gone, ramkeep, run};
+use crate::harness::{Cluster, arguments_of, await_that, is_gone, ramkeep, run, send};
 
 #[test]
 fn no_child_survives_a_killed_parent_and_the_next_one_removes_its_files() {
@@ -45,6 +45,49 @@ fn the_end_of_a_child_is_told_and_the_others_go_on() {
     assert_eq!(event["pid"], victim.pid);
     assert_eq!(event["status"], "signal 9");
     cluster.json(&["put", "t", "k", "v"]);
+}
+
+#[test]
+fn a_process_that_is_told_to_stop_ends_well() {
+    let cluster = Cluster::start(&["--servers", "1", "--backups", "1", "--replicas", "0"]);
+    for role in ["backup", "server", "coordinator"] {
+        let member = cluster.of_role(role)[0];
+        send(member.pid, Signal::TERM);
+        let event = cluster.next_event();
+        assert_eq!(event["id"], member.id);
+        assert_eq!(event["status"], "exit code 0");
+    }
+}
+
+#[test]
+fn a_cluster_with_a_directory_starts_again_with_new_servers() {
+    let directory = tempfile::tempdir().unwrap();
+    let flags = [
+        "--servers",
+        "2",
+        "--replicas",
+        "1",
+        "--data",
+        directory.path().to_str().unwrap(),
+    ];
+    let mut first = Cluster::start(&flags);
+    first.json(&["table", "create", "t"]);
+    first.end(Signal::TERM);
+    let again = Cluster::start(&flags);
+    let newest = first.members.iter().map(|member| member.id).max();
+    assert!(
+        again
+            .of_role("server")
+            .iter()
+            .all(|member| Some(member.id) > newest)
+    );
+    let tables = again.json(&["table", "list"]);
+    assert_eq!(tables["tables"][0]["name"], "t");
+    let status = again.json(&["status"]);
+    assert!(
+        status["ballot"].as_u64() > Some(1),
+        "a new start leads under a new ballot"
+    );
 }
 
 #[test]
