@@ -58,7 +58,7 @@ impl Link {
     /// the tokio runtime that this is called on, and may be used from any.
     ///
     /// # Errors
-    /// When nothing answers within [`CONNECT_DEADLINE`], or the handshake fails.
+    /// When nothing answers in two seconds, or the handshake fails.
     pub async fn connect(
         address: &Address,
         identity: &Identity,
