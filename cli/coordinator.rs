@@ -10,6 +10,7 @@ use ramkeep_rpc::Address;
 use ramkeep_wire::PeerId;
 use ramkeep_wire::coordinator::Settings;
 use ramkeep_wire::limits::MAX_REPLICAS;
+use rustix::process::Signal;
 
 use crate::connect::shared_key;
 use crate::failure::Failure;
@@ -79,7 +80,7 @@ fn micros(flag: &str, duration: Duration) -> Result<u32, Failure> {
 /// Runs a coordinator until a signal.
 pub(crate) fn run(args: &CoordinatorArgs, output: Output) -> Result<(), Failure> {
     if let Some(parent) = args.parent {
-        process::die_with(parent)?;
+        process::die_with(parent, Signal::KILL)?;
     }
     let config = ShellConfig {
         listen: args.listen.clone(),

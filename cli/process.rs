@@ -8,12 +8,12 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::failure::Failure;
 
-/// Dies with the process `parent`, which started this one, however that one ends.
+/// Has `signal` sent to this process when `parent`, which started it, ends, however that one ends.
 ///
 /// The signal is sent when the thread that started this process ends, so a supervisor starts its
 /// children from its main thread.
-pub(crate) fn die_with(parent: i32) -> Result<(), Failure> {
-    set_parent_process_death_signal(Some(Signal::KILL))
+pub(crate) fn die_with(parent: i32, signal: Signal) -> Result<(), Failure> {
+    set_parent_process_death_signal(Some(signal))
         .map_err(|error| Failure::new(format_args!("cannot watch the parent process: {error}")))?;
     // The parent may have ended before the signal was asked for.
     if getppid().map(Pid::as_raw_pid) == Some(parent) {
@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn a_process_of_another_parent_refuses_to_go_on() {
-        assert!(die_with(1 << 22).is_err());
+        assert!(die_with(1 << 22, Signal::TERM).is_err());
         set_parent_process_death_signal(None).unwrap();
     }
 }

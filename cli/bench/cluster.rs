@@ -49,6 +49,7 @@ impl OwnCluster {
         }
         let mut child = Command::new(program)
             .args(["up", "--json", "--port", "0"])
+            .args(["--parent", &std::process::id().to_string()])
             .args(["--servers", &self.servers.to_string()])
             .args(["--backups", &self.backups.to_string()])
             .args(["--replicas", &self.replicas.to_string()])

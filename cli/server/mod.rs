@@ -27,6 +27,7 @@ use ramkeep_master::shell::{
 use ramkeep_rpc::{Address, Identity, PollMode, Router, Serving, WorkerPool, clock};
 use ramkeep_wire::coordinator::{Heartbeat, Roles};
 use ramkeep_wire::limits::SEGMENT_SIZE;
+use rustix::process::Signal;
 
 use crate::connect::{DEFAULT_COORDINATORS, shared_key};
 use crate::coordinators;
@@ -119,7 +120,7 @@ impl ServerArgs {
 /// Runs a server until a signal, or until it is decided crashed.
 pub(crate) fn run(args: &ServerArgs, output: Output) -> Result<(), Failure> {
     if let Some(parent) = args.parent {
-        process::die_with(parent)?;
+        process::die_with(parent, Signal::KILL)?;
     }
     let runtime = runtime::current_thread()?;
     let pool = WorkerPool::start(args.workers.into(), args.poll)

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use clap::Args;
 use ramkeep_rpc::PollMode;
+use rustix::process::Signal;
 use serde_json::json;
 
 use crate::args::Global;
@@ -73,7 +74,8 @@ pub(crate) struct UpArgs {
 /// Runs `up` until a signal.
 pub(crate) fn run(args: &UpArgs, global: &Global) -> Result<(), Failure> {
     if let Some(parent) = args.parent {
-        process::die_with(parent)?;
+        // Not at once: it has children to stop and files to remove.
+        process::die_with(parent, Signal::TERM)?;
     }
     let output = Output::new(global.json);
     let plan = Plan::new(args, global)?;
