@@ -128,7 +128,7 @@ fn inserts(c: &mut Criterion) {
     for (name, prefetch) in [("one by one", false), ("prefetched by 16", true)] {
         let mut growing = Growing::new();
         group.bench_function(name, |b| {
-            b.iter_custom(|count| growing.run(count, prefetch))
+            b.iter_custom(|count| growing.run(count, prefetch));
         });
         println!("longest pause in {BATCH} inserts: {:?}", growing.longest);
     }
