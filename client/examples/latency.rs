@@ -180,7 +180,16 @@ fn bare_stream() -> Result<TcpStream, Box<dyn Error>> {
 /// Times in nanoseconds, sorted.
 struct Times(Vec<u64>);
 
+/// Rounds of one, then of the other: what disturbs the machine disturbs both.
+const CHUNK: usize = 1_000;
+/// Rounds of each chunk until both ends poll again.
+const WARM_UP: usize = 100;
+
 impl Times {
+    fn add(&mut self, chunk: Self) {
+        self.0.extend(&chunk.0[WARM_UP..]);
+    }
+
     fn at(&self, part: f64) -> f64 {
         self.0[((self.0.len() - 1) as f64 * part) as usize] as f64 / 1_000.0
     }
@@ -249,9 +258,13 @@ async fn measure(coordinator: &str, rounds: usize, turns: usize) -> Result<(), B
     let table = client.table("t").await?;
     let stream = bare_stream()?;
     for _ in 0..turns {
-        let echo = bare(&stream, rounds)?.print("bare echo");
-        std::thread::sleep(std::time::Duration::from_millis(5));
-        let read = reads(&table, rounds).await?.print("read");
+        let (mut echoes, mut times) = (Times(Vec::new()), Times(Vec::new()));
+        for _ in 0..rounds / CHUNK {
+            echoes.add(bare(&stream, CHUNK)?);
+            times.add(reads(&table, CHUNK).await?);
+        }
+        let echo = echoes.print("bare echo");
+        let read = times.print("read");
         println!("ratio {:.2}", read / echo);
         for depth in [8, 64] {
             println!(

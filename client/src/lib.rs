@@ -33,6 +33,12 @@
 //! Retries, redirects and failover are this library's business; they end at a deadline. What comes
 //! back as an [`Error`] says whether the operation may have been applied.
 //!
+//! # Latency
+//! Whoever awaits an answer polls for it, so that one read at a time costs little more than a bare
+//! echo over the same socket. That holds on current-thread runtimes; a multi-thread runtime also
+//! wakes one of its idle threads for each answer, which costs some microseconds. Poll modes are a
+//! setting of `Builder`.
+//!
 //! # Inside
 //! [`core`] is a pure state machine, the same that the simulator runs. The rest drives it: whoever
 //! awaits an operation sends it and polls for the answer, receiving for all others meanwhile.
