@@ -186,7 +186,7 @@ const CHUNK: usize = 1_000;
 const WARM_UP: usize = 100;
 
 impl Times {
-    fn add(&mut self, chunk: Self) {
+    fn add(&mut self, chunk: &Self) {
         self.0.extend(&chunk.0[WARM_UP..]);
     }
 
@@ -260,8 +260,8 @@ async fn measure(coordinator: &str, rounds: usize, turns: usize) -> Result<(), B
     for _ in 0..turns {
         let (mut echoes, mut times) = (Times(Vec::new()), Times(Vec::new()));
         for _ in 0..rounds / CHUNK {
-            echoes.add(bare(&stream, CHUNK)?);
-            times.add(reads(&table, CHUNK).await?);
+            echoes.add(&bare(&stream, CHUNK)?);
+            times.add(&reads(&table, CHUNK).await?);
         }
         let echo = echoes.print("bare echo");
         let read = times.print("read");
