@@ -2,8 +2,8 @@
 //! may be lost.
 //!
 //! # Invariants
-//! 1. At most `most_lost` machines with frames are down, or have lost their frames and are not
-//!    replicated anew, at one time.
+//! 1. Machines that are down, and losses of frames that are not made up for, are at most
+//!    `most_lost` together.
 //! 2. No pause or cut lasts long enough for a living master to be decided dead.
 
 use std::collections::BTreeSet;
@@ -235,9 +235,9 @@ impl Faults {
     }
 
     fn may_lose(&self, world: &World, machine: usize) -> bool {
-        let mut lost = lost(world);
-        lost.insert(machine);
-        lost.len() <= self.most_lost
+        let mut down = down(world);
+        down.insert(machine);
+        down.len() + world.wiped.len() <= self.most_lost
     }
 
     fn restart_later(&mut self, world: &mut World, machine: usize) {
@@ -298,13 +298,12 @@ pub fn is_coordinator(world: &World, machine: usize) -> bool {
     matches!(world.machines[machine].role, Role::Coordinator(_))
 }
 
-/// Machines with frames that are down, or whose frames were lost and are not made up for.
+/// Machines without a process, or with one that is about to die.
 #[must_use]
-pub fn lost(world: &World) -> BTreeSet<usize> {
+pub fn down(world: &World) -> BTreeSet<usize> {
     world
         .server_machines()
         .filter(|m| world.machines[*m].process.is_none() || world.is_dying(*m))
-        .chain(world.wiped.keys().copied())
         .collect()
 }
 
@@ -324,13 +323,9 @@ pub fn note_recovered(world: &mut World) {
             })
         })
     };
-    let wiped: Vec<(usize, Vec<ServerId>)> =
-        world.wiped.iter().map(|(m, s)| (*m, s.clone())).collect();
-    for (machine, old) in wiped {
-        if whole(world, &old) {
-            world.wiped.remove(&machine);
-        }
-    }
+    let mut wiped = std::mem::take(&mut world.wiped);
+    wiped.retain(|old| !whole(world, old));
+    world.wiped = wiped;
 }
 
 /// Servers that stopped because they were decided dead are started again, as new ones.

@@ -149,26 +149,23 @@ fn replicas<S: FrameStore>(
 }
 
 /// Whether every acknowledged operation on keys of `master` survives the loss of it and of any
-/// machines up to `budget`, `lost` among them.
+/// `more` machines beside those in `down`.
 pub fn check_master(
     world: &World,
     held: &[Held],
     record: &MasterRecord,
     owned: &dyn Fn(ramkeep_wire::TableId, ramkeep_wire::KeyHash) -> bool,
-    lost: &BTreeSet<usize>,
-    budget: usize,
+    down: &BTreeSet<usize>,
+    more: usize,
 ) -> Result<usize, Unsafe> {
-    if lost.len() > budget {
-        return Ok(0);
-    }
     let candidates: Vec<usize> = held
         .iter()
-        .filter(|held| !held.replicas.is_empty() && !lost.contains(&held.machine))
+        .filter(|held| !held.replicas.is_empty() && !down.contains(&held.machine))
         .map(|held| held.machine)
         .collect();
     let mut checked = 0;
-    for more in subsets(&candidates, budget - lost.len()) {
-        let without: Vec<usize> = lost.iter().copied().chain(more).collect();
+    for others in subsets(&candidates, more) {
+        let without: Vec<usize> = down.iter().copied().chain(others).collect();
         check_without(world, held, record, owned, &without)?;
         checked += 1;
     }

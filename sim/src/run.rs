@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use ramkeep_wire::backup::ReplicaInfo;
 use ramkeep_wire::coordinator::{Roles, Settings};
 use ramkeep_wire::data::RejectRules;
 use ramkeep_wire::mutants::Mutant;
@@ -115,6 +116,17 @@ impl Drop for Plant {
     fn drop(&mut self) {
         ramkeep_wire::mutants::plant(self.before);
     }
+}
+
+fn brief(info: &ReplicaInfo) -> String {
+    format!(
+        "{}: {}{}{} bytes at {}",
+        info.segment,
+        if info.closed { "closed " } else { "" },
+        if info.inherited { "inherited " } else { "" },
+        info.length,
+        info.epoch
+    )
 }
 
 #[derive(Debug)]
@@ -456,7 +468,8 @@ impl Run {
     /// Takes every master for dead, one at a time, and recovers its log from what backups hold.
     fn check_durability(&mut self) {
         faults::note_recovered(&mut self.world);
-        let lost = faults::lost(&self.world);
+        let down = faults::down(&self.world);
+        let wiped = self.world.wiped.len();
         let Some(coordinator) = inspect::recorded(&self.world, self.coordinator) else {
             return;
         };
@@ -474,13 +487,27 @@ impl Run {
                     .iter()
                     .any(|(t, first, last)| *t == table && (*first..=*last).contains(&hash))
             };
-            // Killed processes come back with their frames; lost frames do not.
-            let wiped: BTreeSet<usize> = self.world.wiped.keys().copied().collect();
-            let budget = self.replicas - 1;
-            for lost in [&lost, &wiped] {
-                match inspect::check_master(&self.world, &held, &record, &owns, lost, budget) {
+            // Frames that were lost count against the promise until they are made up for, though
+            // their machine may hold new ones by now. A killed process comes back with its frames:
+            // it may be taken for lost, or not.
+            let none = BTreeSet::new();
+            for (down, lost) in [(&down, wiped + down.len()), (&none, wiped)] {
+                let Some(more) = (self.replicas - 1).checked_sub(lost) else {
+                    continue;
+                };
+                match inspect::check_master(&self.world, &held, &record, &owns, down, more) {
                     Ok(checked) => self.report.recoveries += checked,
-                    Err(why) => return self.find(why.to_string()),
+                    Err(why) => {
+                        let placement = inspect::placement(&self.world, machine);
+                        self.world
+                            .say(format_args!("-- {server:?} counts on {placement:?}"));
+                        for held in held {
+                            let infos: Vec<_> = held.replicas.iter().map(|(i, _)| brief(i)).collect();
+                            let (machine, text) = (held.machine, infos.join(", "));
+                            self.world.say(format_args!("-- machine {machine} holds {text}"));
+                        }
+                        return self.find(why.to_string());
+                    }
                 }
             }
         }

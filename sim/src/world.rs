@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use ramkeep_backup::{Area, Frames, Geometry, MemoryStore};
 use ramkeep_wire::coordinator::{Roles, Settings};
-use ramkeep_wire::{BootId, Micros, PeerId};
+use ramkeep_wire::{BootId, Micros, PeerId, ServerId};
 
 use crate::clock::Clock;
 use crate::events::Events;
@@ -149,8 +149,8 @@ pub struct World {
     pub events: Events<Event>,
     /// The machines.
     pub machines: Vec<Machine>,
-    /// Machines whose frames were lost, and the servers whose replicas were in them.
-    pub wiped: BTreeMap<usize, Vec<ramkeep_wire::ServerId>>,
+    /// Losses of a machine's frames that are not made up for: the servers whose replicas they held.
+    pub wiped: Vec<Vec<ServerId>>,
     processes: BTreeMap<ProcessId, Running>,
     listeners: BTreeMap<String, ProcessId>,
     next_process: u32,
@@ -168,7 +168,7 @@ impl World {
             trace: Trace::new(config.lines),
             events: Events::default(),
             machines: Vec::new(),
-            wiped: BTreeMap::new(),
+            wiped: Vec::new(),
             processes: BTreeMap::new(),
             listeners: BTreeMap::new(),
             next_process: 1,
@@ -510,7 +510,7 @@ impl World {
                 let owners = former.into_iter().chain([node.server()]);
                 match node.into_frames() {
                     Some(frames) if death == Death::PowerLoss => {
-                        self.wiped.entry(machine).or_default().extend(owners);
+                        self.wiped.push(owners.collect());
                         self.after_power_loss(machine, frames)
                     }
                     Some(frames) => Disk::Frames(frames),
