@@ -84,12 +84,11 @@ impl Target {
     /// Everybody is alive, has kept its memory, and the cluster does what it is for.
     fn assert_unharmed(&self, after: &str) {
         for (member, before) in self.cluster.members.iter().zip(&self.resident) {
-            if is_gone(member.pid) {
-                panic!(
-                    "{after}: {member:?} is gone; {:?}",
-                    self.cluster.next_event()
-                );
-            }
+            assert!(
+                !is_gone(member.pid),
+                "{after}: {member:?} is gone; {:?}",
+                self.cluster.next_event()
+            );
             let now = resident(member);
             assert!(
                 now < before + GROWTH,
@@ -205,7 +204,7 @@ fn last_refusal(mut received: &[u8]) -> Option<Refusal> {
     last
 }
 
-fn assert_malformed(refusal: Option<Refusal>, what: &str) {
+fn assert_malformed(refusal: &Option<Refusal>, what: &str) {
     assert!(
         matches!(refusal, Some(Refusal::Malformed(_))),
         "{what}: {refusal:?}"
@@ -221,7 +220,7 @@ fn who_does_not_say_hello_properly_is_told_so_and_let_go() {
         let good = hello(to, nobody, ClusterId::default());
         for _ in 0..20 {
             let len = noise.next() as usize % 3_000 + 4;
-            assert_malformed(send(connect(member), &noise.bytes(len)), "noise");
+            assert_malformed(&send(connect(member), &noise.bytes(len)), "noise");
         }
         for cut in 0..good.len() {
             assert_eq!(send(connect(member), &good[..cut]), None, "cut at {cut}");
@@ -246,13 +245,13 @@ fn who_does_not_say_hello_properly_is_told_so_and_let_go() {
             "*1\r\n$4\r\nPING\r\n",
             "\x16\x03\x01\x02\x00\x01",
         ] {
-            assert_malformed(send(connect(member), request.as_bytes()), request);
+            assert_malformed(&send(connect(member), request.as_bytes()), request);
         }
         let long = enveloped(Kind::Hello, to, nobody, &vec![0; MAX_HELLO]);
-        assert_malformed(send(connect(member), &long), "a long hello");
+        assert_malformed(&send(connect(member), &long), "a long hello");
         let mut oversized = good.clone();
         oversized[8..12].copy_from_slice(&(MAX_PAYLOAD as u32 + 1).to_le_bytes());
-        assert_malformed(send(connect(member), &oversized), "an oversized hello");
+        assert_malformed(&send(connect(member), &oversized), "an oversized hello");
         let stranger = hello(to, nobody, ClusterId([0xee; 16]));
         assert!(matches!(
             send(connect(member), &stranger),
@@ -265,7 +264,7 @@ fn who_does_not_say_hello_properly_is_told_so_and_let_go() {
             .filter(|kind| !matches!(kind, Kind::Hello | Kind::Refusal))
         {
             let rude = enveloped(kind, to, nobody, b"no hello before");
-            assert_malformed(send(connect(member), &rude), "no hello");
+            assert_malformed(&send(connect(member), &rude), "no hello");
         }
         let mut keyed = hello(to, nobody, ClusterId::default());
         keyed.extend(enveloped(
@@ -292,7 +291,7 @@ fn who_says_hello_and_then_nonsense_is_refused() {
             Party::coordinator(PeerId(900)),
         ];
         for from in froms {
-            assert_malformed(send(greeted(member, from), &noise.bytes(500)), "noise");
+            assert_malformed(&send(greeted(member, from), &noise.bytes(500)), "noise");
             for kind in KINDS {
                 for len in [0, 1, 19, 57, 600] {
                     let payload = noise.bytes(len);
@@ -300,16 +299,16 @@ fn who_says_hello_and_then_nonsense_is_refused() {
                 }
                 let mut damaged = enveloped(kind, to, from, &noise.bytes(64));
                 damaged[HEADER_LEN + 5] ^= 1;
-                assert_malformed(send(greeted(member, from), &damaged), "damaged");
+                assert_malformed(&send(greeted(member, from), &damaged), "damaged");
                 let mut oversized = enveloped(kind, to, from, b"short");
                 oversized[8..12].copy_from_slice(&u32::MAX.to_le_bytes());
-                assert_malformed(send(greeted(member, from), &oversized), "oversized");
+                assert_malformed(&send(greeted(member, from), &oversized), "oversized");
                 let cut = &enveloped(kind, to, from, &noise.bytes(900))[..500];
                 assert_eq!(send(greeted(member, from), cut), None, "cut short");
             }
             let other = Party::client(ClientId(901));
             let forged = enveloped(Kind::DataRequest, to, other, &noise.bytes(40));
-            assert_malformed(send(greeted(member, from), &forged), "of another sender");
+            assert_malformed(&send(greeted(member, from), &forged), "of another sender");
             let astray = Party::server(ServerId(4_711));
             let served = match member.role.as_str() {
                 "coordinator" => Kind::CoordinatorRequest,
