@@ -115,6 +115,13 @@ impl<S: FrameStore> Backup<S> {
         Ok(())
     }
 
+    /// Whether a message may be heard that came over `master`'s connection number `link`: not once
+    /// there was one over a later connection. The master takes what was on its way over the
+    /// earlier one as lost, and a late freeing would take away what it has sent since.
+    pub fn hears(&mut self, now: Micros, master: ServerId, link: u64) -> bool {
+        self.masters.is_newest(now, master, link)
+    }
+
     /// The master was decided crashed: it changes nothing here any more.
     pub fn fence(&mut self, master: ServerId) {
         self.masters.fence(master);

@@ -4,7 +4,8 @@
 //! 1. A fenced master is fenced until this process ends, and is granted nothing any more.
 //! 2. A grant counts from when its request was received, and is remembered until it has run out by
 //!    the master's clock, whose rate may differ by one part in [`CLOCK_RATE_PARTS`].
-//! 3. A process that has just started has forgotten its grants: it takes every master to hold one
+//! 3. Once a connection of a master was heard, earlier ones of it are not heard any more.
+//! 4. A process that has just started has forgotten its grants: it takes every master to hold one
 //!    from just before the start.
 
 use std::collections::BTreeMap;
@@ -17,6 +18,8 @@ use ramkeep_wire::{Micros, ServerId};
 struct Master {
     fenced: bool,
     granted_until: Micros,
+    /// The number of its newest connection.
+    link: u64,
 }
 
 /// Leases and fences, by master.
@@ -61,21 +64,25 @@ impl Masters {
     /// Grants a lease from `now`, in microseconds; the master is not fenced.
     pub(crate) fn grant(&mut self, now: Micros, master: ServerId) -> u32 {
         let until = now + waited_out(self.lease_us);
-        if let Some(known) = self.known.get_mut(&master) {
-            debug_assert!(!known.fenced, "a lease for a fenced master");
-            known.granted_until = known.granted_until.max(until);
-            return self.lease_us;
-        }
-        if self.known.len() >= 2 * MAX_SERVERS {
+        let known = self.remember(now, master);
+        debug_assert!(!known.fenced, "a lease for a fenced master");
+        known.granted_until = known.granted_until.max(until);
+        self.lease_us
+    }
+
+    /// Whether nothing was heard of the master on a later connection than `link`.
+    pub(crate) fn is_newest(&mut self, now: Micros, master: ServerId, link: u64) -> bool {
+        let known = self.remember(now, master);
+        known.link = known.link.max(link);
+        known.link == link
+    }
+
+    fn remember(&mut self, now: Micros, master: ServerId) -> &mut Master {
+        if self.known.len() >= 2 * MAX_SERVERS && !self.known.contains_key(&master) {
             self.known
                 .retain(|_, known| known.fenced || known.granted_until > now);
         }
-        let known = Master {
-            fenced: false,
-            granted_until: until,
-        };
-        self.known.insert(master, known);
-        self.lease_us
+        self.known.entry(master).or_default()
     }
 
     /// How long the master may still hold a lease granted here.
@@ -115,6 +122,16 @@ mod tests {
             303_000
         );
         assert_eq!(masters.lease_left(Micros(308_000), MASTER).as_micros(), 0);
+    }
+
+    #[test]
+    fn what_is_left_of_an_earlier_connection_is_not_heard() {
+        let mut masters = Masters::new(Micros(0), 0);
+        let mut heard = |link| masters.is_newest(Micros(1), MASTER, link);
+        assert!(heard(3) && heard(3) && heard(5));
+        assert!(!heard(4) && !heard(3));
+        assert!(heard(5));
+        assert!(masters.is_newest(Micros(1), ServerId(8), 1));
     }
 
     #[test]

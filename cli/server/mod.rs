@@ -14,7 +14,6 @@ mod resident;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use clap::Args;
@@ -257,31 +256,23 @@ fn begin(
     })
     .map_err(|error| Failure::new(format_args!("--memory {}: {error}", args.memory)))?;
     let shell = MasterShell::new(master, identity.clone(), args.poll);
+    if let Some(backup) = backup.clone() {
+        shell.fence_with(move |master| backup.fence(master));
+    }
     control.set(MasterService(shell.clone()));
     let config = ControlConfig {
         coordinators,
         heartbeat,
-        complete: complete(shell.clone(), backup),
+        complete: complete(backup),
     };
     Ok(Box::pin(run_control(shell, config)))
 }
 
-/// Adds the backup's part and the process's to the master's report. The backup hears of crashed
-/// masters on the way.
-fn complete(
-    shell: Arc<MasterShell>,
-    backup: Option<BackupService>,
-) -> Box<dyn Fn(&mut Heartbeat) + Send + Sync> {
-    let seen = AtomicU64::new(0);
+/// Adds the backup's part and the process's to the master's report.
+fn complete(backup: Option<BackupService>) -> Box<dyn Fn(&mut Heartbeat) + Send + Sync> {
     Box::new(move |report| {
         report.resident = resident::bytes();
-        let Some(backup) = &backup else { return };
-        report.backup = Some(backup.stats());
-        let list = report.list.0;
-        if seen.swap(list, Ordering::Relaxed) != list {
-            let crashed = shell.master().crashed();
-            crashed.into_iter().for_each(|master| backup.fence(master));
-        }
+        report.backup = backup.as_ref().map(BackupService::stats);
     })
 }
 

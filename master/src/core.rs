@@ -23,7 +23,7 @@ use ramkeep_wire::replicate::{Replicate, ReplicateAck};
 use ramkeep_wire::{Ballot, ClusterId, ListVersion, Micros, ReplicationEpoch, SegmentId, ServerId};
 
 use crate::replication::{AckEffect, Config, LogSegment, Output, ReplicatedLog, Replication};
-use crate::store::{Gate, Log, Store, StoreConfig, StoreError};
+use crate::store::{Gate, Log, MasterLease, Store, StoreConfig, StoreError};
 
 /// How long after a coordinator could not be asked it is asked again.
 const RETRY_REQUEST: Duration = Duration::from_millis(20);
@@ -139,6 +139,17 @@ impl Master {
         self.fenced.load(Ordering::Acquire)
     }
 
+    /// Whether this master may answer. Leases come with crash recovery; until then only a crash
+    /// that it has heard of takes the right away.
+    #[must_use]
+    pub fn lease(&self) -> MasterLease {
+        if self.is_fenced() {
+            MasterLease::Lost
+        } else {
+            MasterLease::Held
+        }
+    }
+
     /// Sends what is due to backups. Returns whether more has become durable: held replies may go.
     pub fn pump(&self, now: Micros, sink: &mut impl Sink) -> bool {
         if self.is_fenced() {
@@ -212,14 +223,38 @@ impl Master {
     /// Takes in an acknowledgement from the current connection to a backup. Call
     /// [`Master::pump`] after a run of these.
     pub fn handle_ack(&self, now: Micros, from: ServerId, ack: &ReplicateAck) {
-        if self.control.lock().replication.handle_ack(now, from, ack) == AckEffect::Fenced {
+        self.handle_ack_if(now, from, ack, || true);
+    }
+
+    /// The same if the connection `is_current`: asked when no [`Master::link_down`] can come
+    /// between the question and its use.
+    pub fn handle_ack_if(
+        &self,
+        now: Micros,
+        from: ServerId,
+        ack: &ReplicateAck,
+        is_current: impl FnOnce() -> bool,
+    ) {
+        let effect = {
+            let mut control = self.control.lock();
+            if !is_current() {
+                return;
+            }
+            control.replication.handle_ack(now, from, ack)
+        };
+        if effect == AckEffect::Fenced {
             self.fence();
         }
     }
 
-    /// The connection to a backup is there.
+    /// The connection to a backup is there. It counts if the backup is in the server list, and
+    /// not as crashed.
     pub fn link_up(&self, server: ServerId) {
-        self.control.lock().replication.link_up(server);
+        let mut control = self.control.lock();
+        let listed = listed(&control.list, server);
+        if listed.is_some_and(|entry| entry.roles.backup && entry.state != ServerState::Crashed) {
+            control.replication.link_up(server);
+        }
     }
 
     /// The connection to a backup broke, or could not be made.
@@ -266,27 +301,32 @@ impl Master {
         if list.version <= control.list.version {
             return;
         }
-        for entry in list
-            .servers
-            .iter()
-            .filter(|entry| entry.server != self.config.me)
-        {
-            if entry.state == ServerState::Crashed {
-                control.replication.link_down(entry.server);
-                control.replication.crashed(entry.server);
-            } else if let Some(old) = entry.replaces {
-                control.replication.inherited(entry.server, old);
+        let before = std::mem::replace(&mut control.list, list);
+        let Control {
+            replication, list, ..
+        } = control;
+        // One that is not listed any more was crashed when it was forgotten.
+        let gone = before.servers.iter().map(|entry| entry.server);
+        for server in gone.filter(|server| listed(list, *server).is_none()) {
+            replication.crashed(server);
+        }
+        for entry in &list.servers {
+            let known = listed(&before, entry.server);
+            let is_crashed = entry.state == ServerState::Crashed;
+            if entry.server == self.config.me {
+                if is_crashed {
+                    self.fence();
+                }
+                continue;
+            }
+            if let (None, Some(old)) = (known, entry.replaces) {
+                replication.inherited(entry.server, old);
+            }
+            if is_crashed && known.is_none_or(|known| known.state != ServerState::Crashed) {
+                replication.crashed(entry.server);
             }
         }
-        let me = list
-            .servers
-            .iter()
-            .find(|entry| entry.server == self.config.me);
-        if me.is_some_and(|entry| entry.state == ServerState::Crashed) {
-            self.fence();
-        }
         self.list_version.store(list.version.0, Ordering::Release);
-        control.list = list;
     }
 
     fn fence(&self) {
@@ -385,15 +425,6 @@ impl Master {
         ListVersion(self.list_version.load(Ordering::Acquire))
     }
 
-    /// The servers decided crashed, by the server list that was taken in last.
-    #[must_use]
-    pub fn crashed(&self) -> Vec<ServerId> {
-        let control = self.control.lock();
-        let crashed = |entry: &&ServerEntry| entry.state == ServerState::Crashed;
-        let entries = control.list.servers.iter().filter(crashed);
-        entries.map(|entry| entry.server).collect()
-    }
-
     /// The living backups with their addresses: whom to keep connected.
     #[must_use]
     pub fn backups(&self) -> Vec<(ServerId, Vec<String>)> {
@@ -424,6 +455,12 @@ impl Master {
     pub fn backups_of(&self, segment: SegmentId) -> Vec<ServerId> {
         self.control.lock().replication.backups_of(segment)
     }
+}
+
+/// A server's entry in a list, which is ordered by id.
+fn listed(list: &ServerList, server: ServerId) -> Option<&ServerEntry> {
+    let found = list.servers.binary_search_by_key(&server, |e| e.server);
+    found.ok().map(|at| &list.servers[at])
 }
 
 /// A backup of a head may keep it waiting for this many lease lengths before it is replaced.

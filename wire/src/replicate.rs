@@ -7,7 +7,9 @@
 //!  | segment| epoch|offset|length| kind | flags | 0  | certificate | bytes ...
 //!  |  u64   |  u32 | u32  | u32  |  u8  |  u8   |u16 |  33 bytes   | length - offset bytes, or none
 //! ```
-//! The master is the envelope's `from`. Layout of [`ReplicateAck`]:
+//! The master is the envelope's `from`, and its correlation the number of the master's connection:
+//! once a backup has heard of a later one, it refuses what is left of those before. Every message
+//! is answered once, in order. Layout of [`ReplicateAck`]:
 //! ```text
 //!  0        8      12     16     17      18  20
 //!  | segment| epoch|length|status| flags | 0 | lease grant, microseconds u32 |

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use ramkeep_rpc::{Batch, Peer, Service, Session, Wake};
 use ramkeep_wire::backup::BackupRequest;
 use ramkeep_wire::coordinator::BackupStats;
-use ramkeep_wire::envelope::{self, Envelope, Kind};
+use ramkeep_wire::envelope::{self, Envelope, Header, Kind};
 use ramkeep_wire::hello::Refusal;
 use ramkeep_wire::limits::MAX_UNSENT;
 use ramkeep_wire::replicate::Replicate;
@@ -180,6 +180,7 @@ fn handle(
             let Some(master) = header.from.as_server() else {
                 return Err(malformed(&"replication from one that is no server"));
             };
+            heard(core, now, master, header)?;
             let message = Replicate::read(envelope.payload).map_err(|error| malformed(&error))?;
             let ack = core.handle_replicate(now, master, &message);
             envelope::append(out, header.reply(Kind::ReplicateAck), &ack.to_bytes());
@@ -187,6 +188,9 @@ fn handle(
         Kind::BackupRequest => {
             let request: BackupRequest =
                 postcards::decode(envelope.payload).map_err(|error| malformed(&error))?;
+            if let BackupRequest::Free { master, .. } = request {
+                heard(core, now, master, header)?;
+            }
             let answer = core.handle_request(now, header.from, request);
             let start = envelope::begin(out, header.reply(Kind::BackupResponse));
             out.extend_from_slice(&postcards::encode(&answer.response));
@@ -194,6 +198,22 @@ fn handle(
             envelope::seal(out, start);
         }
         other => return Err(malformed(&format_args!("{other:?} sent to a backup"))),
+    }
+    Ok(())
+}
+
+/// Refuses what is left of an earlier connection of the master: the number of the connection is
+/// the correlation of what it sends to change its replicas.
+fn heard(
+    core: &mut Backup<MappedStore>,
+    now: Micros,
+    master: ServerId,
+    header: &Header,
+) -> Result<(), Refusal> {
+    if header.from == Party::server(master) && !core.hears(now, master, header.correlation) {
+        return Err(malformed(
+            &"it came over a connection that another has replaced",
+        ));
     }
     Ok(())
 }

@@ -11,8 +11,9 @@ use ramkeep_wire::{Party, ServerId};
 
 use super::MasterShell;
 use super::coordinators::Coordinators;
-use super::links::receive_from;
 
+/// Sessions that polled the links so recently are trusted to go on.
+const SESSIONS_DRIVE: Duration = Duration::from_millis(1);
 /// How often time is let pass.
 const TICK: Duration = Duration::from_millis(10);
 /// Between two attempts to connect to a backup.
@@ -103,6 +104,9 @@ async fn report(shell: Arc<MasterShell>, config: Arc<ControlConfig>) {
         {
             tracing::warn!("the coordinator does not know this server");
         }
+        if let Some(Answer::Heard { list: Some(list) }) = response.as_ref().map(|r| &r.answer) {
+            shell.fence_crashed(list);
+        }
         shell
             .master
             .handle_answer(clock::now(), &request, response.as_ref());
@@ -110,9 +114,12 @@ async fn report(shell: Arc<MasterShell>, config: Arc<ControlConfig>) {
     }
 }
 
-/// Starts a connection to every living backup that has none.
+/// Starts a connection to every living backup that has none, and ends those to others.
 fn connect_backups(shell: &Arc<MasterShell>, connecting: &Arc<Mutex<BTreeSet<ServerId>>>) {
-    for (server, addresses) in shell.master.backups() {
+    let backups = shell.master.backups();
+    let wanted = |server| backups.iter().any(|(known, _)| *known == server);
+    shell.links.keep(&shell.master, wanted);
+    for (server, addresses) in backups {
         if shell.links.has(server) || !connecting.lock().insert(server) {
             continue;
         }
@@ -130,19 +137,29 @@ async fn connect(shell: &Arc<MasterShell>, server: ServerId, addresses: &[String
         tokio::time::sleep(RECONNECT).await;
         return;
     };
-    shell.links.add(server, link.clone());
-    shell.master.link_up(server);
+    let link = shell.links.add(&shell.master, server, link);
     shell.pump(clock::now());
-    while !link.is_closed() {
-        link.ready().await;
+    while readable(shell, &link).await {
         let now = clock::now();
-        if receive_from(now, &shell.master, server, &link) {
+        if shell.links.receive_from(now, &shell.master, &link) {
             shell.pump(now);
         }
     }
     tracing::info!(%server, "the connection to a backup broke");
-    shell.lost(server);
+    shell.links.remove(&shell.master, &link);
     shell.pump(clock::now());
+}
+
+/// Waits until there may be something to receive; false once the link is closed. While sessions
+/// poll the links anyway it stays off them: each acknowledgement would wake this task for nothing.
+async fn readable(shell: &MasterShell, link: &BackupLink) -> bool {
+    while shell.driven_within(clock::now(), SESSIONS_DRIVE) {
+        tokio::time::sleep(SESSIONS_DRIVE).await;
+        if link.is_closed() {
+            return false;
+        }
+    }
+    link.ready().await
 }
 
 async fn connect_any(shell: &MasterShell, server: ServerId, addresses: &[String]) -> Option<Link> {

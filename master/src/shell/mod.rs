@@ -7,12 +7,13 @@ mod links;
 mod service;
 
 use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use ramkeep_rpc::{Identity, PollMode, Wake};
-use ramkeep_wire::Micros;
+use ramkeep_wire::coordinator::{ServerList, ServerState};
+use ramkeep_wire::{Micros, ServerId};
 
 use crate::core::Master;
 use links::{BackupLinks, LinkSink};
@@ -32,6 +33,10 @@ pub struct MasterShell {
     holders: AtomicUsize,
     /// Times that all holders were woken.
     wakes: AtomicU64,
+    /// When a session last polled the links to backups.
+    driven: AtomicU64,
+    /// Has this server's own backup fence a master.
+    fence: OnceLock<Box<dyn Fn(ServerId) + Send + Sync>>,
 }
 
 impl fmt::Debug for MasterShell {
@@ -54,7 +59,27 @@ impl MasterShell {
             holding: Mutex::new(Vec::new()),
             holders: AtomicUsize::new(0),
             wakes: AtomicU64::new(0),
+            driven: AtomicU64::new(0),
+            fence: OnceLock::new(),
         })
+    }
+
+    /// Has `fence` called for every master that was decided crashed, before the coordinator is told
+    /// that this server knows: from then on it takes the backup here to refuse that master
+    /// (SAFETY 5). Once only; later calls change nothing.
+    pub fn fence_with(&self, fence: impl Fn(ServerId) + Send + Sync + 'static) {
+        drop(self.fence.set(Box::new(fence)));
+    }
+
+    fn fence_crashed(&self, list: &ServerList) {
+        let Some(fence) = self.fence.get() else {
+            return;
+        };
+        for entry in &list.servers {
+            if entry.state == ServerState::Crashed {
+                fence(entry.server);
+            }
+        }
     }
 
     /// Its core.
@@ -65,19 +90,11 @@ impl MasterShell {
 
     /// Sends what is due to the backups, and wakes who waits for what became durable.
     fn pump(&self, now: Micros) -> bool {
-        let moved = {
-            let links = self.links.all();
-            let mut sink = LinkSink {
-                me: self.master.me(),
-                links: &links,
-                lost: Vec::new(),
-            };
-            let moved = self.master.pump(now, &mut sink);
-            for server in sink.lost {
-                self.lost(server);
-            }
-            moved
-        };
+        let mut sink = LinkSink::new(self.master.me(), &self.links);
+        let moved = self.master.pump(now, &mut sink);
+        for lost in std::mem::take(&mut sink.lost) {
+            self.links.remove(&self.master, &lost);
+        }
         if moved {
             self.wake_holders();
         }
@@ -86,12 +103,13 @@ impl MasterShell {
 
     /// Takes in acknowledgements and draws the conclusions.
     fn drive(&self, now: Micros) -> bool {
+        self.driven.store(now.0, Ordering::Relaxed);
         self.links.receive(now, &self.master) && self.pump(now)
     }
 
-    fn lost(&self, server: ramkeep_wire::ServerId) {
-        self.links.remove(server);
-        self.master.link_down(server);
+    /// Whether a session polled the links to backups in the time before `now`.
+    fn driven_within(&self, now: Micros, time: Duration) -> bool {
+        now.since(Micros(self.driven.load(Ordering::Relaxed))) < time
     }
 
     /// Has `wake` called once, when more has become durable. Look again after this: it may have
@@ -99,7 +117,10 @@ impl MasterShell {
     fn hold(&self, wake: &Wake) -> u64 {
         let mut holding = self.holding.lock();
         holding.push(wake.clone());
-        self.holders.store(holding.len(), Ordering::Release);
+        self.holders.store(holding.len(), Ordering::Relaxed);
+        // With the fence in `wake_holders`: either it sees the holder, or the look at what is
+        // durable that follows here sees what it became durable for.
+        fence(Ordering::SeqCst);
         self.wakes.load(Ordering::Acquire)
     }
 
@@ -109,7 +130,8 @@ impl MasterShell {
     }
 
     fn wake_holders(&self) {
-        if self.holders.load(Ordering::Acquire) == 0 {
+        fence(Ordering::SeqCst);
+        if self.holders.load(Ordering::Relaxed) == 0 {
             return;
         }
         let mut holding = self.holding.lock();

@@ -1,11 +1,13 @@
 //! The master's service on the server's port: data operations, orders and status requests.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use ramkeep_rpc::{Batch, Peer, Service, Session, Wake};
 use ramkeep_wire::envelope::{self, Envelope, Kind};
 use ramkeep_wire::hello::Refusal;
-use ramkeep_wire::order::{Order, ServerStatus};
+use ramkeep_wire::limits::MAX_UNSENT;
+use ramkeep_wire::order::{Command, Order, ServerStatus};
 use ramkeep_wire::{Micros, postcards};
 
 use super::MasterShell;
@@ -28,6 +30,7 @@ impl Service for MasterService {
             data,
             wake,
             registered: None,
+            nudged: Arc::default(),
         })
     }
 }
@@ -39,6 +42,8 @@ struct MasterSession {
     /// The wake is among those to be woken when more is durable, as long as the shell still
     /// counts this many wakes.
     registered: Option<u64>,
+    /// The wake is about to be called because there is more work to do.
+    nudged: Arc<AtomicBool>,
 }
 
 impl Session for MasterSession {
@@ -50,7 +55,7 @@ impl Session for MasterSession {
     ) -> Result<(), Refusal> {
         let Self { shell, data, .. } = self;
         let mut mutated = false;
-        while !data.full() {
+        while !data.full() && out.len() <= MAX_UNSENT {
             match batch.peek() {
                 None => break,
                 Some(Kind::DataRequest) => mutated |= data_run(shell, data, batch, out)?,
@@ -82,14 +87,31 @@ impl Session for MasterSession {
 impl MasterSession {
     /// Releases what is durable. What is still held then has this connection woken when more is.
     fn release(&mut self, out: &mut Vec<u8>) -> bool {
-        let store = self.shell.master.store();
-        let mut released = self.data.release(store, MasterLease::Held, out);
+        let (store, lease) = (self.shell.master.store(), self.shell.master.lease());
+        let mut released = self.data.release(store, lease, out);
         if self.data.holds() && self.registered != Some(self.shell.wakes()) {
             self.registered = Some(self.shell.hold(&self.wake));
             // It may have become durable between the two.
-            released |= self.data.release(store, MasterLease::Held, out);
+            released |= self.data.release(store, lease, out);
+        }
+        if lease == MasterLease::Held && self.data.works() && out.len() <= MAX_UNSENT {
+            self.nudge();
         }
         released
+    }
+
+    /// Has this connection look again soon, once others on this worker have had their turn: a scan
+    /// goes on by itself, and nothing else may ever wake it.
+    fn nudge(&self) {
+        if self.nudged.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (wake, nudged) = (self.wake.clone(), self.nudged.clone());
+        tokio::spawn(async move {
+            tokio::task::yield_now().await;
+            nudged.store(false, Ordering::Release);
+            wake.wake();
+        });
     }
 }
 
@@ -110,8 +132,7 @@ fn data_run(
             .map_err(malformed);
     }
     let mutated = session.writer().is_some();
-    // Leases come with the group of coordinators; until then none is needed.
-    session.end(MasterLease::Held);
+    session.end(shell.master.lease());
     outcome.map(|()| mutated)
 }
 
@@ -130,6 +151,9 @@ fn answer_control(
                 return Err(Refusal::Malformed("only a coordinator gives orders".into()));
             }
             let order: Order = postcards::decode(envelope.payload).map_err(malformed)?;
+            if let Command::UpdateServers(list) = &order.command {
+                shell.fence_crashed(list);
+            }
             let reply = shell.master.handle_order(order);
             let header = envelope.header.reply(Kind::OrderReply);
             envelope::append(out, header, &postcards::encode(&reply));

@@ -102,6 +102,12 @@ impl DataSession {
         !self.held.is_empty() || !self.scans.is_empty()
     }
 
+    /// Whether there is work that waits for nothing but another [`release`](Self::release).
+    #[must_use]
+    pub fn works(&self) -> bool {
+        !self.scans.is_empty() && !self.held.is_full()
+    }
+
     /// Whether so much waits that nothing more should be read from the connection.
     #[must_use]
     pub fn full(&self) -> bool {

@@ -1,0 +1,122 @@
+//! The core between server list, connections and replication.
+#![allow(clippy::unwrap_used)]
+
+use ramkeep_master::core::{Master, MasterConfig, Sink};
+use ramkeep_master::store::MasterLease;
+use ramkeep_wire::certificate::CertificateKey;
+use ramkeep_wire::coordinator::{Roles, ServerEntry, ServerList, ServerState, Settings};
+use ramkeep_wire::order::{Command, Order};
+use ramkeep_wire::replicate::{Replicate, ReplicateAck, ReplicateStatus};
+use ramkeep_wire::{Ballot, ClusterId, ListVersion, Micros, ReplicationEpoch, SegmentId, ServerId};
+
+const ME: ServerId = ServerId(1);
+const HEAD: SegmentId = SegmentId(1);
+
+fn master() -> Master {
+    let settings = Settings {
+        replicas: 2,
+        lease_us: 200_000,
+        backup_wait_us: 2_000_000,
+        heartbeat_us: 100_000,
+        suspect_us: 500_000,
+        segment_size: 1 << 20,
+    };
+    Master::new(MasterConfig {
+        me: ME,
+        cluster: ClusterId([1; 16]),
+        key: CertificateKey([1; 32]),
+        settings,
+        memory: 64 << 20,
+        seed: 1,
+    })
+    .unwrap()
+}
+
+fn told(master: &Master, version: u64, servers: &[(u64, ServerState)]) {
+    let entry = |(id, state): &(u64, ServerState)| ServerEntry {
+        server: ServerId(*id),
+        roles: Roles {
+            master: true,
+            backup: true,
+        },
+        addresses: vec![format!("127.0.0.1:{id}")],
+        state: *state,
+        replaces: None,
+    };
+    let list = ServerList {
+        version: ListVersion(version),
+        servers: servers.iter().map(entry).collect(),
+    };
+    master.handle_order(Order {
+        ballot: Ballot::default(),
+        command: Command::UpdateServers(list),
+    });
+}
+
+#[derive(Default)]
+struct Sent(Vec<ServerId>);
+
+impl Sink for Sent {
+    fn replicate(&mut self, to: ServerId, _: &Replicate<'_>) {
+        self.0.push(to);
+    }
+
+    fn free(&mut self, _: ServerId, _: Vec<SegmentId>) {}
+}
+
+fn pump(master: &Master) -> Vec<ServerId> {
+    let mut sent = Sent::default();
+    master.pump(Micros(1), &mut sent);
+    sent.0
+}
+
+use ServerState::{Crashed, Up};
+
+#[test]
+fn a_backup_decided_crashed_is_not_used_however_late_its_connection_comes() {
+    let master = master();
+    told(&master, 1, &[(1, Up), (2, Up), (3, Up), (4, Up)]);
+    told(&master, 2, &[(1, Up), (2, Up), (3, Up), (4, Crashed)]);
+    master.link_up(ServerId(2));
+    master.link_up(ServerId(4));
+    assert_eq!(pump(&master), [ServerId(2)]);
+    master.link_up(ServerId(3));
+    assert_eq!(pump(&master), [ServerId(3)]);
+}
+
+#[test]
+fn a_backup_that_the_cluster_has_forgotten_has_crashed() {
+    let master = master();
+    told(&master, 1, &[(1, Up), (2, Up), (3, Up)]);
+    master.link_up(ServerId(2));
+    master.link_up(ServerId(3));
+    pump(&master);
+    assert_eq!(master.backups_of(HEAD).len(), 2);
+    told(&master, 2, &[(1, Up), (3, Up)]);
+    assert_eq!(master.backups_of(HEAD), [ServerId(3)]);
+    pump(&master);
+    assert_eq!(master.backups_of(HEAD), [ServerId(3)]);
+}
+
+#[test]
+fn an_acknowledgement_of_a_replaced_connection_is_not_heard() {
+    let master = master();
+    told(&master, 1, &[(1, Up), (2, Up), (3, Up)]);
+    master.link_up(ServerId(2));
+    master.link_up(ServerId(3));
+    pump(&master);
+    let fenced = ReplicateAck {
+        segment: HEAD,
+        epoch: ReplicationEpoch(1),
+        length: 0,
+        status: ReplicateStatus::Fenced,
+        flags: 0,
+        lease_us: 0,
+    };
+    master.handle_ack_if(Micros(2), ServerId(2), &fenced, || false);
+    assert!(!master.is_fenced());
+    assert_eq!(master.lease(), MasterLease::Held);
+    master.handle_ack_if(Micros(2), ServerId(2), &fenced, || true);
+    assert!(master.is_fenced());
+    assert_eq!(master.lease(), MasterLease::Lost, "it answers nothing more");
+}
