@@ -15,12 +15,7 @@ impl Replication {
         if server == self.config.me || !self.backups.connected(server) {
             return;
         }
-        for (id, segment) in &self.segments {
-            if segment.was_on(server) && !segment.is_on(server) {
-                self.orphans.add(server, *id);
-            }
-        }
-        self.orphans.due = true;
+        self.look_for_orphans(server);
     }
 
     /// The connection to a backup broke or could not be made: heads replace it at once, and so do
@@ -57,8 +52,21 @@ impl Replication {
     /// `server` took over the frames of `old` by restarting with its directory: the replicas in
     /// them are freed once their segments are whole elsewhere.
     pub fn inherited(&mut self, server: ServerId, old: ServerId) {
-        for (id, segment) in &mut self.segments {
-            if segment.succeed(old, server) {
+        let frames = self.frames(old);
+        self.frames_of.insert(server, frames);
+        self.look_for_orphans(server);
+    }
+
+    /// The first server known to have had the frames that `server` has. A server that crashed
+    /// before it knew who it was leaves them to the next without a trace of itself.
+    fn frames(&self, server: ServerId) -> ServerId {
+        self.frames_of.get(&server).copied().unwrap_or(server)
+    }
+
+    fn look_for_orphans(&mut self, server: ServerId) {
+        let frames = self.frames(server);
+        for (id, segment) in &self.segments {
+            if segment.was_in(frames) && !segment.is_on(server) {
                 self.orphans.add(server, *id);
             }
         }
@@ -132,7 +140,8 @@ impl Replication {
             let Some(backup) = self.backups.choose(now, |backup| segment.is_on(backup)) else {
                 break;
             };
-            segment.add(backup);
+            let frames = self.frames_of.get(&backup).copied();
+            segment.add(backup, frames.unwrap_or(backup));
         }
     }
 

@@ -134,6 +134,8 @@ pub struct Replication {
     looked_at: SegmentId,
     /// Replicas left behind by changes, to be freed once they are not needed.
     orphans: Orphans,
+    /// Whose frames a server took over by restarting with their directory, back to the first.
+    frames_of: BTreeMap<ServerId, ServerId>,
     /// Acknowledgements on their way that are of replicas given up since: they say nothing of a
     /// later replica of the same segment on the same backup.
     late_acks: BTreeMap<(ServerId, SegmentId), usize>,
@@ -155,6 +157,7 @@ impl Replication {
             lacking: BTreeSet::new(),
             looked_at: SegmentId(0),
             orphans: Orphans::default(),
+            frames_of: BTreeMap::new(),
             late_acks: BTreeMap::new(),
             short_since: None,
             next_change_not_before: Micros(0),

@@ -29,8 +29,9 @@ pub(super) struct Replicated {
     durable: u32,
     /// The longest that any replica was told to be.
     pub(super) told: u32,
-    /// Every backup that was ever sent a byte of it, by the server that has its frames now.
-    ever_on: Vec<ServerId>,
+    /// The frames of every backup that was ever sent a byte of it, by the first server that is
+    /// known to have had them.
+    ever_in: Vec<ServerId>,
 }
 
 /// Of a segment's first set of backups.
@@ -46,7 +47,7 @@ impl Replicated {
             closed_everywhere: false,
             durable: 0,
             told: 0,
-            ever_on: Vec::new(),
+            ever_in: Vec::new(),
         }
     }
 
@@ -63,23 +64,16 @@ impl Replicated {
         self.replicas.iter().any(|replica| replica.backup == server)
     }
 
-    pub(super) fn add(&mut self, backup: ServerId) {
+    pub(super) fn add(&mut self, backup: ServerId, frames: ServerId) {
         self.replicas.push(Replica::new(backup));
-        if !self.ever_on.contains(&backup) {
-            self.ever_on.push(backup);
+        if !self.was_in(frames) {
+            self.ever_in.push(frames);
         }
     }
 
-    /// Whether `server` was ever sent a byte of it, or has the frames of one that was.
-    pub(super) fn was_on(&self, server: ServerId) -> bool {
-        self.ever_on.contains(&server)
-    }
-
-    /// `server` has the frames of `old` now; true if those may hold a replica.
-    pub(super) fn succeed(&mut self, old: ServerId, server: ServerId) -> bool {
-        let mut held = self.ever_on.iter_mut().filter(|known| **known == old);
-        let found = held.next().map(|known| *known = server);
-        found.is_some()
+    /// Whether a byte of it was ever sent to one with these frames.
+    pub(super) fn was_in(&self, frames: ServerId) -> bool {
+        self.ever_in.contains(&frames)
     }
 
     /// Whether `server` is among its backups without holding a closed replica.

@@ -261,6 +261,10 @@ fn replicas_of_a_backup_that_restarts_again_and_again_are_freed() {
     fill(&mut world, 6);
     world.restart(ServerId(1));
     world.restart(ServerId(5));
+    // One that crashed before it knew who it was: the next names the same predecessor.
+    world.replication.inherited(ServerId(90), ServerId(2));
+    world.replication.crashed(ServerId(90));
+    world.restart(ServerId(2));
     world.settle();
     assert_eq!(world.replication.under_replicated(), 0);
     assert_eq!(world.leaked(), []);
