@@ -4,7 +4,8 @@
 //! # Invariants
 //! 1. Machines that are down, and losses of frames that are not made up for, are at most
 //!    `most_lost` together.
-//! 2. No pause or cut lasts long enough for a living master to be decided dead.
+//! 2. No pause or cut but [`Fault::LoseMaster`] lasts long enough for a living master to be decided
+//!    dead.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -40,9 +41,13 @@ pub enum Fault {
     PauseMaster,
     /// The coordinator stands still.
     PauseCoordinator,
+    /// Every process that only holds replicas is killed in the middle of a store.
+    KillAllBackups,
+    /// A master can't reach the coordinator for so long that it is decided dead.
+    LoseMaster,
 }
 
-const ALL: [Fault; 11] = [
+const ALL: [Fault; 13] = [
     Fault::Sever,
     Fault::Cut,
     Fault::Isolate,
@@ -54,6 +59,8 @@ const ALL: [Fault; 11] = [
     Fault::PauseBackup,
     Fault::PauseMaster,
     Fault::PauseCoordinator,
+    Fault::KillAllBackups,
+    Fault::LoseMaster,
 ];
 
 /// Longest that a master is paused or cut off from the coordinator, microseconds.
@@ -76,7 +83,10 @@ impl Faults {
     #[must_use]
     pub fn new(mut rng: Rng, most_lost: usize) -> Self {
         let share = rng.below(20..101);
-        let enabled = ALL.into_iter().filter(|_| rng.percent(share)).collect();
+        let rare = |fault| matches!(fault, Fault::KillAllBackups | Fault::LoseMaster);
+        let enabled = (ALL.into_iter())
+            .filter(|fault| rng.percent(if rare(*fault) { share / 6 } else { share }))
+            .collect();
         let gap = *rng.choose(&[20_000, 60_000, 150_000, 400_000]);
         Self {
             rng,
@@ -131,7 +141,34 @@ impl Faults {
                 world.pause(world.machines[machine].process?, time);
                 Some(())
             }
+            Fault::KillAllBackups => self.kill_all(world),
+            Fault::LoseMaster => self.lose_master(world),
         }
+    }
+
+    fn kill_all(&mut self, world: &mut World) -> Option<()> {
+        if !down(world).is_empty() || self.done.contains_key(&Fault::KillAllBackups) {
+            return None;
+        }
+        let backups: Vec<usize> = (world.server_machines())
+            .filter(|m| is_backup_only(world, *m))
+            .collect();
+        for machine in backups {
+            let bytes = self.rng.index(200);
+            world.kill_while_storing(process(world, machine)?, bytes);
+            self.restart_later(world, machine);
+        }
+        Some(())
+    }
+
+    fn lose_master(&mut self, world: &mut World) -> Option<()> {
+        if self.done.contains_key(&Fault::LoseMaster) {
+            return None;
+        }
+        let master = self.pick(world, is_master)?;
+        let coordinator = self.pick(world, is_coordinator)?;
+        let time = self.rng.micros(2_500_000..6_000_000);
+        self.cut_pair(world, master, coordinator, Direction::Both, time)
     }
 
     fn pick(&mut self, world: &World, wanted: fn(&World, usize) -> bool) -> Option<usize> {

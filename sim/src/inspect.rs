@@ -6,7 +6,7 @@ use ramkeep_backup::{Backup, FrameStore, MemoryStore};
 use ramkeep_coordinator::Coordinator;
 use ramkeep_wire::backup::{BackupRequest, BackupResponse, ReplicaInfo};
 use ramkeep_wire::coordinator::ServerState;
-use ramkeep_wire::{Micros, Party, SegmentId, ServerId, key_hash};
+use ramkeep_wire::{KeyHash, Micros, Party, SegmentId, ServerId, TableId, key_hash};
 
 use crate::check::durable::{self, Loss};
 use crate::check::log_end::{Found, MasterRecord, Refusal, log_end};
@@ -78,6 +78,16 @@ pub fn master_record(coordinator: &Coordinator, master: ServerId) -> Option<Mast
             .map(|(segment, recorded)| (*segment, recorded.epoch))
             .collect(),
     })
+}
+
+/// The tablets that a master owns, or owned when it died.
+#[must_use]
+pub fn tablets(coordinator: &Coordinator, owner: ServerId) -> Vec<(TableId, KeyHash, KeyHash)> {
+    (coordinator.state().tables().iter())
+        .flat_map(|record| &record.table.tablets)
+        .filter(|tablet| tablet.owner == owner)
+        .map(|tablet| (tablet.table, tablet.first, tablet.last))
+        .collect()
 }
 
 /// What every machine's frames hold of a master's segments, also where no process runs.

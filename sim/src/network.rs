@@ -122,6 +122,8 @@ struct Lane {
     last: Micros,
     /// Envelopes from this number on are lost.
     lost_from: u64,
+    /// What survives a break arrives no earlier than this.
+    late_until: Micros,
 }
 
 impl Lane {
@@ -131,6 +133,7 @@ impl Lane {
             delivered: 0,
             last: now,
             lost_from: u64::MAX,
+            late_until: Micros(0),
         }
     }
 }
@@ -322,6 +325,18 @@ impl Network {
         }
     }
 
+    /// When an event that has come due happens instead: what a broken connection still delivers may
+    /// come late.
+    #[must_use]
+    pub fn postponed(&self, now: Micros, event: &NetEvent) -> Option<Micros> {
+        let NetEvent::Deliver { connection, at, .. } = event else {
+            return None;
+        };
+        let known = self.connections.get(connection)?;
+        let late = known.lanes[1 - known.side(*at)].late_until;
+        (late > now).then_some(late)
+    }
+
     fn arrives(&mut self, connection: ConnectionId, at: ProcessId, number: u64) -> bool {
         let Some(known) = self.connections.get_mut(&connection) else {
             return false;
@@ -371,12 +386,17 @@ impl Network {
             return;
         }
         known.broken = true;
-        for lane in &mut known.lanes {
+        let notices = [0, 1].map(|_| now + self.rng.micros(notice.0..notice.1 + 1));
+        for (side, lane) in known.lanes.iter_mut().enumerate() {
             lane.lost_from = self.rng.below(lane.delivered..lane.sent + 1);
+            // Just before the other side learns of the break.
+            let told = Micros(notices[1 - side].0.saturating_sub(1));
+            if self.rng.percent(50) {
+                lane.late_until = told;
+            }
         }
-        for at in known.ends {
-            let notice = self.rng.micros(notice.0..notice.1 + 1);
-            events.at(now + notice, NetEvent::Broken { connection, at }.into());
+        for (at, notice) in known.ends.into_iter().zip(notices) {
+            events.at(notice, NetEvent::Broken { connection, at }.into());
         }
     }
 
@@ -534,7 +554,9 @@ mod tests {
         fn next(&mut self) -> Option<NetEvent> {
             loop {
                 let event = self.events.pop()?;
-                if self.network.happens(&event) {
+                if let Some(late) = self.network.postponed(self.events.now(), &event) {
+                    self.events.at(late, event);
+                } else if self.network.happens(&event) {
                     return Some(event);
                 }
             }

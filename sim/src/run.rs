@@ -1,15 +1,18 @@
 //! One seed: a cluster, a workload and faults, then quiet, then the checks.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
+use ramkeep_coordinator::Coordinator;
 use ramkeep_wire::backup::ReplicaInfo;
 use ramkeep_wire::coordinator::{Roles, Settings};
 use ramkeep_wire::data::RejectRules;
 use ramkeep_wire::mutants::Mutant;
-use ramkeep_wire::{KeyHash, Micros, SegmentId, ServerId, TableId};
+use ramkeep_wire::{KeyHash, Micros, SegmentId, ServerId, TableId, key_hash};
 
 use crate::check::check_history;
+use crate::check::log_end::MasterRecord;
 use crate::faults::{self, Faults};
 use crate::history::Action;
 use crate::inspect;
@@ -78,9 +81,18 @@ pub struct Report {
 #[must_use]
 pub fn run(options: Options) -> Report {
     let planted = Plant::new(options.mutant);
-    let report = Run::new(options).to_end();
+    let ran = catch_unwind(AssertUnwindSafe(|| Run::new(options).to_end()));
     drop(planted);
-    report
+    ran.unwrap_or_else(|panic| {
+        let text = (panic.downcast_ref::<String>().map(String::as_str))
+            .or_else(|| panic.downcast_ref::<&str>().copied())
+            .unwrap_or("without words");
+        Report {
+            seed: options.seed,
+            findings: vec![format!("a core panicked: {text}")],
+            ..Report::default()
+        }
+    })
 }
 
 /// Plants a fault for as long as it lives.
@@ -138,8 +150,13 @@ struct Run {
     clients: Vec<usize>,
     quiet: bool,
     gives_up: Micros,
+    /// When workloads that are not done by then stop.
+    patience: Micros,
     /// The last reading of every key is under way.
     reading: bool,
+    deaths: u64,
+    /// What was recorded of masters when they were decided dead, and the losses until then.
+    dead: BTreeMap<ServerId, (MasterRecord, usize)>,
     report: Report,
 }
 
@@ -174,7 +191,8 @@ impl Run {
                 late_per_mille: *rng.choose(&[0, 10, 50]),
                 late: (500, 8_000),
             },
-            sync: *rng.choose(&[(100, 500), (1_000, 10_000)]),
+            sync: *rng.choose(&[(100, 500), (1_000, 10_000), (20_000, 100_000)]),
+            reconnect: Duration::from_millis(*rng.choose(&[1, 10, 50])),
             lines: options.lines,
         });
         let coordinator = world.add_coordinator();
@@ -199,7 +217,10 @@ impl Run {
             clients,
             quiet: false,
             gives_up: Micros(u64::MAX),
+            patience: Micros(u64::MAX),
             reading: false,
+            deaths: 0,
+            dead: BTreeMap::new(),
             report: Report {
                 seed: options.seed,
                 ..Report::default()
@@ -249,12 +270,35 @@ impl Run {
             match self.world.step() {
                 None => done = true,
                 Some(Some(step)) => done = self.act(step),
-                Some(None) => {}
+                Some(None) => self.notice_deaths(),
             }
             done |= !self.report.findings.is_empty();
         }
         self.judge();
         self.finish()
+    }
+
+    /// What is left right after a death is what counts; and what is recorded of a master when it is
+    /// decided dead is what its recovery goes by (SAFETY 4).
+    fn notice_deaths(&mut self) {
+        if let Some(node) = self.world.coordinator(self.coordinator) {
+            for (server, found) in node.core().state().servers().iter() {
+                if found.is_crashed()
+                    && found.roles.master
+                    && !self.dead.contains_key(&server)
+                    && let Some(record) = inspect::master_record(node.core(), server)
+                {
+                    let before = self.world.losses - self.world.wiped.len();
+                    self.dead.insert(server, (record, before));
+                }
+            }
+        }
+        if self.deaths != self.world.deaths {
+            self.deaths = self.world.deaths;
+            if !self.quiet {
+                self.check_durability();
+            }
+        }
     }
 
     fn act(&mut self, step: u32) -> bool {
@@ -276,6 +320,7 @@ impl Run {
             STEP_QUIET => {
                 self.quiet = true;
                 self.gives_up = now + CONVERGENCE;
+                self.patience = now + CONVERGENCE / 4;
                 faults::end(&mut self.world);
                 self.world.events.at(now + LOOK, Step(STEP_LOOK));
             }
@@ -297,7 +342,10 @@ impl Run {
             }
             self.reading = true;
             self.read_everything();
-        } else if now > self.gives_up {
+        } else if now > self.patience && !self.reading {
+            self.stop_workloads();
+        }
+        if !lacking.is_empty() && now > self.gives_up {
             let lacking = lacking.join("; ");
             self.find(format!("not whole again after {CONVERGENCE:?}: {lacking}"));
             return true;
@@ -306,6 +354,20 @@ impl Run {
             .events
             .at(now + LOOK, crate::world::Event::Step(STEP_LOOK));
         false
+    }
+
+    /// With a tablet down for good, every operation on it takes its whole deadline.
+    fn stop_workloads(&mut self) {
+        for machine in self.clients.clone() {
+            let process = self.world.machines[machine].process;
+            let _ = process.and_then(|process| {
+                self.world.with(process, |node, _| {
+                    if let Node::Client(client) = node {
+                        client.workload_mut().stop();
+                    }
+                })
+            });
+        }
     }
 
     /// What is not as it should be in a cluster without faults.
@@ -422,12 +484,23 @@ impl Run {
     }
 
     fn read_everything(&mut self) {
-        let keys: Vec<Vec<u8>> = self
-            .world
-            .history
-            .keys()
+        // Nobody serves the tablets of a master that is dead.
+        let Some(coordinator) = inspect::recorded(&self.world, self.coordinator) else {
+            return;
+        };
+        let served = |table: TableId, key: &[u8]| {
+            let hash = key_hash(table, key);
+            !self.dead.keys().any(|dead| {
+                (inspect::tablets(&coordinator, *dead).iter())
+                    .any(|(t, first, last)| *t == table && (*first..=*last).contains(&hash))
+            })
+        };
+        let keys: Vec<Vec<u8>> = (self.world.history.keys())
+            .filter(|(place, _)| served(place.0, &place.1))
             .map(|(place, _)| place.1.clone())
             .collect();
+        let table = self.world.history.keys().next().map(|(place, _)| place.0);
+        let whole = self.dead.is_empty();
         let Some(process) = self
             .clients
             .first()
@@ -441,9 +514,12 @@ impl Run {
             .filter(|m| faults::is_master(&self.world, *m))
             .count();
         let writes = masters * 2 * segment / LAST_VALUE;
+        let last: Vec<u64> = (0..writes as u64)
+            .filter(|n| table.is_some_and(|table| served(table, format!("last{n}").as_bytes())))
+            .collect();
         self.world.with(process, |node, context| {
             if let Node::Client(client) = node {
-                for number in 0..writes {
+                for number in last {
                     let mut value = format!("last{number}-").into_bytes();
                     value.resize(LAST_VALUE, b'.');
                     let rules = RejectRules::default();
@@ -451,7 +527,9 @@ impl Run {
                     let write = Action::Write { value, rules };
                     client.workload_mut().add(Step::Key(key, write));
                 }
-                client.workload_mut().add(Step::Scan);
+                if whole {
+                    client.workload_mut().add(Step::Scan);
+                }
                 for key in keys {
                     client.workload_mut().add(Step::Key(key, Action::Read));
                 }
@@ -468,63 +546,74 @@ impl Run {
     /// Takes every master for dead, one at a time, and recovers its log from what backups hold.
     fn check_durability(&mut self) {
         faults::note_recovered(&mut self.world);
-        let down = faults::down(&self.world);
-        let wiped = self.world.wiped.len();
+        let down: BTreeSet<usize> = (faults::down(&self.world).into_iter())
+            .filter(|m| self.world.machines[*m].process.is_none())
+            .collect();
         let Some(coordinator) = inspect::recorded(&self.world, self.coordinator) else {
             return;
         };
-        for (machine, server) in inspect::living_masters(&self.world, &coordinator) {
-            let owned = self.owned(machine);
-            if owned.is_empty() {
-                continue;
+        let living = inspect::living_masters(&self.world, &coordinator);
+        let wiped = self.world.wiped.len();
+        for (_, server) in &living {
+            if let Some(record) = inspect::master_record(&coordinator, *server) {
+                self.check_master(&coordinator, &record, &down, wiped);
             }
-            let held = inspect::held(&mut self.world, server);
-            let Some(record) = inspect::master_record(&coordinator, server) else {
+        }
+        // Nobody makes up for what a dead master's replicas lose.
+        for (record, before) in self.dead.clone().into_values() {
+            let lost = self.world.losses - before;
+            self.check_master(&coordinator, &record, &down, lost);
+        }
+    }
+
+    fn check_master(
+        &mut self,
+        coordinator: &Coordinator,
+        record: &MasterRecord,
+        down: &BTreeSet<usize>,
+        lost: usize,
+    ) {
+        let owned = inspect::tablets(coordinator, record.master);
+        if owned.is_empty() {
+            return;
+        }
+        let held = inspect::held(&mut self.world, record.master);
+        let owns = |table: TableId, hash: KeyHash| {
+            (owned.iter()).any(|(t, first, last)| *t == table && (*first..=*last).contains(&hash))
+        };
+        // Frames that were lost count against the promise until they are made up for, though their
+        // machine may hold new ones by now. A killed process comes back with its frames: it may be
+        // taken for lost, or not.
+        let none = BTreeSet::new();
+        for (down, lost) in [(down, lost + down.len()), (&none, lost)] {
+            let Some(more) = (self.replicas - 1).checked_sub(lost) else {
                 continue;
             };
-            let owns = |table: TableId, hash: KeyHash| {
-                owned
-                    .iter()
-                    .any(|(t, first, last)| *t == table && (*first..=*last).contains(&hash))
-            };
-            // Frames that were lost count against the promise until they are made up for, though
-            // their machine may hold new ones by now. A killed process comes back with its frames:
-            // it may be taken for lost, or not.
-            let none = BTreeSet::new();
-            for (down, lost) in [(&down, wiped + down.len()), (&none, wiped)] {
-                let Some(more) = (self.replicas - 1).checked_sub(lost) else {
-                    continue;
-                };
-                match inspect::check_master(&self.world, &held, &record, &owns, down, more) {
-                    Ok(checked) => self.report.recoveries += checked,
-                    Err(why) => {
-                        let placement = inspect::placement(&self.world, machine);
-                        self.world
-                            .say(format_args!("-- {server:?} counts on {placement:?}"));
-                        for held in held {
-                            let infos: Vec<_> = held.replicas.iter().map(|(i, _)| brief(i)).collect();
-                            let (machine, text) = (held.machine, infos.join(", "));
-                            self.world.say(format_args!("-- machine {machine} holds {text}"));
-                        }
-                        return self.find(why.to_string());
-                    }
+            match inspect::check_master(&self.world, &held, record, &owns, down, more) {
+                Ok(checked) => self.report.recoveries += checked,
+                Err(why) => {
+                    self.show_held(record.master, &held);
+                    return self.find(why.to_string());
                 }
             }
         }
     }
 
-    fn owned(&self, machine: usize) -> Vec<(TableId, KeyHash, KeyHash)> {
-        self.world
-            .server(machine)
-            .and_then(|node| node.master())
-            .map(|master| {
-                master
-                    .tablets()
-                    .into_iter()
-                    .map(|grant| (grant.table, grant.first, grant.last))
-                    .collect()
-            })
-            .unwrap_or_default()
+    fn show_held(&mut self, master: ServerId, held: &[inspect::Held]) {
+        let machines: Vec<usize> = self.world.server_machines().collect();
+        for machine in machines {
+            if self.world.server(machine).is_some_and(|n| n.server() == master) {
+                let placement = inspect::placement(&self.world, machine);
+                self.world
+                    .say(format_args!("-- {master:?} counts on {placement:?}"));
+            }
+        }
+        for held in held {
+            let infos: Vec<_> = held.replicas.iter().map(|(i, _)| brief(i)).collect();
+            let (machine, text) = (held.machine, infos.join(", "));
+            self.world
+                .say(format_args!("-- machine {machine} holds {text}"));
+        }
     }
 
     /// The checks at the end.

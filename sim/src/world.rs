@@ -128,6 +128,8 @@ pub struct WorldConfig {
     pub delays: Delays,
     /// How long a sync of the coordinator's disk takes.
     pub sync: (u64, u64),
+    /// How long servers wait before they try again to reach each other.
+    pub reconnect: Duration,
     /// What of the trace is kept as text.
     pub lines: Lines,
 }
@@ -151,6 +153,10 @@ pub struct World {
     pub machines: Vec<Machine>,
     /// Losses of a machine's frames that are not made up for: the servers whose replicas they held.
     pub wiped: Vec<Vec<ServerId>>,
+    /// Processes that have died.
+    pub deaths: u64,
+    /// Times that frames were lost.
+    pub losses: usize,
     processes: BTreeMap<ProcessId, Running>,
     listeners: BTreeMap<String, ProcessId>,
     next_process: u32,
@@ -169,6 +175,8 @@ impl World {
             events: Events::default(),
             machines: Vec::new(),
             wiped: Vec::new(),
+            deaths: 0,
+            losses: 0,
             processes: BTreeMap::new(),
             listeners: BTreeMap::new(),
             next_process: 1,
@@ -216,6 +224,7 @@ impl World {
             boot,
             nonce: [0; 16],
             seed: 0,
+            reconnect: self.config.reconnect,
         };
         self.add(Role::Server(config), address, disk, boot)
     }
@@ -367,7 +376,9 @@ impl World {
             Event::Restart(machine) => self.start(machine),
             Event::Resume(process) => self.resume(process),
             Event::Net(event) => {
-                if self.network.happens(&event) {
+                if let Some(late) = self.network.postponed(self.events.now(), &event) {
+                    self.events.at(late, Event::Net(event));
+                } else if self.network.happens(&event) {
                     self.note(&event);
                     self.give(event.at(), Event::Net(event));
                 }
@@ -489,6 +500,7 @@ impl World {
             return;
         };
         let machine = running.machine;
+        self.deaths += 1;
         self.listeners.retain(|_, listening| *listening != process);
         let notice = match death {
             Death::Kill => (50, 2_000),
@@ -510,6 +522,7 @@ impl World {
                 let owners = former.into_iter().chain([node.server()]);
                 match node.into_frames() {
                     Some(frames) if death == Death::PowerLoss => {
+                        self.losses += 1;
                         self.wiped.push(owners.collect());
                         self.after_power_loss(machine, frames)
                     }

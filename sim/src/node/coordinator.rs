@@ -10,7 +10,6 @@ use std::collections::{BTreeMap, VecDeque};
 use ramkeep_coordinator::{Config, Coordinator, Output};
 use ramkeep_wire::coordinator::{Request, Settings};
 use ramkeep_wire::envelope::{Header, Kind};
-use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::order::{Command, Order, OrderReply};
 use ramkeep_wire::{Micros, Party, PeerId, ServerId, postcards};
 
@@ -167,9 +166,7 @@ impl CoordinatorNode {
     /// The disk has synced everything up to a slot.
     pub fn persisted(&mut self, context: &mut Context<'_>, index: u64) {
         self.journal.synced = self.journal.synced.max(index);
-        if !mutants::active(Mutant::AnswerBeforeSync) {
-            self.core.handle_persisted(context.now, index);
-        }
+        self.core.handle_persisted(context.now, index);
         self.act(context);
     }
 
@@ -320,9 +317,6 @@ impl CoordinatorNode {
             index,
         };
         context.events.at(context.events.now() + delay, event);
-        if mutants::active(Mutant::AnswerBeforeSync) {
-            self.core.handle_persisted(context.now, index);
-        }
     }
 
     fn order(

@@ -29,8 +29,6 @@ use crate::network::{ConnectionId, NetEvent};
 const TICK: Duration = Duration::from_millis(10);
 /// How long a coordinator may take to answer.
 const ASK_PATIENCE: Duration = Duration::from_secs(2);
-/// Between two attempts to reach the coordinator or a backup.
-const RECONNECT: Duration = Duration::from_millis(50);
 
 /// What a server process starts with.
 #[derive(Clone, Debug)]
@@ -49,6 +47,8 @@ pub struct ServerConfig {
     pub nonce: [u8; 16],
     /// Seeds the placement of replicas.
     pub seed: u64,
+    /// Between two attempts to reach the coordinator or a backup.
+    pub reconnect: Duration,
 }
 
 #[derive(Debug)]
@@ -268,7 +268,7 @@ impl ServerNode {
 
     fn backup_lost(&mut self, context: &Context<'_>, server: ServerId) {
         self.backups.remove(&server);
-        self.not_before.insert(server, context.now + RECONNECT);
+        self.not_before.insert(server, context.now + self.config.reconnect);
         if let Some(master) = &self.master {
             master.link_down(server);
         }
@@ -470,11 +470,12 @@ impl ServerNode {
 
     /// The connection to the coordinator is gone: who asked is told so, but enlisting goes on.
     fn coordinator_lost(&mut self, context: &mut Context<'_>) {
+        let not_before = context.now + self.config.reconnect;
         let link = &mut self.coordinator;
         link.connection = None;
         link.open = false;
         link.which += 1;
-        link.not_before = context.now + RECONNECT;
+        link.not_before = not_before;
         let (enlist, others): (Vec<_>, Vec<_>) = link
             .asks
             .drain(..)
@@ -498,7 +499,7 @@ impl ServerNode {
         };
         if matches!(response.answer, Answer::Refused(Refused::NotLeader { .. })) {
             asks[found].sent = None;
-            self.coordinator.not_before = context.now + RECONNECT;
+            self.coordinator.not_before = context.now + self.config.reconnect;
             if !matches!(asks[found].request, Request::Enlist(_)) {
                 let ask = asks.remove(found);
                 self.answer(context, &ask.request, None);
