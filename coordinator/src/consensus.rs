@@ -10,7 +10,8 @@
 //! 1. A command is decided only after `handle_persisted` of the slot that holds it.
 //! 2. Slots are decided in order, without gaps, each once.
 //! 3. One slot is under way at a time; what is proposed meanwhile goes into the next one together.
-//! 4. A ballot is used by one start of one peer only: its round is above all in the journal.
+//! 4. A slot fits a journal record: no command is longer than `MAX_COMMAND`.
+//! 5. A ballot is used by one start of one peer only: its round is above all in the journal.
 
 use std::collections::VecDeque;
 
@@ -18,7 +19,7 @@ use ramkeep_wire::{Ballot, PeerId};
 use serde::{Deserialize, Serialize};
 
 use crate::command::Command;
-use crate::limits::{MAX_BATCH, MAX_PROPOSALS};
+use crate::limits::{MAX_BATCH, MAX_COMMAND, MAX_PROPOSALS, MAX_PROPOSED_BYTES};
 
 /// What one slot holds: a batch of commands with the ballot of the leader who proposed it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +28,12 @@ pub struct Slot {
     pub ballot: Ballot,
     /// In the order in which they are applied.
     pub commands: Vec<Command>,
+}
+
+struct Proposal<T> {
+    command: Command,
+    origin: T,
+    bytes: usize,
 }
 
 struct UnderWay<T> {
@@ -40,7 +47,9 @@ struct UnderWay<T> {
 pub struct Consensus<T> {
     ballot: Ballot,
     decided: u64,
-    waiting: VecDeque<(Command, T)>,
+    waiting: VecDeque<Proposal<T>>,
+    /// Of the commands that wait.
+    waiting_bytes: usize,
     under_way: Option<UnderWay<T>>,
 }
 
@@ -64,6 +73,7 @@ impl<T> Consensus<T> {
             },
             decided,
             waiting: VecDeque::new(),
+            waiting_bytes: 0,
             under_way: None,
         }
     }
@@ -80,10 +90,10 @@ impl<T> Consensus<T> {
         self.decided
     }
 
-    /// Whether another command may be proposed now.
+    /// Whether another command may be proposed on a request.
     #[must_use]
     pub fn has_room(&self) -> bool {
-        self.waiting.len() < MAX_PROPOSALS
+        self.waiting.len() < MAX_PROPOSALS && self.waiting_bytes < MAX_PROPOSED_BYTES
     }
 
     /// Whether a slot is on its way to the disk.
@@ -93,15 +103,29 @@ impl<T> Consensus<T> {
     }
 
     /// Proposes a command.
+    ///
+    /// # Panics
+    /// When it is longer than `MAX_COMMAND`: whoever makes one judges what goes into it.
     pub fn propose(&mut self, command: Command, origin: T) {
-        self.waiting.push_back((command, origin));
+        let bytes = ramkeep_wire::postcards::encode(&command).len();
+        assert!(bytes <= MAX_COMMAND, "a command of {bytes} bytes");
+        self.waiting_bytes += bytes;
+        self.waiting.push_back(Proposal {
+            command,
+            origin,
+            bytes,
+        });
     }
 
     /// The next slot to persist: its index and bytes. Each is yielded once.
     pub fn poll_persist(&mut self) -> Option<(u64, Vec<u8>)> {
         if self.under_way.is_none() && !self.waiting.is_empty() {
             let count = self.waiting.len().min(MAX_BATCH);
-            let (commands, origins) = self.waiting.drain(..count).unzip();
+            let batch = self.waiting.drain(..count).map(|proposal| {
+                self.waiting_bytes -= proposal.bytes;
+                (proposal.command, proposal.origin)
+            });
+            let (commands, origins) = batch.unzip();
             self.under_way = Some(UnderWay {
                 index: self.decided + 1,
                 slot: Slot {
@@ -150,6 +174,44 @@ mod tests {
         let decided = group.handle_persisted(1).unwrap();
         assert_eq!(decided.commands, [(expire(1), 'a')]);
         assert!(group.handle_persisted(1).is_none(), "once only");
+    }
+
+    #[test]
+    fn what_waits_is_bounded_in_bytes_and_in_number() {
+        let longest = Command::CreateTable {
+            name: "n".repeat(MAX_COMMAND - 8),
+        };
+        let mut group = Consensus::new(PeerId(1), Ballot::default(), 0);
+        let mut count = 0;
+        while group.has_room() {
+            group.propose(longest.clone(), ());
+            count += 1;
+        }
+        assert!(
+            count <= MAX_PROPOSED_BYTES / (MAX_COMMAND - 8) + 1,
+            "{count}"
+        );
+        group.poll_persist().unwrap();
+        assert!(group.has_room(), "what waited is under way");
+
+        let mut group = Consensus::new(PeerId(1), Ballot::default(), 0);
+        for client in 0..MAX_PROPOSALS as u64 {
+            assert!(group.has_room());
+            group.propose(expire(client), ());
+        }
+        assert!(!group.has_room());
+    }
+
+    #[test]
+    fn the_longest_batch_fits_a_record() {
+        let mut group = Consensus::new(PeerId(1), Ballot::default(), 0);
+        for _ in 0..=MAX_BATCH {
+            let name = "n".repeat(MAX_COMMAND - 8);
+            group.propose(Command::CreateTable { name }, ());
+        }
+        let (index, bytes) = group.poll_persist().unwrap();
+        let mut record = Vec::new();
+        crate::journal::append_record(&mut record, index, &bytes).unwrap();
     }
 
     #[test]

@@ -22,7 +22,8 @@
 //!
 //! # Invariants
 //! 1. Records have consecutive indexes; what is read is a prefix of what was written.
-//! 2. Only a torn tail is cut off: bytes at the end with no whole record in or after them, as a
+//! 2. Indexes are below [`MAX_SLOT`], so that counting on never overflows.
+//! 3. Only a torn tail is cut off: bytes at the end with no whole record in or after them, as a
 //!    process killed while it wrote leaves them; they were never reported as persisted. Anything
 //!    else that does not fit is refused, not repaired.
 //!
@@ -41,6 +42,8 @@ pub const HEADER_LEN: usize = 44;
 /// Bytes of a record before its payload.
 pub const RECORD_HEADER_LEN: usize = 16;
 const SNAPSHOT_HEADER_LEN: usize = 52;
+/// No journal gets so far: a file that says so is not believed, whatever its checksum.
+pub const MAX_SLOT: u64 = 1 << 62;
 
 /// Whose disk it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +80,14 @@ pub enum JournalError {
         found: u64,
         /// The index that follows.
         expected: u64,
+    },
+    /// The slot that it goes on after can't be.
+    #[error("the {what} goes on after slot {slot}, which no coordinator reaches")]
+    Slot {
+        /// Journal or snapshot.
+        what: &'static str,
+        /// The slot it names.
+        slot: u64,
     },
     /// Over a limit.
     #[error("{what} of {len} bytes is over the limit of {limit}")]
@@ -163,6 +174,7 @@ pub fn read(bytes: &[u8]) -> Result<Journal, JournalError> {
     if bytes[HEADER_LEN - 4..HEADER_LEN] != crc.to_le_bytes() {
         return Err(JournalError::Checksum("journal's header"));
     }
+    check_slot("journal", after)?;
     let mut journal = Journal {
         owner,
         after,
@@ -249,10 +261,18 @@ pub fn read_snapshot(bytes: &[u8]) -> Result<(Owner, u64, &[u8]), JournalError> 
     check_snapshot_len(len)?;
     let fits = len == payload.len() as u64
         && crc32c::crc32c_append(crc32c::crc32c(&head[..48]), payload) == crc;
-    if fits {
-        Ok((owner, index, payload))
+    if !fits {
+        return Err(JournalError::Checksum("snapshot"));
+    }
+    check_slot("snapshot", index)?;
+    Ok((owner, index, payload))
+}
+
+fn check_slot(what: &'static str, slot: u64) -> Result<(), JournalError> {
+    if slot < MAX_SLOT {
+        Ok(())
     } else {
-        Err(JournalError::Checksum("snapshot"))
+        Err(JournalError::Slot { what, slot })
     }
 }
 
@@ -353,6 +373,21 @@ mod tests {
             read(&bytes),
             Err(JournalError::Checksum("journal's header"))
         );
+    }
+
+    #[test]
+    fn a_slot_that_nobody_reaches_is_refused() {
+        for slot in [MAX_SLOT, u64::MAX - 1, u64::MAX] {
+            let what = "journal";
+            let refused = Err(JournalError::Slot { what, slot });
+            assert_eq!(read(&header(OWNER, slot)), refused);
+            let what = "snapshot";
+            let refused = Err(JournalError::Slot { what, slot });
+            let bytes = snapshot(OWNER, slot, b"state").unwrap();
+            assert_eq!(read_snapshot(&bytes), refused);
+        }
+        let last = file(MAX_SLOT - 1, &[vec![1], vec![2]]);
+        assert_eq!(read(&last).unwrap().records.len(), 2);
     }
 
     #[test]

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use ramkeep_wire::limits::{MAX_PAYLOAD, MAX_TABLETS_PER_TABLE};
+use ramkeep_wire::limits::{
+    MAX_ADDRESS, MAX_PAYLOAD, MAX_REPLICAS, MAX_TABLE_NAME, MAX_TABLETS_PER_TABLE,
+};
 
 /// Addresses of one server.
 pub const MAX_ADDRESSES: usize = 4;
@@ -19,8 +21,12 @@ pub const MAX_CLIENTS: usize = 65_536;
 
 /// Commands that wait to be proposed; requests beyond are refused.
 pub const MAX_PROPOSALS: usize = 16_384;
+/// Bytes of the commands that wait to be proposed; requests beyond are refused.
+pub const MAX_PROPOSED_BYTES: usize = 4 << 20;
 /// Commands in one journal record.
 pub const MAX_BATCH: usize = 1_024;
+/// Longest command: an owner took all tablets of the largest table.
+pub const MAX_COMMAND: usize = MAX_TABLETS_PER_TABLE * TABLET_BYTES + COMMAND_BYTES;
 /// Largest payload of a journal record.
 pub const MAX_RECORD: usize = 64 << 20;
 /// Largest snapshot of the state.
@@ -61,8 +67,16 @@ pub(crate) const TABLE_BYTES: usize = 5 + 3 + 3;
 /// Most bytes of a server beside its addresses.
 pub(crate) const SERVER_BYTES: usize = 10 + 2 + 3 + 1 + 11;
 
+/// Most bytes of a command beside its tablets, addresses, name or backups.
+const COMMAND_BYTES: usize = 256;
+
 // A tablet map carries all tables and the addresses of owners.
 const _: () = assert!(MAX_MAP_BYTES + MAX_LIST_BYTES + 1_024 < MAX_PAYLOAD);
 // The largest table fits.
 const _: () = assert!(MAX_TABLETS_PER_TABLE * TABLET_BYTES + 1_024 < MAX_MAP_BYTES);
 const _: () = assert!(SNAPSHOT_AFTER < MAX_RECORD);
+// What a request may bring fits a command, and a full batch of the longest ones fits a record.
+const _: () = assert!(MAX_ADDRESSES * (MAX_ADDRESS + 2) + COMMAND_BYTES <= MAX_COMMAND);
+const _: () = assert!(MAX_TABLE_NAME + COMMAND_BYTES <= MAX_COMMAND);
+const _: () = assert!(MAX_REPLICAS * 10 + COMMAND_BYTES <= MAX_COMMAND);
+const _: () = assert!(MAX_BATCH * MAX_COMMAND + COMMAND_BYTES <= MAX_RECORD);

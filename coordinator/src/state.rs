@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::command::{Applied, Command, Outcome};
 pub use clients::Clients;
+pub(crate) use servers::check_enlist;
 pub use servers::{RecordedEpoch, Server, Servers};
 pub use tables::{TableRecord, Tables};
 

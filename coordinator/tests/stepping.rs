@@ -4,11 +4,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ramkeep_coordinator::core::default_settings;
-use ramkeep_coordinator::limits::{CLIENT_LEASE, SNAPSHOT_AFTER};
+use ramkeep_coordinator::limits::{CLIENT_LEASE, MAX_ADDRESSES, SNAPSHOT_AFTER};
 use ramkeep_coordinator::{Config, Coordinator, Output};
 use ramkeep_wire::coordinator::{
     Answer, Enlist, Heartbeat, Refused, Request, Roles, ServerState, TabletState,
 };
+use ramkeep_wire::limits::{MAX_ADDRESS, MAX_REPLICAS, MAX_TABLE_NAME};
 use ramkeep_wire::order::{Command, Order, OrderReply};
 use ramkeep_wire::{
     Ballot, BootId, ListVersion, LogPosition, MapVersion, Micros, Party, PeerId, ReplicationEpoch,
@@ -305,6 +306,44 @@ fn what_was_answered_is_there_after_a_restart() {
     assert_eq!(world.core.state().server_list(), before.server_list());
     assert_eq!(world.core.state().constants(), before.constants());
     assert_eq!(world.enlist(1), server, "its nonce is known");
+}
+
+#[test]
+fn what_is_over_a_limit_never_reaches_the_journal() {
+    let mut world = World::new();
+    let server = world.up(1);
+    let before = world.persists;
+    let long = "n".repeat(MAX_TABLE_NAME + 1);
+    for request in [
+        Request::CreateTable { name: long.clone() },
+        Request::DropTable { name: long },
+    ] {
+        let answer = world.answer(request);
+        assert_eq!(answer, Answer::Refused(Refused::TableName));
+    }
+    let Request::Enlist(usual) = enlist(2) else {
+        unreachable!("an enlistment");
+    };
+    for addresses in [
+        Vec::new(),
+        vec!["127.0.0.1:1".to_owned(); MAX_ADDRESSES + 1],
+        vec!["a".repeat(MAX_ADDRESS + 1)],
+    ] {
+        let request = Enlist {
+            addresses,
+            ..usual.clone()
+        };
+        let answer = world.answer(Request::Enlist(request));
+        assert!(matches!(answer, Answer::Refused(Refused::Invalid(_))));
+    }
+    let answer = world.answer(Request::RecordEpoch {
+        master: server,
+        segment: SegmentId(1),
+        epoch: ReplicationEpoch(1),
+        backups: (2..).map(ServerId).take(MAX_REPLICAS + 1).collect(),
+    });
+    assert!(matches!(answer, Answer::Refused(Refused::Invalid(_))));
+    assert_eq!(world.persists, before);
 }
 
 #[test]

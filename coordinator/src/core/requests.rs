@@ -3,13 +3,14 @@
 use ramkeep_wire::coordinator::{
     Answer, ClusterStatus, Heartbeat, Refused, Request, ServerReport, ServerState,
 };
-use ramkeep_wire::limits::{MAX_PAYLOAD, MAX_TABLE_NAME};
+use ramkeep_wire::limits::{MAX_PAYLOAD, MAX_REPLICAS, MAX_TABLE_NAME};
 use ramkeep_wire::{ClientId, Micros, Party, ServerId, TableId};
 
 use super::waiting::Wanted;
 use super::{Coordinator, Origin};
 use crate::command::Command;
 use crate::limits::CLIENT_LEASE;
+use crate::state::check_enlist;
 
 impl Coordinator {
     /// A request came in. Its answer comes as [`super::Output::Reply`] with `token`, now or later.
@@ -51,6 +52,9 @@ impl Coordinator {
     }
 
     fn propose_request(&mut self, token: u64, request: Request) {
+        if let Err(why) = fits(&request) {
+            return self.refuse(token, why);
+        }
         if !self.consensus.has_room() {
             return self.refuse(token, Refused::Limit("commands under way".into()));
         }
@@ -214,6 +218,22 @@ impl Coordinator {
             status.servers.iter_mut().for_each(|s| s.heartbeat = None);
         }
         self.reply(token, Answer::Status(Box::new(status)));
+    }
+}
+
+/// What would be refused for its size whatever the state is, is not put into the journal first.
+fn fits(request: &Request) -> Result<(), Refused> {
+    match request {
+        Request::Enlist(enlist) => check_enlist(enlist),
+        Request::CreateTable { name } | Request::DropTable { name }
+            if name.len() > MAX_TABLE_NAME =>
+        {
+            Err(Refused::TableName)
+        }
+        Request::RecordEpoch { backups, .. } if backups.len() > MAX_REPLICAS => Err(
+            Refused::Invalid(format!("{} backups for a segment", backups.len())),
+        ),
+        _ => Ok(()),
     }
 }
 

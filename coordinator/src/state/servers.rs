@@ -359,7 +359,8 @@ impl State {
     }
 }
 
-fn check_enlist(request: &Enlist) -> Result<(), Refused> {
+/// What can be judged of an enlistment by itself. Also judged before it is proposed.
+pub(crate) fn check_enlist(request: &Enlist) -> Result<(), Refused> {
     let refuse = |why: &str| Err(Refused::Invalid(why.into()));
     if !request.roles.master && !request.roles.backup {
         return refuse("a server is a master, a backup or both");
