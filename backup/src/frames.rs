@@ -13,8 +13,8 @@ use ramkeep_wire::{
 };
 
 use crate::layout::{
-    CERTIFICATE_SLOT, Geometry, HEADER, Header, LayoutError, SLOT_SEQUENCE, SUPERBLOCK_SEQUENCE,
-    SUPERBLOCK_SLOT, Slot, Superblock,
+    CERTIFICATE_SLOT, Geometry, HEADER, Header, LayoutError, MAX_SEQUENCE, SLOT_SEQUENCE,
+    SUPERBLOCK_SEQUENCE, SUPERBLOCK_SLOT, Slot, Superblock,
 };
 use crate::store::{Area, FrameStore};
 
@@ -179,13 +179,11 @@ impl<S: FrameStore> Frames<S> {
         found
     }
 
-    /// The highest number in a frame's slots that may once have counted. Damage can make it absurd;
-    /// then it is not believed.
+    /// The highest number in a frame's slots that may once have counted.
     fn torn_sequence(&self, index: u32) -> u64 {
-        const ABSURD: u64 = 1 << 62;
-        let number = |slot| self.slot_sequence(index, slot);
-        let highest = number(0).max(number(1));
-        if highest < ABSURD { highest } else { 0 }
+        let numbers = [0, 1].map(|slot| self.slot_sequence(index, slot));
+        let possible = numbers.into_iter().filter(|number| *number < MAX_SEQUENCE);
+        possible.max().unwrap_or(0)
     }
 
     fn slot_sequence(&self, index: u32, slot: usize) -> u64 {

@@ -24,7 +24,8 @@
 //!    sequence number is the state. So a slot can be rewritten while the other one holds (SAFETY 15).
 //! 2. A certificate slot names its replica itself: a frame that is used again can't lend an old
 //!    certificate to a new replica, and there is no identity apart that could disagree.
-//! 3. Sequence numbers are never used twice in one file. 0 means that nothing is there.
+//! 3. Sequence numbers are never used twice in one file. 0 means that nothing is there; one of
+//!    [`MAX_SEQUENCE`] or more is not believed, so that counting on never overflows.
 
 use ramkeep_wire::bytes::{Reader, Short, Writer};
 use ramkeep_wire::limits::SEGMENT_SIZE;
@@ -36,6 +37,8 @@ use ramkeep_wire::{
 pub const MAGIC: [u8; 8] = *b"RKFRAMES";
 /// The layout drawn above. Changed with every change of it.
 pub const FORMAT: u32 = 1;
+/// Sequence numbers lie below: no file lives long enough to count so far.
+pub const MAX_SEQUENCE: u64 = 1 << 62;
 /// Unit of everything in the file.
 pub const PAGE: usize = 4096;
 /// Where superblock slot 1 starts; slot 0 starts the file.
@@ -211,7 +214,7 @@ impl Superblock {
             return Err(LayoutError::Impossible("bytes that should be zero"));
         }
         let sequence = reader.u64()?;
-        if sequence == 0 {
+        if sequence == 0 || sequence >= MAX_SEQUENCE {
             return Err(LayoutError::Impossible("sequence number"));
         }
         Ok(Self {
@@ -308,6 +311,9 @@ impl Slot {
             return Err(LayoutError::Empty);
         }
         check(&bytes, SLOT_CRC)?;
+        if sequence >= MAX_SEQUENCE {
+            return Err(LayoutError::Impossible("sequence number"));
+        }
         let (master, segment) = (ServerId(reader.u64()?), SegmentId(reader.u64()?));
         let (epoch, length) = (ReplicationEpoch(reader.u32()?), reader.u32()?);
         let boot = BootId(reader.array()?);

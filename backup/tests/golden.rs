@@ -1,7 +1,9 @@
 //! The frame file's bytes, pinned: a change of them is a change of the format.
 #![allow(clippy::unwrap_used, reason = "a failed step of a test is its failure")]
 
-use ramkeep_backup::layout::{Geometry, Header, LayoutError, SLOT_LEN, Slot, Superblock};
+use ramkeep_backup::layout::{
+    Geometry, Header, LayoutError, MAX_SEQUENCE, SLOT_LEN, Slot, Superblock,
+};
 use ramkeep_wire::*;
 
 const SUPERBLOCK: &str = include_str!("golden/superblock.hex");
@@ -82,7 +84,9 @@ fn forged<const N: usize>(mut bytes: [u8; N], at: usize, field: &[u8]) -> [u8; N
 
 #[test]
 fn impossible_values_are_refused_by_name() {
-    let superblocks: [(usize, &[u8], LayoutError); 8] = [
+    let reached = LayoutError::Impossible("sequence number");
+    let (too_far, most) = (MAX_SEQUENCE.to_le_bytes(), u64::MAX.to_le_bytes());
+    let superblocks: [(usize, &[u8], LayoutError); 10] = [
         (0, b"X", LayoutError::Foreign),
         (8, &[2], LayoutError::Format(2)),
         (
@@ -90,7 +94,9 @@ fn impossible_values_are_refused_by_name() {
             &[1],
             LayoutError::Impossible("bytes that should be zero"),
         ),
-        (16, &[0; 8], LayoutError::Impossible("sequence number")),
+        (16, &[0; 8], reached),
+        (16, &too_far, reached),
+        (16, &most, reached),
         (68, &[0; 4], LayoutError::Impossible("number of frames")),
         (68, &[0xff; 4], LayoutError::Impossible("number of frames")),
         (72, &[1], LayoutError::Impossible("size of a segment")),
@@ -102,8 +108,10 @@ fn impossible_values_are_refused_by_name() {
     }
     let name = LayoutError::Impossible("name of a replica");
     let state = LayoutError::Impossible("state of a replica");
-    let slots: [(usize, &[u8], LayoutError); 7] = [
+    let slots: [(usize, &[u8], LayoutError); 9] = [
         (0, &[0; 8], LayoutError::Empty),
+        (0, &too_far, reached),
+        (0, &most, reached),
         (8, &[0; 8], name),
         (16, &[0; 8], name),
         (

@@ -4,7 +4,10 @@
 mod common;
 
 use common::*;
-use ramkeep_backup::{Area, Backup, FramesError, Geometry, MemoryStore};
+use ramkeep_backup::layout::{
+    CERTIFICATE_SLOT, HEADER, Header, LayoutError, SUPERBLOCK_SLOT, Slot, Superblock,
+};
+use ramkeep_backup::{Area, Backup, FrameStore, FramesError, Geometry, MemoryStore};
 use ramkeep_wire::backup::{BackupRequest, BackupResponse};
 use ramkeep_wire::replicate::ReplicateStatus::*;
 use ramkeep_wire::*;
@@ -86,6 +89,42 @@ fn lost_memory_is_no_replica() {
         (proved(&mut found, &segment), found.replaces()),
         (None, None)
     );
+}
+
+#[test]
+fn a_forged_number_is_not_counted_on_from() {
+    let (running, segment) = with_replica(300);
+    let mut store = running.into_store();
+    let page = store.bytes(Area::Frame(0))[..HEADER].to_vec();
+    let (slot, active) = Header::read(&page, SIZE).state.expect("a replica");
+    let forged = Slot {
+        sequence: u64::MAX,
+        ..slot
+    };
+    let other = (1 - active) * CERTIFICATE_SLOT;
+    store.write(Area::Frame(0), other, &forged.to_bytes());
+    let mut found = reopen(store);
+    assert_eq!(found.damaged(), 1);
+    assert!(proved(&mut found, &segment).is_some(), "the true state");
+    let mut next = Segment::new(MASTER, 2);
+    next.grow(100);
+    assert_eq!(send(&mut found, &next, 0, OPEN).status, Done);
+    let mut found = restart(found);
+    assert!(proved(&mut found, &next).is_some(), "counted on from it");
+
+    let mut store = found.into_store();
+    let (superblock, _) = Superblock::choose(store.bytes(Area::Superblock)).unwrap();
+    let forged = Superblock {
+        sequence: u64::MAX,
+        ..superblock
+    };
+    for at in [0, SUPERBLOCK_SLOT] {
+        store.write(Area::Superblock, at, &forged.to_bytes());
+    }
+    store.revive();
+    let error = Backup::open(store, BOOT, NOW).expect_err("no true superblock");
+    let impossible = LayoutError::Impossible("sequence number");
+    assert_eq!(error, FramesError::Superblock(impossible));
 }
 
 #[test]
