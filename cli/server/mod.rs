@@ -158,7 +158,7 @@ async fn serve(args: &ServerArgs, pool: &WorkerPool, output: Output) -> Result<(
         pid: std::process::id(),
         address: addresses.into_iter().next().unwrap_or_default(),
     };
-    let mut running = begin(args, enlisted, &identity, backup, &control)?;
+    let mut running = begin(args, pool, enlisted, &identity, backup, &control)?;
     // Known to the coordinator by now; that nobody reads this line is no reason to end.
     drop(output.line(announcement.text(), &announcement.json()));
     tokio::select! {
@@ -233,6 +233,7 @@ type Running = Pin<Box<dyn Future<Output = ControlEnd>>>;
 /// Starts what serves.
 fn begin(
     args: &ServerArgs,
+    pool: &WorkerPool,
     enlisted: Enlisted,
     identity: &Identity,
     backup: Option<BackupService>,
@@ -265,7 +266,10 @@ fn begin(
         heartbeat,
         complete: complete(backup),
     };
-    Ok(Box::pin(run_control(shell, config)))
+    // On a worker: the connections to backups belong to its runtime, so that a thread of their own
+    // isn't woken for every acknowledgement that a session has polled already.
+    let running = pool.runtime().spawn(run_control(shell, config));
+    Ok(Box::pin(async move { running.await.unwrap_or(ControlEnd::Stopped) }))
 }
 
 /// Adds the backup's part and the process's to the master's report.

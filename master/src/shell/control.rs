@@ -12,8 +12,6 @@ use ramkeep_wire::{Party, ServerId};
 use super::MasterShell;
 use super::coordinators::Coordinators;
 
-/// Sessions that polled the links so recently are trusted to go on.
-const SESSIONS_DRIVE: Duration = Duration::from_millis(1);
 /// How often time is let pass.
 const TICK: Duration = Duration::from_millis(10);
 /// Between two attempts to connect to a backup.
@@ -35,6 +33,9 @@ pub enum ControlEnd {
     /// The coordinator decided that this server is dead; it must not go on under this identity.
     #[error("this server was decided crashed; start it again to join as a new one")]
     Fenced,
+    /// The runtime under it has ended.
+    #[error("the server's workers have ended")]
+    Stopped,
 }
 
 /// Between two looks for memory that will be needed next.
@@ -139,7 +140,7 @@ async fn connect(shell: &Arc<MasterShell>, server: ServerId, addresses: &[String
     };
     let link = shell.links.add(&shell.master, server, link);
     shell.pump(clock::now());
-    while readable(shell, &link).await {
+    while link.ready().await {
         let now = clock::now();
         if shell.links.receive_from(now, &shell.master, &link) {
             shell.pump(now);
@@ -148,18 +149,6 @@ async fn connect(shell: &Arc<MasterShell>, server: ServerId, addresses: &[String
     tracing::info!(%server, "the connection to a backup broke");
     shell.links.remove(&shell.master, &link);
     shell.pump(clock::now());
-}
-
-/// Waits until there may be something to receive; false once the link is closed. While sessions
-/// poll the links anyway it stays off them: each acknowledgement would wake this task for nothing.
-async fn readable(shell: &MasterShell, link: &BackupLink) -> bool {
-    while shell.driven_within(clock::now(), SESSIONS_DRIVE) {
-        tokio::time::sleep(SESSIONS_DRIVE).await;
-        if link.is_closed() {
-            return false;
-        }
-    }
-    link.ready().await
 }
 
 async fn connect_any(shell: &MasterShell, server: ServerId, addresses: &[String]) -> Option<Link> {

@@ -33,8 +33,6 @@ pub struct MasterShell {
     holders: AtomicUsize,
     /// Times that all holders were woken.
     wakes: AtomicU64,
-    /// When a session last polled the links to backups.
-    driven: AtomicU64,
     /// Has this server's own backup fence a master.
     fence: OnceLock<Box<dyn Fn(ServerId) + Send + Sync>>,
 }
@@ -59,7 +57,6 @@ impl MasterShell {
             holding: Mutex::new(Vec::new()),
             holders: AtomicUsize::new(0),
             wakes: AtomicU64::new(0),
-            driven: AtomicU64::new(0),
             fence: OnceLock::new(),
         })
     }
@@ -103,13 +100,7 @@ impl MasterShell {
 
     /// Takes in acknowledgements and draws the conclusions.
     fn drive(&self, now: Micros) -> bool {
-        self.driven.store(now.0, Ordering::Relaxed);
         self.links.receive(now, &self.master) && self.pump(now)
-    }
-
-    /// Whether a session polled the links to backups in the time before `now`.
-    fn driven_within(&self, now: Micros, time: Duration) -> bool {
-        now.since(Micros(self.driven.load(Ordering::Relaxed))) < time
     }
 
     /// Has `wake` called once, when more has become durable. Look again after this: it may have
