@@ -156,6 +156,13 @@ pub struct Batch<'a> {
 
 /// Codes of kinds lie below this.
 pub(crate) const KIND_CODES: usize = 64;
+const _: () = {
+    let mut at = 0;
+    while at < Kind::ALL.len() {
+        assert!((Kind::ALL[at] as usize) < KIND_CODES);
+        at += 1;
+    }
+};
 /// Where a header has the kind's code.
 const KIND_OFFSET: usize = 6;
 

@@ -30,8 +30,9 @@ pub trait Service: Send + Sync + 'static {
 pub trait Session: Send {
     /// Handles the envelopes that came in one read, appending replies (whole envelopes) to `out`.
     ///
-    /// Envelopes may be left in the batch only while replies are held or more than
-    /// `limits::MAX_UNSENT` bytes are in `out`; they are offered again when that has changed.
+    /// No envelope is taken once more than `limits::MAX_UNSENT` bytes are in `out`: the rest of the
+    /// batch is left. Envelopes may be left only then and while replies are held; they are offered
+    /// again when that has changed.
     ///
     /// # Errors
     /// A refusal is sent to the peer, and the connection closed.

@@ -5,6 +5,7 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read, Write};
+use std::net::Shutdown;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
@@ -93,6 +94,88 @@ fn a_peer_that_never_reads_is_not_read_from_for_ever() {
         assert_eq!(raw.receive().unwrap().1, [7; 60_000]);
     }
     writing.join().unwrap();
+}
+
+/// Echoes, and counts how often it was called in vain: when its replies leave no room.
+struct Counting {
+    in_vain: Arc<AtomicU64>,
+}
+
+impl Session for Counting {
+    fn handle_batch(
+        &mut self,
+        _now: Micros,
+        batch: &mut Batch<'_>,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Refusal> {
+        if out.len() > MAX_UNSENT {
+            self.in_vain.fetch_add(1, Ordering::SeqCst);
+        }
+        while out.len() <= MAX_UNSENT {
+            let Some(request) = batch.next() else { break };
+            envelope::append(out, request.header.reply(Kind::OrderReply), request.payload);
+        }
+        Ok(())
+    }
+
+    fn poll(&mut self, _now: Micros, _out: &mut Vec<u8>) -> bool {
+        false
+    }
+
+    fn holds(&self) -> bool {
+        false
+    }
+}
+
+#[test]
+fn a_session_without_room_is_not_called_while_its_peer_reads_slowly() {
+    const REQUESTS: usize = 500;
+    let in_vain = Arc::<AtomicU64>::default();
+    let counted = in_vain.clone();
+    let service = Arc::new(move |_: &Peer, _: Wake| -> Box<dyn Session> {
+        Box::new(Counting {
+            in_vain: counted.clone(),
+        })
+    });
+    let router = Router::new().route(&[Kind::Order], service);
+    let server = Server::routed(PollMode::Adaptive, router);
+    let mut raw = Raw::open(&server.address);
+    let mut writer = raw.0.try_clone().unwrap();
+    let writing = std::thread::spawn(move || {
+        let request = enveloped(Kind::Order, &[7; 100_000]);
+        for _ in 0..REQUESTS {
+            writer.write_all(&request).unwrap();
+        }
+    });
+    for _ in 0..REQUESTS {
+        // One at a time, so that the server's queue stays about full.
+        assert_eq!(raw.receive().unwrap().1, [7; 100_000]);
+    }
+    writing.join().unwrap();
+    assert_eq!(in_vain.load(Ordering::SeqCst), 0);
+}
+
+#[test]
+fn a_peer_that_ended_its_side_gets_what_is_unsent() {
+    const REQUESTS: usize = 300;
+    let server = Server::start(PollMode::Adaptive);
+    let mut raw = Raw::open(&server.address);
+    let mut writer = raw.0.try_clone().unwrap();
+    let writing = std::thread::spawn(move || {
+        for _ in 0..REQUESTS {
+            writer
+                .write_all(&enveloped(Kind::Order, &[7; 60_000]))
+                .unwrap();
+        }
+        writer.shutdown(Shutdown::Write).unwrap();
+    });
+    // As slow as the other side's end of the writing, and then more: replies are left over.
+    for _ in 0..REQUESTS / 3 {
+        assert_eq!(raw.receive().unwrap().1.len(), 60_000);
+    }
+    let rest = raw.receive_all();
+    writing.join().unwrap();
+    assert_eq!(rest.len(), REQUESTS - REQUESTS / 3);
 }
 
 /// Holds every reply until a number has been released that is at least the request's.
@@ -218,6 +301,34 @@ fn a_connection_carries_several_services() {
     }
     assert!(expected.is_empty());
     assert_eq!(held, 100);
+}
+
+#[test]
+fn a_peer_that_ended_its_side_gets_what_was_held() {
+    for mode in [PollMode::Adaptive, PollMode::Never] {
+        let (server, released, requests) = holding_server(mode);
+        let mut raw = Raw::open(&server.address);
+        let request = enveloped(Kind::CoordinatorRequest, b"x").repeat(3);
+        raw.0.write_all(&request).unwrap();
+        raw.0.shutdown(Shutdown::Write).unwrap();
+        for _ in 0..3 {
+            requests.recv_timeout(PATIENCE).unwrap();
+        }
+        released.store(u64::MAX, Ordering::SeqCst);
+        assert_eq!(raw.receive_all().len(), 3, "{mode}");
+    }
+}
+
+#[test]
+fn a_peer_that_ended_its_side_is_not_waited_for_for_ever() {
+    let (server, _released, requests) = holding_server(PollMode::Adaptive);
+    let mut raw = Raw::open(&server.address);
+    raw.0
+        .write_all(&enveloped(Kind::CoordinatorRequest, b"x"))
+        .unwrap();
+    raw.0.shutdown(Shutdown::Write).unwrap();
+    requests.recv_timeout(PATIENCE).unwrap();
+    assert!(raw.receive().is_none(), "closed, its reply still held");
 }
 
 #[tokio::test]

@@ -27,6 +27,9 @@ macro_rules! kinds {
         pub enum Kind { $($(#[$doc])* $name = $code),+ }
 
         impl Kind {
+            /// All kinds, in the order of their codes.
+            pub const ALL: &'static [Self] = &[$(Self::$name),+];
+
             /// The kind with this code.
             #[must_use]
             pub fn from_code(code: u16) -> Option<Self> {

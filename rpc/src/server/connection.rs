@@ -2,9 +2,11 @@
 //!
 //! # Invariants
 //! 1. All whole envelopes of one read are handled in one go, and their replies go out together.
-//! 2. While more than `MAX_UNSENT` bytes of replies are unsent, nothing is read.
+//! 2. While more than `MAX_UNSENT` bytes of replies are in the send queue, nothing is read and no
+//!    session is offered anything: what it would see as full is full.
 //! 3. It sleeps only when the socket was seen empty after the readiness it sleeps on was cleared,
 //!    so that no bytes and no wake are missed.
+//! 4. A peer that sends nothing more still gets its replies, within [`HALF_CLOSED_GRACE`].
 
 use std::future::poll_fn;
 use std::io;
@@ -28,8 +30,10 @@ use crate::send::SendQueue;
 use crate::service::{Peer, Session, UNROUTED};
 use crate::socket::{Moved, Socket, Unwatched};
 
-/// Between two looks at a connection that is stopping.
-const STOPPING_TICK: Duration = Duration::from_millis(1);
+/// Between two looks at a connection that is about to end.
+const ENDING_TICK: Duration = Duration::from_millis(1);
+/// How long replies may take that are held or unsent when the peer has ended its side.
+const HALF_CLOSED_GRACE: Duration = Duration::from_secs(5);
 
 pub(super) struct Connection {
     socket: Socket,
@@ -52,8 +56,10 @@ pub(super) struct Connection {
 
 /// Why a connection ends.
 enum End {
-    /// The peer closed it, or it broke.
-    Gone(Option<io::Error>),
+    /// The peer sends nothing more: it closed, or ended its side and waits for replies.
+    Silent,
+    /// It broke.
+    Gone(io::Error),
     /// The peer said why it closes.
     Told(Refusal),
     /// This side refuses.
@@ -62,7 +68,7 @@ enum End {
 
 impl From<io::Error> for End {
     fn from(error: io::Error) -> Self {
-        Self::Gone(Some(error))
+        Self::Gone(error)
     }
 }
 
@@ -126,10 +132,14 @@ impl Connection {
     async fn run(mut self) {
         let end = loop {
             if self.shared.stopping.load(Ordering::Acquire) {
-                self.finish_held().await;
+                self.finish_held(self.shared.stop_by()).await;
                 break End::Refuse(Refusal::Stopping);
             }
             match self.turn() {
+                Err(End::Silent) => {
+                    self.finish_held(clock::now() + HALF_CLOSED_GRACE).await;
+                    break End::Silent;
+                }
                 Err(end) => break end,
                 Ok(Some(now)) => {
                     self.pace.traffic(now);
@@ -174,7 +184,7 @@ impl Connection {
         }
         if self.may_read() && !self.unseen && !self.left {
             match self.received.fill(&self.socket)? {
-                Moved::Bytes(0) => return Err(End::Gone(None)),
+                Moved::Bytes(0) => return Err(End::Silent),
                 Moved::Bytes(_) => self.unseen = true,
                 Moved::Blocked => {}
             }
@@ -182,8 +192,8 @@ impl Connection {
         if self.may_read() && (self.unseen || self.left) {
             let now = clock::now();
             let outcome = self.handle(now);
-            self.out.flush(&self.socket)?;
-            if outcome? {
+            let flushed = self.out.flush(&self.socket)?;
+            if outcome? || flushed > 0 {
                 moved = Some(now);
             }
         }
@@ -191,7 +201,7 @@ impl Connection {
     }
 
     fn may_read(&self) -> bool {
-        self.out.unsent() <= MAX_UNSENT
+        self.out.occupied() <= MAX_UNSENT
     }
 
     fn holds(&self) -> bool {
@@ -241,7 +251,7 @@ impl Connection {
                 outcome = Err(End::Refuse(refusal));
                 break;
             }
-            if batch.taken() == before || self.out.unsent() > MAX_UNSENT {
+            if batch.taken() == before || self.out.occupied() > MAX_UNSENT {
                 break;
             }
         }
@@ -308,27 +318,27 @@ impl Connection {
         }
     }
 
-    /// Lets held replies go out until the deadline of the stop.
-    async fn finish_held(&mut self) {
-        let stop_by = self.shared.stop_by();
+    /// Lets held replies go out, until `by` or the deadline of a stop.
+    async fn finish_held(&mut self, by: Micros) {
         loop {
             let now = clock::now();
             self.poll_sessions(now);
             if self.out.flush(&self.socket).is_err() {
                 return;
             }
-            if (!self.holds() && self.out.unsent() == 0) || now >= stop_by {
+            let by = by.min(self.shared.stop_by());
+            if (!self.holds() && self.out.unsent() == 0) || now >= by {
                 return;
             }
-            tokio::time::sleep(STOPPING_TICK).await;
+            tokio::time::sleep(ENDING_TICK).await;
         }
     }
 
     async fn end(mut self, end: End) {
         let address = &self.peer.address;
         match end {
-            End::Gone(None) => tracing::debug!(%address, "the peer closed"),
-            End::Gone(Some(error)) => tracing::debug!(%address, %error, "the connection broke"),
+            End::Silent => tracing::debug!(%address, "the peer closed"),
+            End::Gone(error) => tracing::debug!(%address, %error, "the connection broke"),
             End::Told(refusal) => tracing::info!(%address, %refusal, "the peer refused"),
             End::Refuse(refusal) => {
                 tracing::info!(%address, %refusal, "refused the peer");
