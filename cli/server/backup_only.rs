@@ -14,6 +14,7 @@ use ramkeep_rpc::{Batch, Peer, Service, Session, Wake};
 use ramkeep_wire::coordinator::{Answer, Heartbeat, Refused, Request, ServerList, ServerState};
 use ramkeep_wire::envelope::{self, Envelope, Kind};
 use ramkeep_wire::hello::Refusal;
+use ramkeep_wire::limits::MAX_UNSENT;
 use ramkeep_wire::order::{Command, Order, OrderReply, ServerStatus};
 use ramkeep_wire::{Ballot, Micros, ServerId, postcards};
 use tokio::time::MissedTickBehavior;
@@ -162,7 +163,11 @@ impl Session for BackupOnly {
         batch: &mut Batch<'_>,
         out: &mut Vec<u8>,
     ) -> Result<(), Refusal> {
-        batch.try_for_each(|envelope| self.0.answer(&envelope, out))
+        while out.len() <= MAX_UNSENT {
+            let Some(envelope) = batch.next() else { break };
+            self.0.answer(&envelope, out)?;
+        }
+        Ok(())
     }
 
     fn poll(&mut self, _: Micros, _: &mut Vec<u8>) -> bool {
@@ -177,7 +182,8 @@ impl Session for BackupOnly {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ramkeep_wire::{ListVersion, PeerId};
+    use ramkeep_wire::envelope::Header;
+    use ramkeep_wire::{ListVersion, Party, PeerId};
 
     fn order(round: u64, command: Command) -> Order {
         Order {
@@ -202,6 +208,22 @@ mod tests {
         };
         let reply = only.0.handle_order(order(1, Command::Probe));
         assert_eq!(reply, OrderReply::StaleBallot(newest));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_left_for_later() {
+        let mut only = BackupOnly::new(ServerId(3), ServerList::default(), None);
+        let header = Header::new(Kind::StatusRequest, 1, Party::NONE, Party::NONE);
+        let mut bytes = Vec::new();
+        envelope::append(&mut bytes, header, &[]);
+        let bytes = bytes.repeat(4);
+        let mut batch = Batch::new(&bytes);
+        let mut out = vec![0; MAX_UNSENT];
+        only.handle_batch(Micros(1), &mut batch, &mut out).unwrap();
+        assert_eq!(batch.taken(), bytes.len() / 4, "the one that fills it");
+        out.clear();
+        only.handle_batch(Micros(1), &mut batch, &mut out).unwrap();
+        assert_eq!(batch.taken(), bytes.len());
     }
 
     #[test]

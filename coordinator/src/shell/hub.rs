@@ -11,7 +11,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 
 use parking_lot::Mutex;
 use ramkeep_rpc::{Identity, Wake, clock};
-use ramkeep_wire::coordinator::{Answer, Refused, Response};
+use ramkeep_wire::coordinator::{Answer, Refused, Request, Response};
 use ramkeep_wire::envelope::{self, Header, Kind};
 use ramkeep_wire::limits::MAX_PAYLOAD;
 use ramkeep_wire::{ListVersion, Micros, ServerId, postcards};
@@ -130,21 +130,20 @@ impl Hub {
         }
     }
 
-    /// Requests of one session, in order.
-    pub(super) fn requests(
+    /// A request of a session.
+    pub(super) fn request(
         self: &Arc<Self>,
         now: Micros,
         session: u64,
-        requests: Vec<(Header, ramkeep_wire::coordinator::Request)>,
+        header: Header,
+        request: Request,
     ) {
         let mut inner = self.inner.lock();
-        for (header, request) in requests {
-            inner.next += 1;
-            let token = inner.next;
-            let reply = header.reply(Kind::CoordinatorResponse);
-            inner.asked.insert(token, (session, reply));
-            inner.core.handle_request(now, header.from, token, request);
-        }
+        inner.next += 1;
+        let token = inner.next;
+        let reply = header.reply(Kind::CoordinatorResponse);
+        inner.asked.insert(token, (session, reply));
+        inner.core.handle_request(now, header.from, token, request);
         self.pass_on(&mut inner);
     }
 

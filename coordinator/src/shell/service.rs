@@ -1,4 +1,8 @@
 //! Requests as they come in on connections.
+//!
+//! # Invariants
+//! 1. No request is taken while more than `MAX_UNSENT` bytes of answers wait for the connection, or
+//!    [`MAX_UNANSWERED`] requests for their answer: what one connection may have kept is bounded.
 
 use std::sync::Arc;
 
@@ -10,9 +14,13 @@ use ramkeep_wire::limits::MAX_UNSENT;
 use ramkeep_wire::{Micros, ServerId, postcards};
 
 use super::hub::{Hub, Outbox};
+use crate::limits::MAX_LIST_BYTES;
 
 /// Requests of one connection that are answered at the same time; more are left unread.
-const MAX_UNANSWERED: usize = 256;
+const MAX_UNANSWERED: usize = 48;
+
+// The largest answers that are not given at once carry the server list.
+const _: () = assert!(MAX_UNANSWERED * (MAX_LIST_BYTES + 1_024) <= 2 * MAX_UNSENT);
 
 /// Answers `CoordinatorRequest`.
 pub(super) struct RequestService {
@@ -52,28 +60,19 @@ impl Session for RequestSession {
         batch: &mut Batch<'_>,
         out: &mut Vec<u8>,
     ) -> Result<(), Refusal> {
-        let room = {
-            let outbox = self.outbox.lock();
-            let full = outbox.bytes.len() + out.len() > MAX_UNSENT;
-            if full {
-                0
-            } else {
-                MAX_UNANSWERED.saturating_sub(outbox.unanswered)
-            }
-        };
-        let mut requests = Vec::new();
-        while requests.len() < room {
+        self.poll(now, out);
+        while out.len() <= MAX_UNSENT && self.outbox.lock().unanswered < MAX_UNANSWERED {
             let Some(envelope) = batch.next() else { break };
             let request: Request = postcards::decode(envelope.payload)
                 .map_err(|malformed| Refusal::Malformed(malformed.to_string()))?;
             if let Request::Heartbeat(report) = &request {
                 self.server = Some(report.server);
             }
-            requests.push((envelope.header, request));
+            self.outbox.lock().unanswered += 1;
+            self.hub.request(now, self.id, envelope.header, request);
+            // Most are answered already, and count from here on.
+            self.poll(now, out);
         }
-        self.outbox.lock().unanswered += requests.len();
-        self.hub.requests(now, self.id, requests);
-        self.poll(now, out);
         Ok(())
     }
 
@@ -93,5 +92,106 @@ impl Session for RequestSession {
 impl Drop for RequestSession {
     fn drop(&mut self) {
         self.hub.close_session(self.id, self.server);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ramkeep_rpc::Identity;
+    use ramkeep_wire::coordinator::{Enlist, Roles};
+    use ramkeep_wire::envelope::{self, Header, Kind};
+    use ramkeep_wire::limits::{MAX_ADDRESS, MAX_PAYLOAD};
+    use ramkeep_wire::{BootId, ListVersion, Party, PeerId};
+
+    use super::*;
+    use crate::core::{Config, Coordinator, Output, default_settings};
+    use crate::limits::MAX_ADDRESSES;
+
+    const NOW: Micros = Micros(1);
+
+    fn enlist(nonce: u8) -> Request {
+        Request::Enlist(Enlist {
+            nonce: [nonce; 16],
+            roles: Roles {
+                master: true,
+                backup: true,
+            },
+            addresses: vec!["a".repeat(MAX_ADDRESS); MAX_ADDRESSES],
+            replaces: None,
+            boot: BootId([0; 16]),
+            frames: 1,
+            memory: 1,
+        })
+    }
+
+    /// A leader whose server list is about as long as any.
+    fn core() -> Coordinator {
+        let mut core = Coordinator::new(Config {
+            peer: PeerId(1),
+            address: String::new(),
+            settings: default_settings(),
+            entropy: [1; 32],
+        });
+        core.start(NOW);
+        for nonce in 0..u8::MAX {
+            while let Some(output) = core.poll_output() {
+                if let Output::Persist { index, .. } = output {
+                    core.handle_persisted(NOW, index);
+                }
+            }
+            core.handle_request(NOW, Party::NONE, 0, enlist(nonce));
+        }
+        core
+    }
+
+    fn asked(request: &Request, times: usize) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let header = Header::new(Kind::CoordinatorRequest, 1, Party::NONE, Party::NONE);
+        envelope::append(&mut bytes, header, &postcards::encode(request));
+        bytes.repeat(times)
+    }
+
+    /// Gives a session all of `bytes`; the largest that `out` ever was, and how much was taken.
+    fn largest_out(session: &mut dyn Session, bytes: &[u8]) -> (usize, usize) {
+        let (mut taken, mut largest) = (0, 0);
+        loop {
+            let mut batch = Batch::new(&bytes[taken..]);
+            let mut out = Vec::new();
+            session.handle_batch(NOW, &mut batch, &mut out).unwrap();
+            taken += batch.taken();
+            largest = largest.max(out.len());
+            if batch.taken() == 0 || taken == bytes.len() {
+                return (largest, taken);
+            }
+        }
+    }
+
+    #[test]
+    fn answers_of_one_connection_are_bounded_and_all_are_given() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let (hub, _jobs) = Hub::new(core(), Identity::new(None), runtime.handle().clone());
+        let peer = Peer {
+            party: Party::NONE,
+            address: String::new(),
+        };
+        let service = RequestService::new(hub);
+        let mut session = service.open(&peer, Wake::new());
+        let request = Request::Servers {
+            known: ListVersion(0),
+        };
+        let bytes = asked(&request, 200);
+        let (largest, taken) = largest_out(&mut *session, &bytes);
+        assert!(largest > MAX_UNSENT, "more than one connection may have");
+        assert!(largest <= MAX_UNSENT + MAX_PAYLOAD, "{largest}");
+        assert_eq!(taken, bytes.len(), "the rest when the first are sent");
+
+        // Nothing is persisted here, so nothing of these is answered.
+        let bytes = asked(&Request::OpenClientLease { nonce: [1; 16] }, 200);
+        let (_, taken) = largest_out(&mut *session, &bytes);
+        assert_eq!(taken, bytes.len() / 200 * MAX_UNANSWERED);
+        assert!(session.holds());
     }
 }
