@@ -128,13 +128,7 @@ impl Control {
         };
         let welcome: Welcome = decode(&control.ask(Kind::Hello, &encode(&hello))?)?;
         control.peer = welcome.party;
-        let mac = hello::mac(
-            None,
-            Side::Connecting,
-            &hello,
-            &welcome.nonce,
-            welcome.party,
-        );
+        let mac = hello::mac(None, Side::Connecting, &hello, &welcome);
         control.tell(Kind::Proof, &encode(&Proof { mac }))?;
         Ok(control)
     }

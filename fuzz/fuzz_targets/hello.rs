@@ -23,9 +23,14 @@ fuzz_target!(|input: &[u8]| {
 fn messages(bytes: &[u8]) {
     if let Ok(hello) = postcards::decode::<Hello>(bytes) {
         let key = SharedKey([1; 32]);
-        let accepting = Party(9);
+        let welcome = Welcome {
+            cluster: hello.cluster,
+            party: Party(9),
+            nonce: [2; 16],
+            mac: [0; 32],
+        };
         let both = [Side::Connecting, Side::Accepting]
-            .map(|side| mac(Some(&key), side, &hello, &[2; 16], accepting));
+            .map(|side| mac(Some(&key), side, &hello, &welcome));
         assert_ne!(both[0], both[1], "one side's proof is never the other's");
         assert_eq!(postcards::decode(&postcards::encode(&hello)), Ok(hello));
     }

@@ -16,7 +16,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use subtle::ConstantTimeEq;
 
-use crate::identity::Identity;
+use crate::identity::{Identity, same_cluster};
 use crate::receive::refusal_of;
 use crate::socket::{Moved, Socket};
 
@@ -75,31 +75,32 @@ pub(crate) async fn accept(socket: &Socket, identity: &Identity) -> Result<Opene
 async fn accept_inner(talk: &mut Talk<'_>, identity: &Identity) -> Result<Opened, HandshakeError> {
     check_locality(identity, talk.socket.peer_is_local()?)?;
     let (header, hello): (_, Hello) = talk.receive(Kind::Hello).await?;
-    let local = identity.party();
+    // What is said to the peer is what is judged by and proved, also if this process enlists now.
+    let (local, cluster) = (identity.party(), identity.cluster());
     if header.from != hello.from || header.to != hello.to {
         return refuse(Refusal::Malformed("hello unlike its header".to_owned()));
     }
-    if !identity.same_cluster(hello.cluster) {
-        return refuse(Refusal::Cluster(identity.cluster()));
+    if !same_cluster(cluster, hello.cluster) {
+        return refuse(Refusal::Cluster(cluster));
     }
     if hello.to != Party::NONE && hello.to != local {
         return refuse(Refusal::Party(local));
     }
-    let nonce = fresh_nonce()?;
-    let welcome = Welcome {
-        cluster: identity.cluster(),
+    let mut welcome = Welcome {
+        cluster,
         party: local,
-        nonce,
-        mac: mac(identity.key(), Side::Accepting, &hello, &nonce, local),
+        nonce: fresh_nonce()?,
+        mac: [0; 32],
     };
+    welcome.mac = mac(identity.key(), Side::Accepting, &hello, &welcome);
     talk.send(Kind::Welcome, local, hello.from, &welcome)
         .await?;
     let (_, proof): (_, Proof) = talk.receive(Kind::Proof).await?;
-    let expected = mac(identity.key(), Side::Connecting, &hello, &nonce, local);
+    let expected = mac(identity.key(), Side::Connecting, &hello, &welcome);
     if !bool::from(expected.ct_eq(&proof.mac)) {
         return refuse(Refusal::Key);
     }
-    Ok(talk.opened(hello.from, local, known(identity.cluster(), hello.cluster)))
+    Ok(talk.opened(hello.from, local, known(cluster, hello.cluster)))
 }
 
 /// The connecting side, that means to reach `to` (`NONE`: whoever is there).
@@ -127,12 +128,12 @@ async fn connect_inner(
     };
     talk.send(Kind::Hello, hello.from, to, &hello).await?;
     let (_, welcome): (_, Welcome) = talk.receive(Kind::Welcome).await?;
-    let expected = |side| mac(identity.key(), side, &hello, &welcome.nonce, welcome.party);
+    let expected = |side| mac(identity.key(), side, &hello, &welcome);
     if !bool::from(expected(Side::Accepting).ct_eq(&welcome.mac)) {
         return refuse(Refusal::Key);
     }
-    if !identity.same_cluster(welcome.cluster) {
-        return refuse(Refusal::Cluster(identity.cluster()));
+    if !same_cluster(hello.cluster, welcome.cluster) {
+        return refuse(Refusal::Cluster(hello.cluster));
     }
     if to != Party::NONE && welcome.party != to {
         return refuse(Refusal::Party(welcome.party));
@@ -141,7 +142,7 @@ async fn connect_inner(
         mac: expected(Side::Connecting),
     };
     talk.send(Kind::Proof, hello.from, to, &proof).await?;
-    let cluster = known(identity.cluster(), welcome.cluster);
+    let cluster = known(hello.cluster, welcome.cluster);
     Ok(talk.opened(welcome.party, hello.from, cluster))
 }
 

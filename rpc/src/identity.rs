@@ -73,11 +73,10 @@ impl Identity {
     pub fn key(&self) -> Option<&SharedKey> {
         self.0.key.as_ref()
     }
+}
 
-    /// Whether what `theirs` says of its cluster can be true of this one: equal, or not known.
-    pub(crate) fn same_cluster(&self, theirs: ClusterId) -> bool {
-        let unknown = ClusterId::default();
-        let ours = self.cluster();
-        ours == theirs || ours == unknown || theirs == unknown
-    }
+/// Whether two sides can be of the same cluster: equal, or one doesn't know its own yet.
+pub(crate) fn same_cluster(ours: ClusterId, theirs: ClusterId) -> bool {
+    let unknown = ClusterId::default();
+    ours == theirs || ours == unknown || theirs == unknown
 }

@@ -3,11 +3,13 @@
 
 mod common;
 
-use common::{PATIENCE, Server, cluster, key, server_identity};
+use std::net::TcpListener;
+
+use common::{PATIENCE, Raw, Server, cluster, key, server_identity};
 use ramkeep_rpc::{Address, Caller, Closed, ConnectError, Identity, Link, PollMode, WorkerPool};
 use ramkeep_wire::envelope::Kind;
-use ramkeep_wire::hello::Refusal;
-use ramkeep_wire::{ClientId, ClusterId, Party, ServerId};
+use ramkeep_wire::hello::{Refusal, Welcome};
+use ramkeep_wire::{ClientId, ClusterId, Party, ServerId, postcards};
 
 async fn connect(server: &Server, identity: &Identity, to: Party) -> Result<Link, ConnectError> {
     Link::connect(&server.address, identity, to, PollMode::Adaptive).await
@@ -43,6 +45,36 @@ async fn a_peer_with_another_key_or_none_is_refused() {
         let server = Server::start_as(PollMode::Adaptive, &server_identity(serving));
         let outcome = connect(&server, &Identity::new(connecting), Party::NONE).await;
         assert_eq!(refusal(outcome), Refusal::Key);
+    }
+}
+
+#[tokio::test]
+async fn a_welcome_changed_on_its_way_is_refused() {
+    let server = Server::start_as(PollMode::Adaptive, &server_identity(Some(key(1))));
+    for claimed in [cluster(1), cluster(2)] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let between = listener.local_addr().unwrap().into();
+        let mut behind = Raw::silent(&server.address);
+        let relaying = std::thread::spawn(move || {
+            let mut front = Raw(listener.accept().unwrap().0);
+            let (header, hello) = front.receive().unwrap();
+            behind.send(header, &hello);
+            let (header, welcome) = behind.receive().unwrap();
+            let mut welcome: Welcome = postcards::decode(&welcome).unwrap();
+            welcome.cluster = claimed;
+            front.send(header, &postcards::encode(&welcome));
+            front.receive().map(|(header, _)| header.kind)
+        });
+        let newcomer = Identity::new(Some(key(1)));
+        let link = Link::connect(&between, &newcomer, Party::NONE, PollMode::Never).await;
+        let told = relaying.join().unwrap();
+        if claimed == cluster(1) {
+            assert_eq!(link.unwrap().cluster(), claimed, "as the server said it");
+            assert_eq!(told, Some(Kind::Proof));
+        } else {
+            assert_eq!(refusal(link), Refusal::Key);
+            assert_eq!(told, Some(Kind::Refusal));
+        }
     }
 }
 

@@ -7,9 +7,9 @@
 //!                                   <- Welcome { cluster, nonce_s, mac = M(accepting) }
 //!   Proof { mac = M(connecting) }   ->
 //! ```
-//! M(side) is keyed BLAKE3, under the cluster's shared key, of the side's label, nonce_c, nonce_s, and
-//! the hello's cluster, from and to, and who accepts: see [`mac`]. Without a key both macs are zero, and
-//! only loopback is talked to. The protocol version is in every header.
+//! M(side) is keyed BLAKE3, under the cluster's shared key, of the side's label and all that both sides
+//! have said: see [`mac`]. Without a key both macs are zero, and only loopback is talked to. The protocol
+//! version is in every header.
 
 use serde::{Deserialize, Serialize};
 
@@ -106,15 +106,10 @@ pub enum Side {
     Accepting,
 }
 
-/// The mac of one side over the whole exchange; zero without a key.
+/// The mac of one side over the whole exchange: everything in `hello` and, but for its mac, in
+/// `welcome`. Zero without a key.
 #[must_use]
-pub fn mac(
-    key: Option<&SharedKey>,
-    side: Side,
-    hello: &Hello,
-    nonce: &[u8; 16],
-    accepting: Party,
-) -> [u8; 32] {
+pub fn mac(key: Option<&SharedKey>, side: Side, hello: &Hello, welcome: &Welcome) -> [u8; 32] {
     let Some(key) = key else { return [0; 32] };
     let mut hasher = blake3::Hasher::new_keyed(&key.0);
     hasher.update(match side {
@@ -122,10 +117,79 @@ pub fn mac(
         Side::Accepting => b"ramkeep hello: accepting ",
     });
     hasher.update(&hello.nonce);
-    hasher.update(nonce);
+    hasher.update(&welcome.nonce);
     hasher.update(&hello.cluster.0);
+    hasher.update(&welcome.cluster.0);
     hasher.update(&hello.from.0.to_le_bytes());
     hasher.update(&hello.to.0.to_le_bytes());
-    hasher.update(&accepting.0.to_le_bytes());
+    hasher.update(&welcome.party.0.to_le_bytes());
     *hasher.finalize().as_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::ServerId;
+
+    #[test]
+    fn a_mac_covers_all_that_both_sides_said() {
+        let key = SharedKey([1; 32]);
+        let hello = Hello {
+            cluster: ClusterId([2; 16]),
+            from: Party::server(ServerId(3)),
+            to: Party::server(ServerId(4)),
+            nonce: [5; 16],
+        };
+        let welcome = Welcome {
+            cluster: ClusterId([2; 16]),
+            party: Party::server(ServerId(4)),
+            nonce: [6; 16],
+            mac: [0; 32],
+        };
+        let (cluster, party, nonce) = (ClusterId([9; 16]), Party::NONE, [9; 16]);
+        let mut exchanges = vec![(hello.clone(), welcome.clone())];
+        let others = [
+            Hello {
+                cluster,
+                ..hello.clone()
+            },
+            Hello {
+                from: party,
+                ..hello.clone()
+            },
+            Hello {
+                to: party,
+                ..hello.clone()
+            },
+            Hello {
+                nonce,
+                ..hello.clone()
+            },
+        ];
+        exchanges.extend(others.map(|other| (other, welcome.clone())));
+        let others = [
+            Welcome {
+                cluster,
+                ..welcome.clone()
+            },
+            Welcome {
+                party,
+                ..welcome.clone()
+            },
+            Welcome {
+                nonce,
+                ..welcome.clone()
+            },
+        ];
+        exchanges.extend(others.map(|other| (hello.clone(), other)));
+        let macs: std::collections::BTreeSet<[u8; 32]> = exchanges
+            .iter()
+            .flat_map(|(hello, welcome)| {
+                [Side::Connecting, Side::Accepting]
+                    .map(|side| mac(Some(&key), side, hello, welcome))
+            })
+            .collect();
+        assert_eq!(macs.len(), 2 * exchanges.len());
+        assert_eq!(mac(None, Side::Accepting, &hello, &welcome), [0; 32]);
+    }
 }

@@ -11,6 +11,7 @@ use ramkeep_wire::data::{
 };
 use ramkeep_wire::entry::{Completion, DigestItem, NewEntry, Object, SegmentHeader, Tombstone};
 use ramkeep_wire::envelope::{self, Header, Kind};
+use ramkeep_wire::hello::{Hello, SharedKey, Side, Welcome};
 use ramkeep_wire::replicate::{Replicate, ReplicateAck, ReplicateStatus, flags};
 use ramkeep_wire::*;
 
@@ -115,6 +116,26 @@ fn envelopes_keep_their_bytes() {
     );
     envelope::append(&mut out, header, b"payload");
     check("envelope", &out);
+}
+
+#[test]
+fn hello_macs_keep_their_bytes() {
+    let hello = Hello {
+        cluster: ClusterId([1; 16]),
+        from: Party::client(ClientId(2)),
+        to: Party::server(ServerId(3)),
+        nonce: [4; 16],
+    };
+    let welcome = Welcome {
+        cluster: ClusterId([5; 16]),
+        party: Party::server(ServerId(3)),
+        nonce: [6; 16],
+        mac: [0; 32],
+    };
+    let key = SharedKey::from_file_contents(b" the key of a cluster\n").expect("long enough");
+    let macs = [Side::Connecting, Side::Accepting]
+        .map(|side| hello::mac(Some(&key), side, &hello, &welcome));
+    check("hello_macs", macs.as_flattened());
 }
 
 #[test]

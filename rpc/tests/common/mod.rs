@@ -153,6 +153,13 @@ impl Raw {
         raw
     }
 
+    /// Sends an envelope.
+    pub(crate) fn send(&mut self, header: Header, payload: &[u8]) {
+        let mut bytes = Vec::new();
+        envelope::append(&mut bytes, header, payload);
+        self.0.write_all(&bytes).unwrap();
+    }
+
     /// The next envelope; `None` when the server has closed.
     pub(crate) fn receive(&mut self) -> Option<(Header, Vec<u8>)> {
         let mut bytes = vec![0; HEADER_LEN];
