@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use ramkeep_backup::{Backup, FrameStore, MemoryStore};
 use ramkeep_master::core::{Master, MasterConfig, Sink};
-use ramkeep_master::store::{DataSession, MasterLease};
+use ramkeep_master::store::DataSession;
 use ramkeep_wire::backup::BackupRequest;
 use ramkeep_wire::coordinator::{
     Answer, Enlist, Heartbeat, Refused, Request, Response, Roles, ServerList, ServerState,
@@ -320,7 +320,7 @@ impl ServerNode {
         let mut out = Vec::new();
         let mut batch = inbound.data.begin(master.store(), &mut out);
         let read = batch.envelope(&envelope.header, envelope.payload);
-        batch.end(MasterLease::Held);
+        batch.end(master.lease());
         if !out.is_empty() {
             context.send(connection, &out);
         }
@@ -342,6 +342,10 @@ impl ServerNode {
         let Ok(message) = Replicate::read(envelope.payload) else {
             return context.close(connection);
         };
+        if !backup.hears(context.now, from, envelope.header.correlation) {
+            context.say(format_args!("refuses what is left of a connection of {from:?}"));
+            return context.close(connection);
+        }
         let ack = backup.handle_replicate(context.now, from, &message);
         if context.trace.wants_lines() {
             context.say(format_args!(
@@ -385,6 +389,12 @@ impl ServerNode {
         ) else {
             return context.close(connection);
         };
+        if let BackupRequest::Free { master, .. } = request
+            && !backup.hears(context.now, master, envelope.header.correlation)
+        {
+            context.say(format_args!("refuses what is left of a connection of {master:?}"));
+            return context.close(connection);
+        }
         let answer = backup.handle_request(context.now, envelope.header.from, request);
         let mut payload = postcards::encode(&answer.response);
         payload.extend_from_slice(answer.bytes);
@@ -647,7 +657,7 @@ impl ServerNode {
             let mut out = Vec::new();
             inbound
                 .data
-                .release(master.store(), MasterLease::Held, &mut out);
+                .release(master.store(), master.lease(), &mut out);
             if !out.is_empty() {
                 context.send(*connection, &out);
             }
@@ -713,7 +723,8 @@ impl LinkSink<'_> {
         match self.links.get(&to) {
             Some(link) if link.open => {
                 let mut bytes = Vec::new();
-                let header = Header::new(kind, 0, Party::server(to), Party::server(self.me));
+                let number = link.connection.0;
+                let header = Header::new(kind, number, Party::server(to), Party::server(self.me));
                 let start = envelope::begin(&mut bytes, header);
                 build(&mut bytes);
                 envelope::seal(&mut bytes, start);
