@@ -7,6 +7,7 @@
 use std::ffi::OsString;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
 
 use ramkeep_wire::bytes::Reader;
 use ramkeep_wire::coordinator::{Answer, Request, Response, Table, TabletState};
@@ -25,6 +26,11 @@ use crate::{Failure, Outcome};
 
 /// Memory of the server: room for everything that the write tests append.
 const MEMORY: &str = "2GiB";
+/// The same in bytes. All of it is made resident before anything is measured, as the others' memory
+/// is by their first writes: Ramkeep's log moves on to fresh memory with every write.
+const MEMORY_BYTES: u64 = 2 << 30;
+/// How long that may take.
+const RESIDENT_WITHIN: Duration = Duration::from_secs(60);
 /// Name of the table that is used.
 const TABLE: &str = "side_by_side";
 
@@ -57,7 +63,7 @@ impl Cluster {
         })?;
         let args = format!(
             "up --coordinators 1 --servers 1 --backups {replicas} --replicas {replicas} \
-             --memory {MEMORY} --port {} --json",
+             --memory {MEMORY} --prefault --port {} --json",
             free_port()?
         );
         let args: Vec<OsString> = args.split_whitespace().map(OsString::from).collect();
@@ -65,7 +71,8 @@ impl Cluster {
         let mut pids = Vec::new();
         let coordinator = loop {
             match serde_json::from_str(&up.line()?)? {
-                Event::Process { role, pid } if role != "coordinator" => pids.push(pid),
+                Event::Process { role, pid } if role == "server" => pids.insert(0, pid),
+                Event::Process { role, pid } if role == "backup" => pids.push(pid),
                 Event::Process { .. } => {}
                 Event::Ready { coordinators } => {
                     let first = coordinators.first().copied();
@@ -73,6 +80,9 @@ impl Cluster {
                 }
             }
         };
+        if let Some(server) = pids.first() {
+            wait_until_resident(*server)?;
+        }
         let mut control = Control::open(coordinator, Party::NONE)?;
         let table = control.create_table()?;
         let owner = table
@@ -104,6 +114,23 @@ impl Cluster {
         };
         Session::new(control.stream, Box::new(data), wait)
     }
+}
+
+/// Waits until a process has all its memory.
+fn wait_until_resident(pid: u32) -> Outcome<()> {
+    let end = Instant::now() + RESIDENT_WITHIN;
+    while Instant::now() < end {
+        let pages = std::fs::read_to_string(format!("/proc/{pid}/statm"))?;
+        let resident = pages
+            .split_whitespace()
+            .nth(1)
+            .and_then(|n| n.parse::<u64>().ok());
+        if resident.unwrap_or(0) * rustix::param::page_size() as u64 >= MEMORY_BYTES {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Err(Failure::new("the server's memory was not resident in time"))
 }
 
 /// A connection on which one envelope at a time is exchanged.

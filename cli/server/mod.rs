@@ -60,6 +60,9 @@ pub(crate) struct ServerArgs {
     /// Memory of the master, for its log and index
     #[arg(long, default_value = "256MiB")]
     memory: Size,
+    /// Have the system back all of --memory at once, rather than as it is written
+    #[arg(long)]
+    prefault: bool,
     /// Run only a backup
     #[arg(long, conflicts_with = "no_backup")]
     no_master: bool,
@@ -265,11 +268,14 @@ fn begin(
         coordinators,
         heartbeat,
         complete: complete(backup),
+        prefault: args.prefault,
     };
     // On a worker: the connections to backups belong to its runtime, so that a thread of their own
     // isn't woken for every acknowledgement that a session has polled already.
     let running = pool.runtime().spawn(run_control(shell, config));
-    Ok(Box::pin(async move { running.await.unwrap_or(ControlEnd::Stopped) }))
+    Ok(Box::pin(async move {
+        running.await.unwrap_or(ControlEnd::Stopped)
+    }))
 }
 
 /// Adds the backup's part and the process's to the master's report.

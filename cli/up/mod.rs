@@ -45,6 +45,9 @@ pub(crate) struct UpArgs {
     /// Memory of each master
     #[arg(long, default_value = "256MiB")]
     pub(crate) memory: Size,
+    /// Have the system back all of --memory at once, rather than as it is written
+    #[arg(long)]
+    pub(crate) prefault: bool,
     /// The first coordinator's port; servers listen from ten above it up. 0: any free ports
     #[arg(long, default_value_t = 7100)]
     pub(crate) port: u16,

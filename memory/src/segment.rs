@@ -189,7 +189,12 @@ impl SegmentMemory {
 
     /// Makes all slots resident, as [`populate_next`](Self::populate_next) does with one.
     pub fn populate_all(&self) {
-        self.inner.mapping.populate(0..self.inner.mapping.len());
+        let (len, step) = (self.inner.mapping.len(), self.inner.slot_size);
+        // Slot by slot: the system lets no other thread of the process map anything meanwhile.
+        for start in (0..len).step_by(step) {
+            self.inner.mapping.populate(start..(start + step).min(len));
+            std::thread::yield_now();
+        }
     }
 
     /// Gives the memory of freed slots back to the system.

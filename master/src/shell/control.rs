@@ -25,6 +25,8 @@ pub struct ControlConfig {
     pub heartbeat: Duration,
     /// Adds to a report what the master doesn't know: the backup's part, the process's memory.
     pub complete: Box<dyn Fn(&mut Heartbeat) + Send + Sync>,
+    /// Have the system back all memory at once, rather than a little ahead of its use.
+    pub prefault: bool,
 }
 
 /// Why the control loop ended.
@@ -43,9 +45,12 @@ const POPULATE: Duration = Duration::from_millis(25);
 
 /// Has the system back memory before it is needed, on a thread of its own: it may take milliseconds
 /// that no worker should lose. The thread ends with the shell.
-fn populate_ahead(shell: &Arc<MasterShell>) {
+fn populate_ahead(shell: &Arc<MasterShell>, all: bool) {
     let weak = Arc::downgrade(shell);
     let work = move || {
+        if let Some(shell) = weak.upgrade().filter(|_| all) {
+            shell.master.store().populate();
+        }
         while let Some(shell) = weak.upgrade() {
             shell.master.store().populate_ahead();
             drop(shell);
@@ -66,7 +71,7 @@ pub async fn run_control(shell: Arc<MasterShell>, config: ControlConfig) -> Cont
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     let config = Arc::new(config);
-    populate_ahead(&shell);
+    populate_ahead(&shell, config.prefault);
     let reporting = tokio::spawn(report(shell.clone(), config.clone()));
     while !shell.master.is_fenced() {
         tick.tick().await;
