@@ -319,6 +319,9 @@ impl Slot {
         let boot = BootId(reader.array()?);
         let (kind, flags) = (reader.u8()?, reader.u8()?);
         let certificate = Certificate::read(&mut reader)?;
+        if bytes[SLOT_USED..SLOT_CRC].iter().any(|&byte| byte != 0) {
+            return Err(LayoutError::Impossible("bytes that should be zero"));
+        }
         if master == ServerId(0) || segment == SegmentId(0) {
             return Err(LayoutError::Impossible("name of a replica"));
         }

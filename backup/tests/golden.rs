@@ -108,7 +108,8 @@ fn impossible_values_are_refused_by_name() {
     }
     let name = LayoutError::Impossible("name of a replica");
     let state = LayoutError::Impossible("state of a replica");
-    let slots: [(usize, &[u8], LayoutError); 9] = [
+    let zero = LayoutError::Impossible("bytes that should be zero");
+    let slots: [(usize, &[u8], LayoutError); 11] = [
         (0, &[0; 8], LayoutError::Empty),
         (0, &too_far, reached),
         (0, &most, reached),
@@ -122,6 +123,8 @@ fn impossible_values_are_refused_by_name() {
         (48, &[9], LayoutError::Impossible("kind of a segment")),
         (49, &[2], state),
         (50, &[0], state),
+        (83, &[1], zero),
+        (123, &[1], zero),
     ];
     for (at, field, error) in slots {
         let bytes = forged(slot().to_bytes(), at, field);

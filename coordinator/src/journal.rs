@@ -230,13 +230,15 @@ fn read_opening(
     }
     let mut reader = Reader(&bytes[8..]);
     let mut opening = || {
-        let peer = PeerId(reader.u32()?);
-        reader.u32()?;
+        let (peer, reserved) = (PeerId(reader.u32()?), reader.u32()?);
         let incarnation = reader.array()?;
         let owner = Owner { peer, incarnation };
-        Ok::<_, ramkeep_wire::bytes::Short>((owner, reader.u64()?))
+        Ok::<_, ramkeep_wire::bytes::Short>((reserved, owner, reader.u64()?))
     };
-    opening().map_err(|_| foreign)
+    match opening() {
+        Ok((0, owner, slot)) => Ok((owner, slot)),
+        _ => Err(foreign),
+    }
 }
 
 /// A snapshot file of the state after slot `index`.
@@ -373,6 +375,11 @@ mod tests {
             read(&bytes),
             Err(JournalError::Checksum("journal's header"))
         );
+        let mut bytes = file(0, &[]);
+        bytes[12] = 1;
+        let crc = crc32c::crc32c(&bytes[..HEADER_LEN - 4]);
+        bytes[HEADER_LEN - 4..].copy_from_slice(&crc.to_le_bytes());
+        assert_eq!(read(&bytes), Err(JournalError::Foreign("journal")));
     }
 
     #[test]

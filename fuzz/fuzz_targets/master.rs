@@ -425,7 +425,11 @@ fn write_item(out: &mut Vec<u8>, ask: &Ask, id: u32) -> Name {
         id,
         table,
         rpc: RpcId(ask.rpc.into()),
-        rules: rules(ask),
+        rules: if op.mutates() {
+            rules(ask)
+        } else {
+            RejectRules::default()
+        },
         key: if scan { &[] } else { &key },
         value: &value,
     }

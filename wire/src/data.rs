@@ -66,6 +66,7 @@ impl Op {
 
     /// Whether it may change an object.
     #[must_use]
+    #[inline]
     pub fn mutates(self) -> bool {
         matches!(self, Self::Write | Self::Remove | Self::Increment)
     }
@@ -81,8 +82,10 @@ pub mod flags {
     pub const IF_ABSENT: u8 = 4;
     /// Reject if it does not.
     pub const IF_EXISTS: u8 = 8;
-    /// All that have a meaning.
-    pub const KNOWN: u8 = RPC | VERSION | IF_ABSENT | IF_EXISTS;
+    /// All that have a meaning with an operation that changes an object.
+    pub const MUTATION: u8 = RPC | VERSION | IF_ABSENT | IF_EXISTS;
+    /// The same for one that only looks.
+    pub const LOOK: u8 = RPC;
 }
 
 /// Conditions under which an operation is refused.
@@ -140,12 +143,15 @@ pub enum DataError {
     /// Unknown operation.
     #[error("unknown operation {0}")]
     Op(u8),
-    /// Unknown flags.
-    #[error("unknown flags {0:#04x} of an item")]
+    /// Unknown flags, or reject rules for an operation that has none.
+    #[error("flags {0:#04x} of an item mean nothing here")]
     Flags(u8),
     /// Unknown status in a response.
     #[error("unknown status {0} of an item")]
     Status(u8),
+    /// Bytes that have no meaning yet are not zero.
+    #[error("reserved bytes of an item are not zero")]
+    Reserved,
     /// Bytes after the last item.
     #[error("bytes after the last item")]
     Trailing,
@@ -214,7 +220,12 @@ fn read_item<'a>(reader: &mut Reader<'a>) -> Result<Item<'a>, DataError> {
     let header = reader.array::<ITEM_HEADER_LEN>()?;
     let op = Op::from_code(header[0]).ok_or(DataError::Op(header[0]))?;
     let flags = header[1];
-    if flags & !flags::KNOWN != 0 {
+    let known = if op.mutates() {
+        flags::MUTATION
+    } else {
+        flags::LOOK
+    };
+    if flags & !known != 0 {
         return Err(DataError::Flags(flags));
     }
     let field = |at: usize| {
@@ -222,7 +233,7 @@ fn read_item<'a>(reader: &mut Reader<'a>) -> Result<Item<'a>, DataError> {
     };
     let key_len = usize::from(u16::from_le_bytes([header[2], header[3]]));
     let value_len = field(12) as usize;
-    if value_len > MAX_VALUE || (key_len < MIN_KEY && op != Op::Scan) {
+    if value_len > MAX_VALUE || (key_len < MIN_KEY) != (op == Op::Scan) {
         return Err(DataError::Length);
     }
     let rpc = if flags & flags::RPC != 0 {
@@ -394,9 +405,10 @@ impl<'a> ResponseItem<'a> {
             return Ok(None);
         }
         let id = reader.u32()?;
-        let status = reader.u8()?;
+        // The status and the reserved bytes after it, which are zero.
+        let word = reader.u32()?;
+        let status = u8::try_from(word).map_err(|_| DataError::Reserved)?;
         let status = Status::from_code(status).ok_or(DataError::Status(status))?;
-        reader.array::<3>()?;
         let value_len = reader.u32()? as usize;
         let version = Version(reader.u64()?);
         Ok(Some(Self {

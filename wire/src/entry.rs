@@ -441,7 +441,9 @@ fn read_segment_header(reader: &mut Reader<'_>) -> Result<SegmentHeader, EntryEr
         return Err(EntryError::Field);
     }
     let kind = SegmentKind::from_code(reader.u8()?).ok_or(EntryError::Field)?;
-    reader.u8()?;
+    if reader.u8()? != 0 {
+        return Err(EntryError::Field);
+    }
     Ok(SegmentHeader {
         kind,
         cluster: ClusterId(reader.array()?),

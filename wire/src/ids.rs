@@ -156,7 +156,8 @@ impl Party {
         if self.0 >> Self::TAG_SHIFT != Self::COORDINATOR {
             return None;
         }
-        u32::try_from(self.0 & 0xffff_ffff).ok().map(PeerId)
+        let id = self.0 & !(Self::COORDINATOR << Self::TAG_SHIFT);
+        u32::try_from(id).ok().map(PeerId)
     }
 }
 
@@ -227,6 +228,8 @@ mod tests {
         );
         assert_eq!(Party::coordinator(PeerId(2)).as_client(), None);
         assert_eq!(Party::NONE.as_server(), None);
+        let beyond = Party(Party::coordinator(PeerId(2)).0 | 1 << 32);
+        assert_eq!(beyond.as_coordinator(), None, "a peer's id has 32 bits");
     }
 
     #[test]

@@ -92,7 +92,9 @@ impl<'a> Replicate<'a> {
         let kind = reader.u8()?;
         let kind = SegmentKind::from_code(kind).ok_or(ReplicateError::Kind(kind))?;
         let flags = reader.u8()?;
-        reader.u16()?;
+        if reader.u16()? != 0 {
+            return Err(ReplicateError::Reserved);
+        }
         let certificate = Certificate::read(&mut reader)?;
         let bytes = reader.0;
         if (offset as usize).checked_add(bytes.len()) != Some(length as usize) {
@@ -126,6 +128,12 @@ pub enum ReplicateError {
     /// Unknown status in an acknowledgement.
     #[error("unknown status {0} of an acknowledgement")]
     Status(u8),
+    /// Bytes that have no meaning yet are not zero.
+    #[error("reserved bytes are not zero")]
+    Reserved,
+    /// Bytes after an acknowledgement.
+    #[error("bytes after the end")]
+    Trailing,
 }
 
 /// What a backup says of a [`Replicate`].
@@ -212,8 +220,13 @@ impl ReplicateAck {
         let status = reader.u8()?;
         let status = ReplicateStatus::from_code(status).ok_or(ReplicateError::Status(status))?;
         let flags = reader.u8()?;
-        reader.u16()?;
+        if reader.u16()? != 0 {
+            return Err(ReplicateError::Reserved);
+        }
         let lease_us = reader.u32()?;
+        if !reader.is_empty() {
+            return Err(ReplicateError::Trailing);
+        }
         Ok(Self {
             segment,
             epoch,

@@ -4,10 +4,12 @@
 use proptest::prelude::*;
 use ramkeep_wire::bytes::Reader;
 use ramkeep_wire::certificate::{CertificateKey, Claim};
-use ramkeep_wire::data::{Item, Items, Op, RejectRules, ResponseItem, ScanCursor, ScanObject};
-use ramkeep_wire::entry::{self, Entry, NewEntry, Object};
+use ramkeep_wire::data::{
+    DataError, Item, Items, Op, RejectRules, ResponseItem, ScanCursor, ScanObject,
+};
+use ramkeep_wire::entry::{self, Entry, EntryError, NewEntry, Object};
 use ramkeep_wire::envelope::{self, EnvelopeError, Header, Kind};
-use ramkeep_wire::replicate::{Replicate, ReplicateAck};
+use ramkeep_wire::replicate::{Replicate, ReplicateAck, ReplicateError, ReplicateStatus};
 use ramkeep_wire::segment::{UnverifiedSegment, entries};
 use ramkeep_wire::*;
 
@@ -126,6 +128,134 @@ fn an_oversized_envelope_is_refused_by_its_header_alone() {
     bytes[8..12].copy_from_slice(&u32::MAX.to_le_bytes());
     let refused = envelope::parse_header(&bytes[..12]);
     assert_eq!(refused, Err(EnvelopeError::TooLong(u32::MAX)));
+}
+
+/// A request of one item, read back.
+fn read_back(item: Item<'_>) -> Result<Option<Op>, DataError> {
+    let mut out = Vec::new();
+    let start = data::begin_request(&mut out, ClientId(1), RpcId(1));
+    item.write(&mut out);
+    data::set_count(&mut out, start, 1);
+    Items::read(&out)?
+        .next_item()
+        .map(|item| item.map(|item| item.op))
+}
+
+#[test]
+fn an_item_brings_nothing_that_its_operation_has_no_use_for() {
+    let all = [Op::Read, Op::Write, Op::Remove, Op::Increment, Op::Scan];
+    let (exists, absent) = (true, true);
+    let rules = [
+        RejectRules {
+            exists,
+            ..RejectRules::default()
+        },
+        RejectRules {
+            absent,
+            ..RejectRules::default()
+        },
+        RejectRules {
+            unless_version: Some(Version(1)),
+            ..RejectRules::default()
+        },
+    ];
+    for op in all {
+        let plain = Item {
+            op,
+            id: 1,
+            table: TableId(1),
+            rpc: RpcId(7),
+            rules: RejectRules::default(),
+            key: if op == Op::Scan { b"" } else { b"key" },
+            value: b"value",
+        };
+        assert_eq!(read_back(plain), Ok(Some(op)));
+        for rules in rules {
+            let read = read_back(Item { rules, ..plain });
+            if op.mutates() {
+                assert_eq!(read, Ok(Some(op)));
+            } else {
+                assert!(matches!(read, Err(DataError::Flags(_))), "{op:?} {rules:?}");
+            }
+        }
+        let key = if op == Op::Scan { &b"key"[..] } else { b"" };
+        assert_eq!(read_back(Item { key, ..plain }), Err(DataError::Length));
+    }
+}
+
+#[test]
+fn reserved_bytes_that_are_not_zero_are_refused() {
+    let mut out = Vec::new();
+    let (status, version) = (data::Status::Ok, Version(1));
+    ResponseItem {
+        id: 1,
+        status,
+        version,
+        value: b"value",
+    }
+    .write(&mut out);
+    for at in 5..8 {
+        let mut bytes = out.clone();
+        bytes[at] = 1;
+        let read = ResponseItem::read(&mut Reader(&bytes));
+        assert_eq!(read, Err(DataError::Reserved));
+    }
+
+    let header = NewEntry::SegmentHeader(entry::SegmentHeader {
+        kind: SegmentKind::Head,
+        cluster: ClusterId([1; 16]),
+        master: ServerId(2),
+        segment: SegmentId(3),
+        size: 4_096,
+    });
+    let mut bytes = vec![0; header.encoded_len()];
+    header.write(&mut bytes);
+    assert!(entry::read(&bytes).is_ok());
+    bytes[entry::HEADER_LEN + 3] = 1;
+    let sum = crc32c::crc32c(&bytes[4..]);
+    bytes[..4].copy_from_slice(&sum.to_le_bytes());
+    assert_eq!(entry::read(&bytes), Err(EntryError::Field));
+}
+
+#[test]
+fn replication_messages_with_more_than_they_say_are_refused() {
+    let message = Replicate {
+        segment: SegmentId(1),
+        epoch: ReplicationEpoch(2),
+        offset: 0,
+        length: 5,
+        kind: SegmentKind::Head,
+        flags: 0,
+        certificate: Certificate::NONE,
+        bytes: b"bytes",
+    };
+    let mut bytes = Vec::new();
+    message.write(&mut bytes);
+    for at in [22, 23] {
+        let mut bytes = bytes.clone();
+        bytes[at] = 1;
+        assert_eq!(Replicate::read(&bytes), Err(ReplicateError::Reserved));
+    }
+    bytes.push(0);
+    assert_eq!(Replicate::read(&bytes), Err(ReplicateError::Length));
+
+    let ack = ReplicateAck {
+        segment: SegmentId(1),
+        epoch: ReplicationEpoch(2),
+        length: 5,
+        status: ReplicateStatus::Done,
+        flags: 0,
+        lease_us: 6,
+    };
+    for at in [18, 19] {
+        let mut bytes = ack.to_bytes();
+        bytes[at] = 1;
+        assert_eq!(ReplicateAck::read(&bytes), Err(ReplicateError::Reserved));
+    }
+    let mut bytes = ack.to_bytes().to_vec();
+    assert_eq!(ReplicateAck::read(&bytes), Ok(ack));
+    bytes.push(0);
+    assert_eq!(ReplicateAck::read(&bytes), Err(ReplicateError::Trailing));
 }
 
 #[test]
