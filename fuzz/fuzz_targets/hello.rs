@@ -29,8 +29,8 @@ fn messages(bytes: &[u8]) {
             nonce: [2; 16],
             mac: [0; 32],
         };
-        let both = [Side::Connecting, Side::Accepting]
-            .map(|side| mac(Some(&key), side, &hello, &welcome));
+        let both =
+            [Side::Connecting, Side::Accepting].map(|side| mac(Some(&key), side, &hello, &welcome));
         assert_ne!(both[0], both[1], "one side's proof is never the other's");
         assert_eq!(postcards::decode(&postcards::encode(&hello)), Ok(hello));
     }
