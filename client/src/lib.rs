@@ -1,10 +1,14 @@
 //! The Ramkeep client.
 //!
-//! ```no_run
+//! ```
 //! use ramkeep_client::{Client, Error, Reject};
 //!
-//! # async fn session() -> Result<(), Error> {
+//! # // Runs for real when a cluster is named, as CI does: RAMKEEP_COORDINATORS=127.0.0.1:7100
+//! # async fn session(coordinators: Vec<String>) -> Result<(), Error> {
+//! # let client = Client::connect(coordinators).await?;
+//! # /*
 //! let client = Client::connect(["127.0.0.1:7100", "127.0.0.1:7101"]).await?;
+//! # */
 //! let flights = client.create_table("flights").await?;
 //!
 //! let version = flights.write(b"LH400", b"on time").await?; // durable on all backups
@@ -27,7 +31,13 @@
 //!     println!("{key:?} {:?}", object.value);
 //! }
 //! # let _ = seats;
+//! # client.drop_table("flights").await?;
 //! # Ok(()) }
+//! # if let Ok(coordinators) = std::env::var("RAMKEEP_COORDINATORS") {
+//! #     let coordinators = coordinators.split(',').map(str::to_owned).collect();
+//! #     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+//! #     runtime.expect("a runtime").block_on(session(coordinators)).expect("the session works");
+//! # }
 //! ```
 //!
 //! Retries, redirects and failover are this library's business; they end at a deadline. What comes
