@@ -13,6 +13,7 @@ pub mod network;
 pub mod node;
 pub mod rng;
 pub mod run;
+pub mod scenarios;
 pub mod trace;
 pub mod workload;
 pub mod world;

@@ -1,6 +1,7 @@
 //! `sim`: runs seeds of the simulator.
 #![forbid(unsafe_code)]
 
+use std::cell::Cell;
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,6 +10,7 @@ use std::time::Instant;
 use clap::Parser;
 use ramkeep_wire::mutants::Mutant;
 use sim::run::{Options, Report, run};
+use sim::scenarios::{self, Scenario};
 use sim::trace::Lines;
 
 /// Runs whole Ramkeep clusters in virtual time, with faults, and checks what came of it.
@@ -30,7 +32,10 @@ struct Arguments {
     /// Plant this fault (see --list).
     #[arg(long, value_parser = parse_mutant)]
     mutant: Option<Mutant>,
-    /// List the faults that can be planted.
+    /// Play this story of SAFETY.md (see --list), or `all`.
+    #[arg(long, conflicts_with_all = ["seed", "seeds"])]
+    scenario: Option<String>,
+    /// List the stories and the faults that can be planted.
     #[arg(long)]
     list: bool,
 }
@@ -48,16 +53,27 @@ fn parse_mutant(name: &str) -> Result<Mutant, String> {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if arguments.list {
+        for scenario in scenarios::ALL {
+            println!("scenario {}", scenario.name);
+        }
         for mutant in Mutant::ALL {
             println!("mutant {}", mutant.name());
         }
         return ExitCode::SUCCESS;
+    }
+    if arguments.mutant.is_some() && !cfg!(feature = "mutants") {
+        eprintln!("planted faults need a build with `--features mutants`");
+        return ExitCode::from(2);
+    }
+    if let Some(name) = &arguments.scenario {
+        return play(&arguments, name);
     }
     let (first, end) = match (arguments.seed, arguments.seeds) {
         (Some(seed), _) => (seed, seed + 1),
         (None, Some(range)) => range,
         (None, None) => (0, 100),
     };
+    name_the_seed_of_a_panic();
     let started = Instant::now();
     let next = AtomicU64::new(first);
     let total = Mutex::new(Totals::default());
@@ -70,6 +86,7 @@ fn main() -> ExitCode {
                     if seed >= end {
                         return;
                     }
+                    SEED.set(seed);
                     let report = run(options(&arguments, seed));
                     if let Ok(mut total) = total.lock() {
                         total.add(&report, arguments.trace || end == first + 1);
@@ -88,15 +105,54 @@ fn main() -> ExitCode {
     }
 }
 
+thread_local! {
+    static SEED: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Where panics abort, no report is made: the seed must be said before.
+fn name_the_seed_of_a_panic() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        eprintln!("seed {}: FINDING: a core panicked", SEED.get());
+        usual(panic);
+    }));
+}
+
+fn play(arguments: &Arguments, name: &str) -> ExitCode {
+    let chosen: Vec<Scenario> = match name {
+        "all" => scenarios::ALL.to_vec(),
+        name => Scenario::named(name).into_iter().collect(),
+    };
+    if chosen.is_empty() {
+        eprintln!("no scenario is called {name}; --list names them");
+        return ExitCode::from(2);
+    }
+    let mut code = ExitCode::SUCCESS;
+    for scenario in chosen {
+        match scenario.play(arguments.mutant, lines(arguments)) {
+            Ok(()) => println!("{}: as it should be", scenario.name),
+            Err(why) => {
+                println!("{}: FINDING: {why}", scenario.name);
+                code = ExitCode::FAILURE;
+            }
+        }
+    }
+    code
+}
+
+fn lines(arguments: &Arguments) -> Lines {
+    if arguments.trace {
+        Lines::Print
+    } else {
+        Lines::No
+    }
+}
+
 fn options(arguments: &Arguments, seed: u64) -> Options {
     Options {
         seed,
         mutant: arguments.mutant,
-        lines: if arguments.trace {
-            Lines::Print
-        } else {
-            Lines::No
-        },
+        lines: lines(arguments),
     }
 }
 

@@ -400,6 +400,30 @@ impl Network {
         }
     }
 
+    /// Breaks a connection so that `first` learns of it at once, and the other end only at `late`,
+    /// just after everything that is under way to it has arrived.
+    pub fn sever_late<E: From<NetEvent>>(
+        &mut self,
+        events: &mut Events<E>,
+        connection: ConnectionId,
+        first: ProcessId,
+        late: Micros,
+    ) {
+        let Some(known) = self.connections.get_mut(&connection) else {
+            return;
+        };
+        known.broken = true;
+        let side = known.side(first);
+        let lane = &mut known.lanes[side];
+        lane.lost_from = lane.sent;
+        lane.late_until = Micros(late.0.saturating_sub(1));
+        let other = known.ends[1 - side];
+        known.lanes[1 - side].lost_from = known.lanes[1 - side].delivered;
+        for (at, when) in [(first, events.now()), (other, late)] {
+            events.at(when, NetEvent::Broken { connection, at }.into());
+        }
+    }
+
     /// `side` closes its end: it gets nothing more, and what it sent before still arrives first.
     pub fn close<E: From<NetEvent>>(
         &mut self,

@@ -446,7 +446,9 @@ impl Run {
         leaks.extend(extra.into_iter().map(|(backup, master, segment)| {
             format!("{backup:?} still has {master:?} {segment:?}")
         }));
-        if leaks.is_empty() && kept.is_empty() && !self.has_dead_masters(masters) {
+        // Frames of masters decided dead are kept for their recovery, also when their machine has
+        // come back as another server.
+        if leaks.is_empty() && kept.is_empty() && self.dead.is_empty() {
             leaks.extend(self.lost_frames(&wanted));
         }
         leaks
@@ -471,16 +473,6 @@ impl Run {
             }
         }
         lost
-    }
-
-    /// Frames of masters decided dead are kept for their recovery.
-    fn has_dead_masters(&self, masters: &[(usize, ServerId)]) -> bool {
-        let machines = self
-            .world
-            .server_machines()
-            .filter(|m| faults::is_master(&self.world, *m))
-            .count();
-        machines != masters.len()
     }
 
     fn read_everything(&mut self) {

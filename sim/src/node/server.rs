@@ -146,6 +146,14 @@ impl ServerNode {
         self.backup.as_mut()
     }
 
+    /// Whether it has asked the coordinator to record a replication epoch, and waits for the answer.
+    #[must_use]
+    pub fn asks_for_a_record(&self) -> bool {
+        let asks = self.coordinator.asks.iter();
+        asks.filter(|ask| ask.sent.is_some())
+            .any(|ask| matches!(ask.request, Request::RecordEpoch { .. }))
+    }
+
     /// Whether it has heard that a server was decided crashed.
     #[must_use]
     pub fn knows_crashed(&self, server: ServerId) -> bool {

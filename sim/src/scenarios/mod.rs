@@ -1,0 +1,100 @@
+//! The stories of SAFETY.md, each played out: a small cluster, a script, an assertion.
+
+mod end_of_the_log;
+mod fencing;
+mod replication;
+mod stage;
+
+use ramkeep_wire::mutants::Mutant;
+
+use crate::run::Plant;
+use crate::trace::Lines;
+
+pub use stage::Stage;
+
+/// What went otherwise than it should.
+pub type Outcome = Result<(), String>;
+
+/// A story.
+#[derive(Clone, Copy, Debug)]
+pub struct Scenario {
+    /// Its name: the rule that it is about and what must hold.
+    pub name: &'static str,
+    play: fn(Lines) -> Outcome,
+}
+
+/// All of them.
+pub const ALL: &[Scenario] = &[
+    Scenario {
+        name: "safety_02_a_miss_waits_for_the_removal_that_it_saw",
+        play: replication::a_miss_waits,
+    },
+    Scenario {
+        name: "safety_03_stale_copy_of_a_tried_epoch_is_never_the_end",
+        play: replication::stale_copy_of_a_tried_epoch,
+    },
+    Scenario {
+        name: "safety_03_nothing_is_acknowledged_before_the_epoch_is_recorded",
+        play: replication::nothing_before_the_record,
+    },
+    Scenario {
+        name: "safety_03_late_bytes_of_an_older_epoch_change_nothing",
+        play: replication::late_bytes_of_an_older_epoch,
+    },
+    Scenario {
+        name: "safety_03_a_record_that_comes_late_is_refused",
+        play: replication::a_record_that_comes_late,
+    },
+    Scenario {
+        name: "safety_04_nothing_is_taken_from_the_dead",
+        play: fencing::nothing_from_the_dead,
+    },
+    Scenario {
+        name: "safety_06_a_restarted_backup_is_not_the_one_before",
+        play: fencing::a_restarted_backup,
+    },
+    Scenario {
+        name: "safety_09_with_one_backup_too_few_reads_go_on_and_writes_are_refused",
+        play: replication::one_backup_too_few,
+    },
+    Scenario {
+        name: "safety_10_suspicion_is_bounded",
+        play: replication::suspicion_is_bounded,
+    },
+    Scenario {
+        name: "safety_11_no_third_head_and_nothing_acknowledged_before_the_old_one_closes",
+        play: end_of_the_log::roll_over,
+    },
+    Scenario {
+        name: "safety_12_the_end_can_be_chosen_at_every_moment",
+        play: end_of_the_log::at_every_moment,
+    },
+    Scenario {
+        name: "safety_13_open_replicas_below_the_floor_never_count",
+        play: end_of_the_log::below_the_floor,
+    },
+    Scenario {
+        name: "safety_14_pages_from_before_a_reboot_are_no_evidence",
+        play: end_of_the_log::before_a_reboot,
+    },
+    Scenario {
+        name: "safety_15_a_kill_at_any_byte_leaves_what_was_acknowledged",
+        play: end_of_the_log::a_kill_at_any_byte,
+    },
+];
+
+impl Scenario {
+    /// The scenario of this name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        ALL.iter().copied().find(|scenario| scenario.name == name)
+    }
+
+    /// Plays it.
+    pub fn play(&self, mutant: Option<Mutant>, lines: Lines) -> Outcome {
+        let planted = Plant::new(mutant);
+        let outcome = (self.play)(lines);
+        drop(planted);
+        outcome
+    }
+}

@@ -1,0 +1,322 @@
+//! Where a story is played: one master, some backups, clients that do what they are told.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use ramkeep_wire::coordinator::{Roles, Settings};
+use ramkeep_wire::data::RejectRules;
+use ramkeep_wire::{Micros, SegmentId, ServerId, TableId};
+
+use super::Outcome as Played;
+use crate::check::check_history;
+use crate::history::{Action, Operation, Outcome};
+use crate::inspect::{self, Held};
+use crate::network::{Delays, Direction, ProcessId};
+use crate::node::Node;
+use crate::node::client::ClientConfig;
+use crate::trace::Lines;
+use crate::workload::{Step, Workload};
+use crate::world::{World, WorldConfig};
+
+/// Replicas of each segment.
+pub(super) const REPLICAS: u8 = 2;
+const SEGMENT: u32 = 8 << 10;
+
+/// A cluster with one master and a script.
+#[derive(Debug)]
+pub struct Stage {
+    /// The cluster.
+    pub world: World,
+    /// The coordinator's machine.
+    pub coordinator: usize,
+    /// The master's machine.
+    pub master: usize,
+    /// The backups' machines.
+    pub backups: Vec<usize>,
+    clients: Vec<usize>,
+}
+
+impl Stage {
+    /// A cluster with so many backups and two clients, ready to serve.
+    pub fn new(backups: usize, lines: Lines) -> Result<Self, String> {
+        let mut world = World::new(WorldConfig {
+            seed: 1,
+            settings: Settings {
+                replicas: REPLICAS,
+                lease_us: 50_000,
+                backup_wait_us: 500_000,
+                heartbeat_us: 50_000,
+                suspect_us: 400_000,
+                segment_size: SEGMENT,
+            },
+            delays: Delays {
+                usual: (50, 60),
+                late_per_mille: 0,
+                late: (0, 0),
+            },
+            sync: (500, 600),
+            reconnect: Duration::from_millis(10),
+            lines,
+        });
+        let coordinator = world.add_coordinator();
+        let roles = |master| Roles {
+            master,
+            backup: !master,
+        };
+        let memory = 60 * u64::from(SEGMENT);
+        let master = world.add_server(roles(true), 1, memory);
+        let backups = (0..backups)
+            .map(|_| world.add_server(roles(false), 256, memory))
+            .collect();
+        let clients = (0..2)
+            .map(|number| {
+                let config = ClientConfig {
+                    number,
+                    coordinators: World::coordinators(),
+                    deadline: Duration::from_secs(5),
+                    depth: 64,
+                    think: 0,
+                };
+                let workload = Workload::scripted(world.rng.fork(number.into()), number, vec![]);
+                world.add_client(config, workload)
+            })
+            .collect();
+        let mut stage = Self {
+            world,
+            coordinator,
+            master,
+            backups,
+            clients,
+        };
+        stage.until("the clients know their table", |stage| {
+            stage.clients.iter().all(|c| stage.table_of(*c).is_some())
+        })?;
+        // The backups that joined late are connected as well.
+        stage.pass(300);
+        Ok(stage)
+    }
+
+    fn table_of(&self, client: usize) -> Option<TableId> {
+        self.world.client(client)?.table()
+    }
+
+    /// The clients' table.
+    #[must_use]
+    pub fn table(&self) -> TableId {
+        self.table_of(self.clients[0]).unwrap_or_default()
+    }
+
+    /// Lets so many milliseconds pass.
+    pub fn pass(&mut self, milliseconds: u64) {
+        let end = self.world.events.now() + Duration::from_millis(milliseconds);
+        self.world.events.at(end, crate::world::Event::Step(0));
+        while self.world.events.now() < end && self.world.step().is_some() {}
+    }
+
+    /// Lets one event happen.
+    pub fn step(&mut self) {
+        self.world.step();
+    }
+
+    /// Lets time pass until something holds, for 30 seconds at most.
+    pub fn until(&mut self, what: &str, holds: impl Fn(&Self) -> bool) -> Played {
+        let end = self.world.events.now() + Duration::from_secs(30);
+        while !holds(self) {
+            if self.world.events.now() > end || self.world.step().is_none() {
+                return Err(format!("it never came to this: {what}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The process on a machine.
+    #[must_use]
+    pub fn process(&self, machine: usize) -> ProcessId {
+        self.world.machines[machine]
+            .process
+            .expect("the script knows who runs")
+    }
+
+    /// A client begins something.
+    pub fn begin(&mut self, client: usize, key: &str, action: Action) {
+        let process = self.process(self.clients[client]);
+        let key = key.as_bytes().to_vec();
+        self.world.with(process, |node, context| {
+            if let Node::Client(node) = node {
+                node.workload_mut().add(Step::Key(key, action));
+                node.poke(context);
+            }
+        });
+    }
+
+    /// A client begins a write.
+    pub fn begin_write(&mut self, client: usize, key: &str, value: &str) {
+        let rules = RejectRules::default();
+        let value = value.as_bytes().to_vec();
+        self.begin(client, key, Action::Write { value, rules });
+    }
+
+    /// A client writes and is answered.
+    pub fn write(&mut self, key: &str, value: &str) -> Played {
+        self.begin_write(0, key, value);
+        self.until("a write is answered", |stage| stage.idle())?;
+        match &self.last(key).outcome {
+            Outcome::Written { .. } => Ok(()),
+            other => Err(format!("the write of {key} was answered {other:?}")),
+        }
+    }
+
+    /// Whether no client waits for an answer.
+    #[must_use]
+    pub fn idle(&self) -> bool {
+        (self.clients.iter()).all(|c| self.world.client(*c).is_some_and(|c| c.is_idle()))
+    }
+
+    /// The last operation on a key.
+    #[must_use]
+    pub fn last(&self, key: &str) -> &Operation {
+        (self.world.history)
+            .of(&(self.table(), key.as_bytes().to_vec()))
+            .last()
+            .expect("the script began one")
+    }
+
+    /// Whether the last operation on a key is answered.
+    #[must_use]
+    pub fn answered(&self, key: &str) -> bool {
+        self.last(key).returned != u64::MAX
+    }
+
+    /// The master's id.
+    #[must_use]
+    pub fn master_id(&self) -> ServerId {
+        self.world
+            .server(self.master)
+            .map(|node| node.server())
+            .unwrap_or_default()
+    }
+
+    /// Whether so many bytes of the head are appended and not durable.
+    #[must_use]
+    pub fn master_has(&self, bytes: u64) -> bool {
+        let Some(master) = self.world.server(self.master).and_then(|n| n.master()) else {
+            return false;
+        };
+        let durable = master.store().durability().position();
+        let appended = master.store().writer().log().appended_position();
+        appended.0 >= durable.0 + bytes
+    }
+
+    /// The head of the master's log.
+    #[must_use]
+    pub fn head(&self) -> SegmentId {
+        inspect::head(&self.world, self.master).unwrap_or_default()
+    }
+
+    /// The machines of a segment's backups, as the master counts on them.
+    #[must_use]
+    pub fn backups_of(&self, segment: SegmentId) -> Vec<usize> {
+        let Some(master) = self.world.server(self.master).and_then(|n| n.master()) else {
+            return Vec::new();
+        };
+        let ids = master.backups_of(segment);
+        let runs = |m: &usize| {
+            self.world
+                .server(*m)
+                .is_some_and(|node| ids.contains(&node.server()))
+        };
+        self.backups.iter().copied().filter(runs).collect()
+    }
+
+    /// Nothing from one machine reaches the other for so many milliseconds, and the other way.
+    pub fn cut(&mut self, one: usize, two: usize, direction: Direction, milliseconds: u64) {
+        let until = self.now() + Duration::from_millis(milliseconds);
+        let (one, two) = (self.process(one), self.process(two));
+        (self.world.network).cut(&mut self.world.events, one, two, direction, until);
+    }
+
+    /// The true time.
+    #[must_use]
+    pub fn now(&self) -> Micros {
+        self.world.events.now()
+    }
+
+    /// Breaks what connections there are between two machines.
+    pub fn sever(&mut self, one: usize, two: usize) {
+        let (one, two) = (self.process(one), self.process(two));
+        for connection in self.world.network.connections_between(one, two) {
+            (self.world.network).sever(&mut self.world.events, connection, (100, 200));
+        }
+    }
+
+    /// Breaks what connections there are between two machines. The first learns of it at once; what
+    /// it has sent arrives so many milliseconds later.
+    pub fn sever_late(&mut self, one: usize, two: usize, milliseconds: u64) {
+        let late = self.now() + Duration::from_millis(milliseconds);
+        let (one, two) = (self.process(one), self.process(two));
+        for connection in self.world.network.connections_between(one, two) {
+            (self.world.network).sever_late(&mut self.world.events, connection, one, late);
+        }
+    }
+
+    /// What the backups hold of the master's segments.
+    pub fn held(&mut self) -> Vec<Held> {
+        let master = self.master_id();
+        inspect::held(&mut self.world, master)
+    }
+
+    /// What the coordinator has recorded of the master.
+    pub fn record(&self) -> Result<crate::check::log_end::MasterRecord, String> {
+        let coordinator = inspect::recorded(&self.world, self.coordinator)
+            .ok_or("the coordinator has no journal")?;
+        inspect::master_record(&coordinator, self.master_id())
+            .ok_or_else(|| "the coordinator does not know the master".into())
+    }
+
+    /// Whether all that clients were told survives the loss of the master and of these machines.
+    pub fn survives(&mut self, down: &[usize]) -> Played {
+        self.survives_and(down, 0)
+    }
+
+    /// The same, and the loss of any `more` machines.
+    pub fn survives_and(&mut self, down: &[usize], more: usize) -> Played {
+        let record = self.record()?;
+        let held = self.held();
+        let down: BTreeSet<usize> = down.iter().copied().collect();
+        inspect::check_master(&self.world, &held, &record, &|_, _| true, &down, more)
+            .map(|_| ())
+            .map_err(|why| why.to_string())
+    }
+
+    /// Fills the head so that the log rolls over.
+    pub fn roll(&mut self) -> Played {
+        let head = self.head();
+        let mut number = 0;
+        while self.head() == head {
+            self.write(&format!("fill{}-{number}", head.0), &".".repeat(900))?;
+            number += 1;
+        }
+        Ok(())
+    }
+
+    /// Everything is as it should be in the end.
+    pub fn close(mut self) -> Played {
+        self.world.network.heal();
+        for machine in 0..self.world.machines.len() {
+            if self.world.machines[machine].process.is_none() {
+                self.world.start(machine);
+            }
+        }
+        self.until("everybody is answered", Stage::idle)?;
+        let verdict = check_history(&self.world.history);
+        match verdict.violations.first() {
+            None => Ok(()),
+            Some((place, why)) => Err(format!("{place:?}: {why}")),
+        }
+    }
+}
+
+/// An error unless something holds.
+pub(super) fn ensure(holds: bool, what: &str) -> Played {
+    if holds { Ok(()) } else { Err(what.to_owned()) }
+}
