@@ -143,7 +143,11 @@ impl Connection {
                 Err(end) => break end,
                 Ok(Some(now)) => {
                     self.pace.traffic(now);
-                    self.worker.busy_turn(now).await;
+                    if self.holds() {
+                        self.worker.holding_turn(now).await;
+                    } else {
+                        self.worker.busy_turn(now).await;
+                    }
                 }
                 Ok(None) if self.keeps_polling() => self.worker.idle_turn().await,
                 Ok(None) => {

@@ -26,6 +26,8 @@ pub(super) const MAX_SPINNERS: u32 = 4;
 pub(super) const TURNS_PER_DRIVER: u32 = 16;
 /// Time between two looks at epoll while connections are busy, in microseconds.
 pub(super) const DRIVER_MICROS: u64 = 20;
+/// The same while replies wait for other processes, who could use the core.
+const HOLDING_DRIVER_MICROS: u64 = 200;
 
 /// What the tasks of one worker share. Only that worker's thread touches it while running, so the
 /// atomics are never contended and need no order.
@@ -87,6 +89,18 @@ impl Worker {
             .saturating_sub(self.last_driver.load(Ordering::Relaxed))
             >= DRIVER_MICROS
         {
+            self.run_driver().await;
+        } else {
+            rotate().await;
+        }
+    }
+
+    /// After a look that found something whose replies wait for other processes: lets these run, who
+    /// may be on this core, before anything else.
+    pub(super) async fn holding_turn(&self, now: Micros) {
+        std::thread::yield_now();
+        let since = now.0.saturating_sub(self.last_driver.load(Ordering::Relaxed));
+        if since >= HOLDING_DRIVER_MICROS {
             self.run_driver().await;
         } else {
             rotate().await;
