@@ -246,7 +246,10 @@ impl Faults {
             .network
             .cut(&mut world.events, from, to, direction, until);
         let (one, two) = (&world.machines[one].address, &world.machines[two].address);
-        let text = format!("-- cut {one} to {two}, {direction:?}, {} ms", time.as_millis());
+        let text = format!(
+            "-- cut {one} to {two}, {direction:?}, {} ms",
+            time.as_millis()
+        );
         world.say(format_args!("{text}"));
         Some(())
     }

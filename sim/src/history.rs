@@ -138,8 +138,7 @@ impl History {
             Some(key) => *key,
             None => {
                 self.operations.push(Vec::new());
-                self.keys
-                    .insert(place.clone(), self.operations.len() - 1);
+                self.keys.insert(place.clone(), self.operations.len() - 1);
                 self.operations.len() - 1
             }
         };

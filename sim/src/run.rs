@@ -1,36 +1,30 @@
 //! One seed: a cluster, a workload and faults, then quiet, then the checks.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod durability;
+mod quiet;
+
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use ramkeep_coordinator::Coordinator;
-use ramkeep_wire::backup::ReplicaInfo;
 use ramkeep_wire::coordinator::{Roles, Settings};
-use ramkeep_wire::data::RejectRules;
 use ramkeep_wire::mutants::Mutant;
-use ramkeep_wire::{KeyHash, Micros, SegmentId, ServerId, TableId, key_hash};
+use ramkeep_wire::{Micros, ServerId};
 
 use crate::check::check_history;
 use crate::check::log_end::MasterRecord;
 use crate::faults::{self, Faults};
-use crate::history::Action;
-use crate::inspect;
 use crate::network::Delays;
-use crate::node::Node;
 use crate::node::client::ClientConfig;
 use crate::rng::Rng;
 use crate::trace::Lines;
-use crate::workload::{Mix, Step, Workload};
+use crate::workload::{Mix, Workload};
 use crate::world::{World, WorldConfig};
 
 /// How long a cluster may take to be whole once faults stop.
 const CONVERGENCE: Duration = Duration::from_secs(60);
 /// How often it is looked whether it is.
 const LOOK: Duration = Duration::from_millis(100);
-
-/// Bytes of each value written at the end.
-const LAST_VALUE: usize = 1_000;
 
 const STEP_FAULT: u32 = 1;
 const STEP_CHECK: u32 = 2;
@@ -81,8 +75,8 @@ pub struct Report {
 #[must_use]
 pub fn run(options: Options) -> Report {
     let planted = Plant::new(options.mutant);
-    let ran = catch_unwind(AssertUnwindSafe(|| Run::new(options).to_end()));
-    drop(planted);
+    let ran = catch_unwind(AssertUnwindSafe(|| Run::new(options).finish_all()));
+    planted.pull_out();
     ran.unwrap_or_else(|panic| {
         let text = (panic.downcast_ref::<String>().map(String::as_str))
             .or_else(|| panic.downcast_ref::<&str>().copied())
@@ -95,7 +89,9 @@ pub fn run(options: Options) -> Report {
     })
 }
 
-/// Plants a fault for as long as it lives.
+/// A fault that is planted in this thread.
+#[derive(Debug)]
+#[must_use = "a planted fault stays until it is pulled out"]
 pub struct Plant {
     #[cfg(feature = "mutants")]
     before: Option<Mutant>,
@@ -106,7 +102,6 @@ impl Plant {
     ///
     /// # Panics
     /// If one is asked for in a build without the feature `mutants`.
-    #[must_use]
     pub fn new(mutant: Option<Mutant>) -> Self {
         #[cfg(feature = "mutants")]
         return Self {
@@ -121,24 +116,12 @@ impl Plant {
             Self {}
         }
     }
-}
 
-#[cfg(feature = "mutants")]
-impl Drop for Plant {
-    fn drop(&mut self) {
+    /// What was planted before is back.
+    pub fn pull_out(self) {
+        #[cfg(feature = "mutants")]
         ramkeep_wire::mutants::plant(self.before);
     }
-}
-
-fn brief(info: &ReplicaInfo) -> String {
-    format!(
-        "{}: {}{}{} bytes at {}",
-        info.segment,
-        if info.closed { "closed " } else { "" },
-        if info.inherited { "inherited " } else { "" },
-        info.length,
-        info.epoch
-    )
 }
 
 #[derive(Debug)]
@@ -264,7 +247,7 @@ impl Run {
             .collect()
     }
 
-    fn to_end(mut self) -> Report {
+    fn finish_all(mut self) -> Report {
         let mut done = false;
         while !done {
             match self.world.step() {
@@ -276,29 +259,6 @@ impl Run {
         }
         self.judge();
         self.finish()
-    }
-
-    /// What is left right after a death is what counts; and what is recorded of a master when it is
-    /// decided dead is what its recovery goes by (SAFETY 4).
-    fn notice_deaths(&mut self) {
-        if let Some(node) = self.world.coordinator(self.coordinator) {
-            for (server, found) in node.core().state().servers().iter() {
-                if found.is_crashed()
-                    && found.roles.master
-                    && !self.dead.contains_key(&server)
-                    && let Some(record) = inspect::master_record(node.core(), server)
-                {
-                    let before = self.world.losses - self.world.wiped.len();
-                    self.dead.insert(server, (record, before));
-                }
-            }
-        }
-        if self.deaths != self.world.deaths {
-            self.deaths = self.world.deaths;
-            if !self.quiet {
-                self.check_durability();
-            }
-        }
     }
 
     fn act(&mut self, step: u32) -> bool {
@@ -330,282 +290,9 @@ impl Run {
         false
     }
 
-    /// Looks whether the cluster is whole again; true when the run is over.
-    fn look(&mut self, now: Micros) -> bool {
-        // Whatever was about to be killed or restarted when faults stopped.
-        faults::end(&mut self.world);
-        faults::note_recovered(&mut self.world);
-        let lacking = self.lacking();
-        if lacking.is_empty() {
-            if self.reading {
-                return true;
-            }
-            self.reading = true;
-            self.read_everything();
-        } else if now > self.patience && !self.reading {
-            self.stop_workloads();
-        }
-        if !lacking.is_empty() && now > self.gives_up {
-            let lacking = lacking.join("; ");
-            self.find(format!("not whole again after {CONVERGENCE:?}: {lacking}"));
-            return true;
-        }
-        self.world
-            .events
-            .at(now + LOOK, crate::world::Event::Step(STEP_LOOK));
-        false
-    }
-
-    /// With a tablet down for good, every operation on it takes its whole deadline.
-    fn stop_workloads(&mut self) {
-        for machine in self.clients.clone() {
-            let process = self.world.machines[machine].process;
-            let _ = process.and_then(|process| {
-                self.world.with(process, |node, _| {
-                    if let Node::Client(client) = node {
-                        client.workload_mut().stop();
-                    }
-                })
-            });
-        }
-    }
-
-    /// What is not as it should be in a cluster without faults.
-    fn lacking(&mut self) -> Vec<String> {
-        let mut lacking = Vec::new();
-        for machine in &self.clients {
-            if let Some(client) = self.world.client(*machine)
-                && !client.is_idle()
-            {
-                lacking.push(format!(
-                    "{} has {} operations under way",
-                    self.world.machines[*machine].address,
-                    client.under_way()
-                ));
-            }
-        }
-        let Some(coordinator) = inspect::recorded(&self.world, self.coordinator) else {
-            return vec!["the coordinator has no journal".into()];
-        };
-        let masters = inspect::living_masters(&self.world, &coordinator);
-        for (machine, server) in &masters {
-            let stats = self
-                .world
-                .server(*machine)
-                .and_then(|node| node.master())
-                .map(|master| master.stats())
-                .unwrap_or_default();
-            if stats.under_replicated > 0 {
-                lacking.push(format!(
-                    "{server:?} has {} segments that lack a replica of {:?}",
-                    stats.under_replicated,
-                    inspect::placement(&self.world, *machine)
-                ));
-            }
-        }
-        if lacking.is_empty() {
-            lacking.extend(self.leaks(&masters));
-        }
-        lacking
-    }
-
-    /// Frames in use that no living master's log accounts for, or too few.
-    fn leaks(&mut self, masters: &[(usize, ServerId)]) -> Vec<String> {
-        let mut wanted = std::collections::BTreeSet::new();
-        for (machine, server) in masters {
-            let Some(master) = self.world.server(*machine).and_then(|node| node.master()) else {
-                continue;
-            };
-            for segment in inspect::segments(&self.world, *machine) {
-                for backup in master.backups_of(segment) {
-                    wanted.insert((backup, *server, segment));
-                }
-            }
-        }
-        let mut found = std::collections::BTreeSet::new();
-        for (_, server) in masters {
-            for held in inspect::held(&mut self.world, *server) {
-                let backup = self.world.server(held.machine).map(|node| node.server());
-                for (info, _) in held.replicas {
-                    found.insert((backup.unwrap_or_default(), *server, info.segment));
-                }
-            }
-        }
-        let mut leaks: Vec<String> = wanted
-            .difference(&found)
-            .map(|(backup, master, segment)| format!("{backup:?} lacks {master:?} {segment:?}"))
-            .collect();
-        // What a change of an open head's backups left behind is kept until that head is closed.
-        let heads: Vec<(ServerId, SegmentId)> = masters
-            .iter()
-            .filter_map(|(machine, server)| Some((*server, inspect::head(&self.world, *machine)?)))
-            .collect();
-        let (kept, extra): (Vec<_>, Vec<_>) = found
-            .difference(&wanted)
-            .partition(|(_, master, segment)| heads.contains(&(*master, *segment)));
-        leaks.extend(extra.into_iter().map(|(backup, master, segment)| {
-            format!("{backup:?} still has {master:?} {segment:?}")
-        }));
-        // Frames of masters decided dead are kept for their recovery, also when their machine has
-        // come back as another server.
-        if leaks.is_empty() && kept.is_empty() && self.dead.is_empty() {
-            leaks.extend(self.lost_frames(&wanted));
-        }
-        leaks
-    }
-
-    /// Frames that are in use without holding a complete replica.
-    fn lost_frames(
-        &self,
-        wanted: &std::collections::BTreeSet<(ServerId, ServerId, SegmentId)>,
-    ) -> Vec<String> {
-        let mut lost = Vec::new();
-        for machine in self.world.server_machines() {
-            let Some(node) = self.world.server(machine) else {
-                continue;
-            };
-            let Some(backup) = node.backup() else { continue };
-            let count = wanted.iter().filter(|(b, _, _)| *b == node.server()).count();
-            let used = backup.stats().used as usize;
-            if used != count {
-                let server = node.server();
-                lost.push(format!("{server:?} has {used} frames in use for {count} replicas"));
-            }
-        }
-        lost
-    }
-
-    fn read_everything(&mut self) {
-        // Nobody serves the tablets of a master that is dead.
-        let Some(coordinator) = inspect::recorded(&self.world, self.coordinator) else {
-            return;
-        };
-        let served = |table: TableId, key: &[u8]| {
-            let hash = key_hash(table, key);
-            !self.dead.keys().any(|dead| {
-                (inspect::tablets(&coordinator, *dead).iter())
-                    .any(|(t, first, last)| *t == table && (*first..=*last).contains(&hash))
-            })
-        };
-        let keys: Vec<Vec<u8>> = (self.world.history.keys())
-            .filter(|(place, _)| served(place.0, &place.1))
-            .map(|(place, _)| place.1.clone())
-            .collect();
-        let table = self.world.history.keys().next().map(|(place, _)| place.0);
-        let whole = self.dead.is_empty();
-        let Some(process) = self
-            .clients
-            .first()
-            .and_then(|machine| self.world.machines[*machine].process)
-        else {
-            return;
-        };
-        // Enough writes that every head rolls over, then a look at everything.
-        let segment = self.world.config.settings.segment_size as usize;
-        let masters = (self.world.server_machines())
-            .filter(|m| faults::is_master(&self.world, *m))
-            .count();
-        let writes = masters * 2 * segment / LAST_VALUE;
-        let last: Vec<u64> = (0..writes as u64)
-            .filter(|n| table.is_some_and(|table| served(table, format!("last{n}").as_bytes())))
-            .collect();
-        self.world.with(process, |node, context| {
-            if let Node::Client(client) = node {
-                for number in last {
-                    let mut value = format!("last{number}-").into_bytes();
-                    value.resize(LAST_VALUE, b'.');
-                    let rules = RejectRules::default();
-                    let key = format!("last{number}").into_bytes();
-                    let write = Action::Write { value, rules };
-                    client.workload_mut().add(Step::Key(key, write));
-                }
-                if whole {
-                    client.workload_mut().add(Step::Scan);
-                }
-                for key in keys {
-                    client.workload_mut().add(Step::Key(key, Action::Read));
-                }
-                client.poke(context);
-            }
-        });
-    }
-
-    fn find(&mut self, what: String) {
+    fn find(&mut self, what: &str) {
         let at = self.world.events.now().0 as f64 / 1000.0;
         self.report.findings.push(format!("{what} (at {at:.3} ms)"));
-    }
-
-    /// Takes every master for dead, one at a time, and recovers its log from what backups hold.
-    fn check_durability(&mut self) {
-        faults::note_recovered(&mut self.world);
-        let down: BTreeSet<usize> = (faults::down(&self.world).into_iter())
-            .filter(|m| self.world.machines[*m].process.is_none())
-            .collect();
-        let Some(coordinator) = inspect::recorded(&self.world, self.coordinator) else {
-            return;
-        };
-        let living = inspect::living_masters(&self.world, &coordinator);
-        let wiped = self.world.wiped.len();
-        for (_, server) in &living {
-            if let Some(record) = inspect::master_record(&coordinator, *server) {
-                self.check_master(&coordinator, &record, &down, wiped);
-            }
-        }
-        // Nobody makes up for what a dead master's replicas lose.
-        for (record, before) in self.dead.clone().into_values() {
-            let lost = self.world.losses - before;
-            self.check_master(&coordinator, &record, &down, lost);
-        }
-    }
-
-    fn check_master(
-        &mut self,
-        coordinator: &Coordinator,
-        record: &MasterRecord,
-        down: &BTreeSet<usize>,
-        lost: usize,
-    ) {
-        let owned = inspect::tablets(coordinator, record.master);
-        if owned.is_empty() {
-            return;
-        }
-        let held = inspect::held(&mut self.world, record.master);
-        let owns = |table: TableId, hash: KeyHash| {
-            (owned.iter()).any(|(t, first, last)| *t == table && (*first..=*last).contains(&hash))
-        };
-        // Frames that were lost count against the promise until they are made up for, though their
-        // machine may hold new ones by now. A killed process comes back with its frames: it may be
-        // taken for lost, or not.
-        let none = BTreeSet::new();
-        for (down, lost) in [(down, lost + down.len()), (&none, lost)] {
-            let Some(more) = (self.replicas - 1).checked_sub(lost) else {
-                continue;
-            };
-            match inspect::check_master(&self.world, &held, record, &owns, down, more) {
-                Ok(checked) => self.report.recoveries += checked,
-                Err(why) => {
-                    self.show_held(record.master, &held);
-                    return self.find(why.to_string());
-                }
-            }
-        }
-    }
-
-    fn show_held(&mut self, master: ServerId, held: &[inspect::Held]) {
-        let machines: Vec<usize> = self.world.server_machines().collect();
-        for machine in machines {
-            if self.world.server(machine).is_some_and(|n| n.server() == master) {
-                let placement = inspect::placement(&self.world, machine);
-                self.world
-                    .say(format_args!("-- {master:?} counts on {placement:?}"));
-            }
-        }
-        for held in held {
-            let infos: Vec<_> = held.replicas.iter().map(|(i, _)| brief(i)).collect();
-            let (machine, text) = (held.machine, infos.join(", "));
-            self.world
-                .say(format_args!("-- machine {machine} holds {text}"));
-        }
     }
 
     /// The checks at the end.
@@ -623,7 +310,7 @@ impl Run {
                     println!("{operation:?}");
                 }
             }
-            self.find(format!("{key}: {why}"));
+            self.find(&format!("{key}: {why}"));
         }
         for machine in self.clients.clone() {
             let Some(client) = self.world.client(machine) else {
@@ -633,10 +320,10 @@ impl Run {
             self.report.refused += client.ended.0 - client.ended.1;
             for (_, key) in repeated {
                 let key = String::from_utf8_lossy(&key).into_owned();
-                self.find(format!("{key}: a scan returned it twice"));
+                self.find(&format!("{key}: a scan returned it twice"));
             }
             for complaint in complaints {
-                self.find(format!("a client was told: {complaint}"));
+                self.find(&format!("a client was told: {complaint}"));
             }
         }
     }

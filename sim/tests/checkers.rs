@@ -90,12 +90,20 @@ fn bad(operations: &[Operation], why: &Violation) {
 
 #[test]
 fn overlapping_writes_may_take_effect_in_either_order() {
-    good(&[write(1, 10, b"a", 2), write(2, 9, b"b", 1), read(11, 12, b"a", 2)]);
+    good(&[
+        write(1, 10, b"a", 2),
+        write(2, 9, b"b", 1),
+        read(11, 12, b"a", 2),
+    ]);
 }
 
 #[test]
 fn a_read_may_see_a_write_under_way() {
-    good(&[write(1, 10, b"a", 1), read(2, 3, b"a", 1), read(4, 5, b"a", 1)]);
+    good(&[
+        write(1, 10, b"a", 1),
+        read(2, 3, b"a", 1),
+        read(4, 5, b"a", 1),
+    ]);
     good(&[write(1, 10, b"a", 1), absent(2, 3), read(4, 5, b"a", 1)]);
 }
 
@@ -106,7 +114,11 @@ fn a_stale_read_is_found() {
         later: zones::State(4),
     };
     bad(
-        &[write(1, 2, b"a", 1), write(3, 4, b"b", 2), read(5, 6, b"a", 1)],
+        &[
+            write(1, 2, b"a", 1),
+            write(3, 4, b"b", 2),
+            read(5, 6, b"a", 1),
+        ],
         &why,
     );
 }
@@ -130,7 +142,10 @@ fn two_reads_may_not_go_back() {
 
 #[test]
 fn a_lost_write_is_found() {
-    bad(&[write(1, 2, b"a", 1), absent(3, 4)], &Violation::NeverAbsent);
+    bad(
+        &[write(1, 2, b"a", 1), absent(3, 4)],
+        &Violation::NeverAbsent,
+    );
 }
 
 #[test]
@@ -230,7 +245,10 @@ fn a_rejection_needs_the_state_it_names() {
         &[write(1, 2, b"a", 1), rejected(Some(1))],
         &Violation::Rules(Version(1)),
     );
-    bad(&[write(1, 2, b"a", 2), rejected(None)], &Violation::NeverAbsent);
+    bad(
+        &[write(1, 2, b"a", 2), rejected(None)],
+        &Violation::NeverAbsent,
+    );
 }
 
 #[test]
@@ -262,11 +280,7 @@ fn an_open_removal_explains_an_absence_once() {
 #[test]
 fn an_open_increment_explains_a_gap() {
     let open = op(3, u64::MAX, Action::Increment { by: 10 }, Outcome::Unknown);
-    good(&[
-        increment(1, 2, 1, 1, 1),
-        open,
-        increment(4, 5, 1, 12, 3),
-    ]);
+    good(&[increment(1, 2, 1, 1, 1), open, increment(4, 5, 1, 12, 3)]);
 }
 
 #[test]
@@ -391,7 +405,11 @@ fn the_fast_checker_and_the_search_agree() {
         let count = 3 + rng.index(9);
         let mut operations = random_history(&mut rng, count);
         assert_eq!(search(&operations, 1_000_000), Search::Linearizable);
-        assert_eq!(zones::check(&operations), Ok(()), "seed {seed}: {operations:#?}");
+        assert_eq!(
+            zones::check(&operations),
+            Ok(()),
+            "seed {seed}: {operations:#?}"
+        );
         damage(&mut rng, &mut operations);
         let fast = zones::check(&operations);
         let slow = search(&operations, 1_000_000);
@@ -420,6 +438,10 @@ fn opening_an_operation_never_makes_a_good_history_bad() {
                 operation.returned = u64::MAX;
             }
         }
-        assert_eq!(check_key(&operations), Ok(true), "seed {seed}: {operations:#?}");
+        assert_eq!(
+            check_key(&operations),
+            Ok(true),
+            "seed {seed}: {operations:#?}"
+        );
     }
 }

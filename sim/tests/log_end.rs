@@ -249,7 +249,8 @@ fn bytes_that_their_certificate_does_not_cover_never_count() {
 
 fn replayed(segment: &Segment) -> durable::Replayed {
     let found = [segment.on(2, 0, false)];
-    durable::replay(&log_end(&record(), &found).unwrap().segments)
+    let log = log_end(&record(), &found).expect("a head that counts is there");
+    durable::replay(&log.segments)
 }
 
 fn history(steps: &[(Action, Outcome)]) -> History {

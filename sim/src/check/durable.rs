@@ -167,11 +167,7 @@ pub enum Loss {
 }
 
 /// Compares the replayed state of one key with what clients were told of it.
-pub fn check_key(
-    place: &Place,
-    operations: &[Operation],
-    replayed: &Replayed,
-) -> Result<(), Loss> {
+pub fn check_key(place: &Place, operations: &[Operation], replayed: &Replayed) -> Result<(), Loss> {
     let state = replayed.state(place);
     if let Some(told) = told(operations)
         && told.state > state
@@ -192,9 +188,13 @@ pub fn check_key(
             (Action::Write { value, .. }, Outcome::Written { version: made }) => {
                 (*made == version).then_some(value == &replayed.keys[place].1)
             }
-            (_, Outcome::Found { version: seen, value }) => {
-                (*seen == version).then_some(value == &replayed.keys[place].1)
-            }
+            (
+                _,
+                Outcome::Found {
+                    version: seen,
+                    value,
+                },
+            ) => (*seen == version).then_some(value == &replayed.keys[place].1),
             _ => None,
         };
         match known {

@@ -16,9 +16,7 @@ use ramkeep_wire::backup::ReplicaInfo;
 use ramkeep_wire::certificate::Claim;
 use ramkeep_wire::entry::{DigestItem, Entry};
 use ramkeep_wire::segment::{UnverifiedSegment, VerifiedSegment};
-use ramkeep_wire::{
-    CertificateKey, ClusterId, ReplicationEpoch, SegmentId, SegmentKind, ServerId,
-};
+use ramkeep_wire::{CertificateKey, ClusterId, ReplicationEpoch, SegmentId, SegmentKind, ServerId};
 
 /// What the coordinator has recorded of a master.
 #[derive(Clone, Debug)]

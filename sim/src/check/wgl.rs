@@ -98,9 +98,7 @@ impl Searcher<'_> {
     /// What could have happened next. Open operations come first so that, the stack being last in
     /// first out, answered ones are tried before them.
     fn steps(&self, configuration: &Configuration) -> Vec<Configuration> {
-        let waiting = || {
-            (0..self.operations.len()).filter(|index| !configuration.has(*index))
-        };
+        let waiting = || (0..self.operations.len()).filter(|index| !configuration.has(*index));
         let deadline = waiting()
             .map(|index| self.operations[index].returned)
             .min()
@@ -247,10 +245,7 @@ fn apply_open(action: &Action, model: &Model) -> Option<Model> {
                 None => 0,
                 Some((_, value)) => counter(value)?,
             };
-            Some(written(
-                old.wrapping_add(*by).to_le_bytes().to_vec(),
-                model,
-            ))
+            Some(written(old.wrapping_add(*by).to_le_bytes().to_vec(), model))
         }
     }
 }

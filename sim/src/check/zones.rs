@@ -62,7 +62,9 @@ pub enum Violation {
     #[error("version {0} was seen, but nobody wrote it")]
     NeverWritten(Version),
     /// Answers contradict real time.
-    #[error("state {later:?} was seen before state {earlier:?} was asked for again: going back in time")]
+    #[error(
+        "state {later:?} was seen before state {earlier:?} was asked for again: going back in time"
+    )]
     BackInTime {
         /// The state that came first.
         earlier: State,
@@ -100,6 +102,9 @@ impl Default for Zone {
         }
     }
 }
+
+/// States with the stamps from which, or up to which, they count.
+type Steps = Vec<(u64, State)>;
 
 /// What is known of the states of one key.
 #[derive(Debug, Default)]
@@ -243,9 +248,7 @@ impl<'a> States<'a> {
                     later: *state,
                 });
             }
-            latest = latest
-                .max((begun, *state))
-                .max((zone.max_invoke, *state));
+            latest = latest.max((begun, *state)).max((zone.max_invoke, *state));
         }
         Ok(())
     }
@@ -325,7 +328,7 @@ impl<'a> States<'a> {
 
     /// For each state in order: from which stamp on it (or a later one) has been reached, and up to
     /// which stamp it (or an earlier one) was still asked for.
-    fn bounds(&self) -> (Vec<(u64, State)>, Vec<(u64, State)>) {
+    fn bounds(&self) -> (Steps, Steps) {
         let mut reached = Vec::new();
         let mut least = u64::MAX;
         for (state, zone) in self.zones.iter().rev() {

@@ -268,7 +268,7 @@ impl ClientNode {
         self.next_step = context.now + context.rng.micros(0..self.config.think + 1);
         match step {
             Step::Scan => self.begin_scan(context, table),
-            Step::Key(key, action) => self.begin_key(context, table, key, action),
+            Step::Key(key, action) => self.begin_key(context, table, key, &action),
         }
         true
     }
@@ -278,9 +278,9 @@ impl ClientNode {
         context: &mut Context<'_>,
         table: TableId,
         key: Vec<u8>,
-        action: Action,
+        action: &Action,
     ) {
-        let operation = match &action {
+        let operation = match action {
             Action::Read => Operation::Read { table, key: &key },
             Action::Write { value, rules } => Operation::Write {
                 table,
@@ -306,8 +306,11 @@ impl ClientNode {
             .history
             .invoke(self.config.number, &place, action.clone());
         if context.trace.wants_lines() {
-            let shown = describe(&action);
-            context.say(format_args!("asks {} {shown}", String::from_utf8_lossy(&place.1)));
+            let shown = describe(action);
+            context.say(format_args!(
+                "asks {} {shown}",
+                String::from_utf8_lossy(&place.1)
+            ));
         }
         match started {
             Ok(op) => {
@@ -325,7 +328,11 @@ impl ClientNode {
     fn begin_scan(&mut self, context: &mut Context<'_>, table: TableId) {
         let scan = Scan {
             invoked: context.history.tick(),
-            known: context.history.keys().map(|(place, _)| place.clone()).collect(),
+            known: context
+                .history
+                .keys()
+                .map(|(place, _)| place.clone())
+                .collect(),
             found: BTreeMap::new(),
             twice: Vec::new(),
         };
@@ -346,12 +353,7 @@ impl ClientNode {
         }
     }
 
-    fn done(
-        &mut self,
-        context: &mut Context<'_>,
-        op: OpId,
-        result: Result<Result_, Error>,
-    ) {
+    fn done(&mut self, context: &mut Context<'_>, op: OpId, result: Result<Result_, Error>) {
         let Some(under) = self.under.remove(&op) else {
             return;
         };

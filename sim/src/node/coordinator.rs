@@ -330,7 +330,10 @@ impl CoordinatorNode {
             return;
         };
         if order.command != Command::Probe {
-            context.say(format_args!("orders {server:?} to {}", brief(&order.command)));
+            context.say(format_args!(
+                "orders {server:?} to {}",
+                brief(&order.command)
+            ));
         }
         let correlation = self.next;
         self.next += 1;

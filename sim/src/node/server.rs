@@ -6,29 +6,28 @@
 //!    backup; when that breaks the core is told before another is made.
 //! 3. A server that learns that it was decided crashed stops.
 
+mod asks;
+mod backups;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ramkeep_backup::{Backup, FrameStore, MemoryStore};
-use ramkeep_master::core::{Master, MasterConfig, Sink};
+use ramkeep_master::core::Master;
 use ramkeep_master::store::DataSession;
 use ramkeep_wire::backup::BackupRequest;
-use ramkeep_wire::coordinator::{
-    Answer, Enlist, Heartbeat, Refused, Request, Response, Roles, ServerList, ServerState,
-};
-use ramkeep_wire::envelope::{self, Envelope, Header, Kind};
+use ramkeep_wire::coordinator::{Enlist, Request, Roles, ServerList, ServerState};
+use ramkeep_wire::envelope::{Envelope, Kind};
 use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::order::{Command, Order, OrderReply};
-use ramkeep_wire::replicate::{Replicate, ReplicateAck};
-use ramkeep_wire::{Ballot, BootId, Micros, Party, SegmentId, ServerId, postcards};
+use ramkeep_wire::replicate::Replicate;
+use ramkeep_wire::{Ballot, BootId, Micros, Party, ServerId, postcards};
 
 use super::{Context, delivered};
 use crate::network::{ConnectionId, NetEvent};
 
 /// How often a server lets time pass.
 const TICK: Duration = Duration::from_millis(10);
-/// How long a coordinator may take to answer.
-const ASK_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What a server process starts with.
 #[derive(Clone, Debug)]
@@ -274,14 +273,6 @@ impl ServerNode {
         }
     }
 
-    fn backup_lost(&mut self, context: &Context<'_>, server: ServerId) {
-        self.backups.remove(&server);
-        self.not_before.insert(server, context.now + self.config.reconnect);
-        if let Some(master) = &self.master {
-            master.link_down(server);
-        }
-    }
-
     fn deliver(
         &mut self,
         context: &mut Context<'_>,
@@ -351,7 +342,9 @@ impl ServerNode {
             return context.close(connection);
         };
         if !backup.hears(context.now, from, envelope.header.correlation) {
-            context.say(format_args!("refuses what is left of a connection of {from:?}"));
+            context.say(format_args!(
+                "refuses what is left of a connection of {from:?}"
+            ));
             return context.close(connection);
         }
         let ack = backup.handle_replicate(context.now, from, &message);
@@ -371,20 +364,6 @@ impl ServerNode {
         context.send_payload(connection, header, &ack.to_bytes());
     }
 
-    fn acknowledged(&mut self, context: &Context<'_>, connection: ConnectionId, payload: &[u8]) {
-        let from = self
-            .backups
-            .iter()
-            .find(|(_, link)| link.connection == connection)
-            .map(|(server, _)| *server);
-        let (Some(from), Some(master)) = (from, &self.master) else {
-            return;
-        };
-        if let Ok(ack) = ReplicateAck::read(payload) {
-            master.handle_ack(context.now, from, &ack);
-        }
-    }
-
     fn backup_request(
         &mut self,
         context: &mut Context<'_>,
@@ -400,7 +379,9 @@ impl ServerNode {
         if let BackupRequest::Free { master, .. } = request
             && !backup.hears(context.now, master, envelope.header.correlation)
         {
-            context.say(format_args!("refuses what is left of a connection of {master:?}"));
+            context.say(format_args!(
+                "refuses what is left of a connection of {master:?}"
+            ));
             return context.close(connection);
         }
         let answer = backup.handle_request(context.now, envelope.header.from, request);
@@ -460,165 +441,12 @@ impl ServerNode {
 
     fn stop(&mut self, context: &mut Context<'_>) {
         if !self.stopped {
-            context.say(format_args!("{:?} was decided crashed and stops", self.server));
+            context.say(format_args!(
+                "{:?} was decided crashed and stops",
+                self.server
+            ));
             self.stopped = true;
         }
-    }
-
-    fn ask(&mut self, context: &Context<'_>, request: Request) {
-        self.coordinator.asks.push(Ask {
-            request,
-            sent: None,
-            asked: context.now,
-        });
-    }
-
-    fn expire_asks(&mut self, context: &mut Context<'_>) {
-        let late = |ask: &Ask| {
-            ask.sent
-                .is_some_and(|(_, sent)| context.now.since(sent) >= ASK_PATIENCE)
-        };
-        if self.coordinator.asks.iter().any(late) {
-            if let Some(connection) = self.coordinator.connection {
-                context.close(connection);
-            }
-            self.coordinator_lost(context);
-        }
-    }
-
-    /// The connection to the coordinator is gone: who asked is told so, but enlisting goes on.
-    fn coordinator_lost(&mut self, context: &mut Context<'_>) {
-        let not_before = context.now + self.config.reconnect;
-        let link = &mut self.coordinator;
-        link.connection = None;
-        link.open = false;
-        link.which += 1;
-        link.not_before = not_before;
-        let (enlist, others): (Vec<_>, Vec<_>) = link
-            .asks
-            .drain(..)
-            .partition(|ask| matches!(ask.request, Request::Enlist(_)));
-        link.asks = enlist;
-        for ask in &mut link.asks {
-            ask.sent = None;
-        }
-        for ask in others {
-            self.answer(context, &ask.request, None);
-        }
-    }
-
-    fn answered(&mut self, context: &mut Context<'_>, header: &Header, payload: &[u8]) {
-        let asks = &mut self.coordinator.asks;
-        let found = asks
-            .iter()
-            .position(|ask| ask.sent.is_some_and(|(number, _)| number == header.correlation));
-        let (Some(found), Ok(response)) = (found, postcards::decode::<Response>(payload)) else {
-            return;
-        };
-        if matches!(response.answer, Answer::Refused(Refused::NotLeader { .. })) {
-            asks[found].sent = None;
-            self.coordinator.not_before = context.now + self.config.reconnect;
-            if !matches!(asks[found].request, Request::Enlist(_)) {
-                let ask = asks.remove(found);
-                self.answer(context, &ask.request, None);
-            }
-            return;
-        }
-        let ask = asks.remove(found);
-        self.answer(context, &ask.request, Some(&response));
-    }
-
-    fn answer(
-        &mut self,
-        context: &mut Context<'_>,
-        asked: &Request,
-        response: Option<&Response>,
-    ) {
-        if let Some(response) = response {
-            self.ballot = self.ballot.max(response.ballot);
-            match &response.answer {
-                Answer::Enlisted { .. } => return self.enlisted(context, &response.answer),
-                Answer::Heard { list: Some(list) } => self.take_list(context, list),
-                Answer::Refused(Refused::Crashed) => self.stop(context),
-                Answer::EpochRecorded => {
-                    context.say(format_args!("recorded: {asked:?}"));
-                }
-                Answer::Refused(why) => {
-                    context.say(format_args!("refused: {asked:?}: {why}"));
-                }
-                _ => {}
-            }
-        }
-        if let Some(master) = &self.master {
-            master.handle_answer(context.now, asked, response);
-        }
-    }
-
-    fn enlisted(&mut self, context: &mut Context<'_>, answer: &Answer) {
-        let Answer::Enlisted {
-            server,
-            cluster,
-            key,
-            settings,
-            list,
-        } = answer
-        else {
-            return;
-        };
-        context.say(format_args!("enlisted as {server:?} at {}", self.config.address));
-        self.server = *server;
-        self.settings = Some(settings.clone());
-        if let Some(backup) = &mut self.backup {
-            backup
-                .assign(*cluster, *server, settings.lease_us)
-                .expect("frames in memory can be assigned");
-        }
-        if self.config.roles.master {
-            let config = MasterConfig {
-                me: *server,
-                cluster: *cluster,
-                key: *key,
-                settings: settings.clone(),
-                memory: self.config.memory,
-                seed: self.config.seed,
-            };
-            self.master = Some(Master::new(config).expect("enough memory for a master"));
-        }
-        let list = list.clone();
-        self.take_list(context, &list);
-        if let Some(master) = &self.master {
-            let command = Command::UpdateServers(list);
-            let ballot = self.ballot;
-            master.handle_order(Order { ballot, command });
-        }
-    }
-
-    fn heartbeat(&mut self, context: &mut Context<'_>) {
-        let Some(settings) = &self.settings else {
-            return;
-        };
-        if context.now < self.next_heartbeat {
-            return;
-        }
-        self.next_heartbeat = context.now + Duration::from_micros(settings.heartbeat_us.into());
-        let under_way = |ask: &Ask| matches!(ask.request, Request::Heartbeat(_));
-        if self.coordinator.asks.iter().any(under_way) {
-            return;
-        }
-        let mut report = match &self.master {
-            Some(master) => master.heartbeat(),
-            None => Heartbeat {
-                server: self.server,
-                list: self.list.version,
-                ready: true,
-                floor: None,
-                master: None,
-                backup: None,
-                resident: 0,
-            },
-        };
-        report.backup = self.backup.as_ref().map(Backup::stats);
-        self.ask(context, Request::Heartbeat(report));
     }
 
     /// Everything that is due after an input.
@@ -638,24 +466,6 @@ impl ServerNode {
         self.send_asks(context);
     }
 
-    fn pump(&mut self, context: &mut Context<'_>) {
-        let Some(master) = &self.master else { return };
-        let mut sink = LinkSink {
-            me: self.server,
-            links: &self.backups,
-            messages: Vec::new(),
-            lost: Vec::new(),
-        };
-        master.pump(context.now, &mut sink);
-        let LinkSink { messages, lost, .. } = sink;
-        for (connection, bytes) in messages {
-            context.send(connection, &bytes);
-        }
-        for server in lost {
-            self.backup_lost(context, server);
-        }
-    }
-
     fn release(&mut self, context: &mut Context<'_>) {
         let Some(master) = &self.master else { return };
         for (connection, inbound) in &mut self.inbound {
@@ -670,90 +480,5 @@ impl ServerNode {
                 context.send(*connection, &out);
             }
         }
-    }
-
-    fn connect_backups(&mut self, context: &mut Context<'_>) {
-        let Some(master) = &self.master else { return };
-        for (server, addresses) in master.backups() {
-            let waits = self
-                .not_before
-                .get(&server)
-                .is_some_and(|until| *until > context.now);
-            let Some(address) = addresses.first() else {
-                continue;
-            };
-            if self.backups.contains_key(&server) || waits {
-                continue;
-            }
-            let connection = context.connect(address);
-            let link = BackupLink {
-                connection,
-                open: false,
-            };
-            self.backups.insert(server, link);
-        }
-    }
-
-    fn send_asks(&mut self, context: &mut Context<'_>) {
-        let from = self.me();
-        let link = &mut self.coordinator;
-        if link.asks.iter().all(|ask| ask.sent.is_some()) || context.now < link.not_before {
-            return;
-        }
-        let Some(connection) = link.connection else {
-            let address = &self.config.coordinators[link.which % self.config.coordinators.len()];
-            link.connection = Some(context.connect(address));
-            return;
-        };
-        if !link.open {
-            return;
-        }
-        for ask in link.asks.iter_mut().filter(|ask| ask.sent.is_none()) {
-            link.next += 1;
-            ask.sent = Some((link.next, context.now));
-            let header = Header::new(Kind::CoordinatorRequest, link.next, Party::NONE, from);
-            context.send_payload(connection, header, &postcards::encode(&ask.request));
-        }
-        link.asks.sort_by_key(|ask| ask.asked);
-    }
-}
-
-/// Collects what the master sends, by connection.
-struct LinkSink<'a> {
-    me: ServerId,
-    links: &'a BTreeMap<ServerId, BackupLink>,
-    messages: Vec<(ConnectionId, Vec<u8>)>,
-    lost: Vec<ServerId>,
-}
-
-impl LinkSink<'_> {
-    fn send(&mut self, to: ServerId, kind: Kind, build: impl FnOnce(&mut Vec<u8>)) {
-        match self.links.get(&to) {
-            Some(link) if link.open => {
-                let mut bytes = Vec::new();
-                let number = link.connection.0;
-                let header = Header::new(kind, number, Party::server(to), Party::server(self.me));
-                let start = envelope::begin(&mut bytes, header);
-                build(&mut bytes);
-                envelope::seal(&mut bytes, start);
-                self.messages.push((link.connection, bytes));
-            }
-            _ if self.lost.contains(&to) => {}
-            _ => self.lost.push(to),
-        }
-    }
-}
-
-impl Sink for LinkSink<'_> {
-    fn replicate(&mut self, to: ServerId, message: &Replicate<'_>) {
-        self.send(to, Kind::Replicate, |out| message.write(out));
-    }
-
-    fn free(&mut self, to: ServerId, segments: Vec<SegmentId>) {
-        let master = self.me;
-        let request = BackupRequest::Free { master, segments };
-        self.send(to, Kind::BackupRequest, |out| {
-            out.extend_from_slice(&postcards::encode(&request));
-        });
     }
 }

@@ -41,7 +41,10 @@ pub(super) fn roll_over(lines: Lines) -> Played {
         stage.survives_and(&[], 1)?;
     }
     stage.until("all are answered", Stage::idle)?;
-    ensure(stage.head() > SegmentId(head.0 + 2), "the log has rolled over")?;
+    ensure(
+        stage.head() > SegmentId(head.0 + 2),
+        "the log has rolled over",
+    )?;
     stage.survives_and(&[], 1)?;
     stage.close()
 }
@@ -89,7 +92,10 @@ pub(super) fn below_the_floor(lines: Lines) -> Played {
     let held = stage.held();
     let came_back = (held.iter().filter(|held| held.machine == gone))
         .any(|held| (held.replicas.iter()).any(|(i, _)| i.segment == head && !i.closed));
-    ensure(came_back, "the old head's open replica is still in its frame")?;
+    ensure(
+        came_back,
+        "the old head's open replica is still in its frame",
+    )?;
     for machine in stage.backups.clone() {
         stage.survives(&[machine])?;
     }
@@ -106,9 +112,7 @@ pub(super) fn before_a_reboot(lines: Lines) -> Played {
     let old = stage.world.server(machine).and_then(|node| node.backup());
     let old = old.ok_or("a backup runs there")?.store().clone();
     stage.write("k", "second")?;
-    let told = durable::told(
-        (stage.world.history).of(&(stage.table(), b"k".to_vec())),
-    );
+    let told = durable::told((stage.world.history).of(&(stage.table(), b"k".to_vec())));
     let told = told.ok_or("a write was answered")?.state;
     // The master is cut off for good, one backup is lost, the other one's machine boots anew.
     stage.world.kill(stage.process(machine), Death::PowerLoss);
@@ -148,14 +152,17 @@ pub(super) fn a_kill_at_any_byte(lines: Lines) -> Played {
         stage.write("k", "first")?;
         stage.write("k", "second")?;
         for machine in stage.backups.clone() {
-            stage.world.kill_while_storing(stage.process(machine), bytes);
+            stage
+                .world
+                .kill_while_storing(stage.process(machine), bytes);
         }
         stage.begin_write(0, "k", "third");
         stage.until("both backups are dead", |stage| {
             (stage.backups.iter()).all(|m| stage.world.machines[*m].process.is_none())
         })?;
         for lost in stage.backups.clone() {
-            (stage.survives(&[lost])).map_err(|why| format!("killed after {bytes} bytes: {why}"))?;
+            (stage.survives(&[lost]))
+                .map_err(|why| format!("killed after {bytes} bytes: {why}"))?;
         }
         stage.close()?;
     }

@@ -69,7 +69,10 @@ pub(super) fn a_restarted_backup(lines: Lines) -> Played {
     let held = stage.held();
     let taken = (held.iter().filter(|held| held.machine == restarted))
         .any(|held| held.replicas.iter().any(|(info, _)| !info.inherited));
-    ensure(!taken, "the restarted backup took bytes that were meant for the one before")?;
+    ensure(
+        !taken,
+        "the restarted backup took bytes that were meant for the one before",
+    )?;
     stage.world.start(stage.coordinator);
     stage.until("the write is answered", Stage::idle)?;
     stage.pass(1_000);

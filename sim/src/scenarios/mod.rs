@@ -94,7 +94,7 @@ impl Scenario {
     pub fn play(&self, mutant: Option<Mutant>, lines: Lines) -> Outcome {
         let planted = Plant::new(mutant);
         let outcome = (self.play)(lines);
-        drop(planted);
+        planted.pull_out();
         outcome
     }
 }

@@ -22,7 +22,10 @@ pub(super) fn a_miss_waits(lines: Lines) -> Played {
     stage.pass(5);
     stage.begin(1, "k", Action::Read);
     stage.pass(5);
-    ensure(!stage.answered("k"), "the read was answered before the removal is durable")?;
+    ensure(
+        !stage.answered("k"),
+        "the read was answered before the removal is durable",
+    )?;
     stage.survives_and(&[], 1)?;
     stage.until("both are answered", Stage::idle)?;
     ensure(
@@ -54,13 +57,19 @@ pub(super) fn stale_copy_of_a_tried_epoch(lines: Lines) -> Played {
     stage.write("l", "after the change")?;
     let record = stage.record()?;
     let recorded = record.epochs.get(&head).copied().unwrap_or_default();
-    ensure(recorded > ReplicationEpoch(1), "a change of the head's backups was recorded")?;
+    ensure(
+        recorded > ReplicationEpoch(1),
+        "a change of the head's backups was recorded",
+    )?;
     let held = stage.held();
     let stale = (held.iter()).any(|held| {
         (held.replicas.iter())
             .any(|(info, _)| info.segment == head && !info.closed && info.epoch < recorded)
     });
-    ensure(stale, "somebody holds a copy of an epoch that was tried or outdated")?;
+    ensure(
+        stale,
+        "somebody holds a copy of an epoch that was tried or outdated",
+    )?;
     stage.survives_and(&[first[0]], 1)?;
     stage.survives_and(&[], 1)?;
     stage.close()
@@ -101,7 +110,9 @@ pub(super) fn late_bytes_of_an_older_epoch(lines: Lines) -> Played {
     let head = stage.head();
     let first = stage.backups_of(head);
     stage.begin_write(0, "k", "under way");
-    stage.until("it is on its way to the backups", |stage| stage.master_has(1))?;
+    stage.until("it is on its way to the backups", |stage| {
+        stage.master_has(1)
+    })?;
     stage.sever_late(stage.master, first[1], 100);
     stage.world.kill(stage.process(first[0]), Death::Kill);
     stage.pass(80);

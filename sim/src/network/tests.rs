@@ -1,0 +1,149 @@
+use super::*;
+use ramkeep_wire::Party;
+use ramkeep_wire::envelope::{Header, Kind};
+
+const A: ProcessId = ProcessId(1);
+const B: ProcessId = ProcessId(2);
+
+fn message(number: u64) -> Vec<u8> {
+    let mut out = Vec::new();
+    let header = Header::new(Kind::DataRequest, number, Party::NONE, Party::NONE);
+    envelope::append(&mut out, header, b"payload");
+    out
+}
+
+fn correlation(bytes: &[u8]) -> u64 {
+    envelope::parse(bytes)
+        .unwrap()
+        .unwrap()
+        .0
+        .header
+        .correlation
+}
+
+struct Wire {
+    network: Network,
+    events: Events<NetEvent>,
+}
+
+impl Wire {
+    fn new(seed: u64) -> Self {
+        Self {
+            network: Network::new(Rng::new(seed), Delays::default()),
+            events: Events::default(),
+        }
+    }
+
+    fn connect(&mut self) -> ConnectionId {
+        self.network.connect(&mut self.events, A, Some(B))
+    }
+
+    fn send(&mut self, connection: ConnectionId, from: ProcessId, number: u64) {
+        self.network
+            .send(&mut self.events, connection, from, &message(number));
+    }
+
+    fn next(&mut self) -> Option<NetEvent> {
+        loop {
+            let event = self.events.pop()?;
+            if let Some(late) = self.network.postponed(self.events.now(), &event) {
+                self.events.at(late, event);
+            } else if self.network.happens(&event) {
+                return Some(event);
+            }
+        }
+    }
+
+    fn delivered_to(&mut self, to: ProcessId) -> Vec<u64> {
+        let mut seen = Vec::new();
+        while let Some(event) = self.next() {
+            if let NetEvent::Deliver { at, bytes, .. } = &event
+                && *at == to
+            {
+                seen.push(correlation(bytes));
+            }
+        }
+        seen
+    }
+}
+
+#[test]
+fn a_connection_keeps_its_order() {
+    for seed in 0..20 {
+        let mut wire = Wire::new(seed);
+        let connection = wire.connect();
+        for number in 0..50 {
+            wire.send(connection, A, number);
+        }
+        assert_eq!(wire.delivered_to(B), (0..50).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn a_break_loses_a_suffix_and_tells_both_ends() {
+    let (mut lost, mut kept) = (false, false);
+    for seed in 0..50 {
+        let mut wire = Wire::new(seed);
+        let connection = wire.connect();
+        for number in 0..10 {
+            wire.send(connection, A, number);
+        }
+        wire.network
+            .sever(&mut wire.events, connection, (10_000, 10_000));
+        wire.send(connection, A, 99);
+        let mut told = Vec::new();
+        let mut seen = Vec::new();
+        while let Some(event) = wire.next() {
+            match event {
+                NetEvent::Deliver { bytes, .. } => seen.push(correlation(&bytes)),
+                NetEvent::Broken { at, .. } => told.push(at),
+                _ => {}
+            }
+        }
+        told.sort();
+        assert_eq!(told, [A, B]);
+        assert_eq!(seen, (0..seen.len() as u64).collect::<Vec<_>>());
+        lost |= seen.len() < 10;
+        kept |= !seen.is_empty();
+    }
+    assert!(lost && kept);
+}
+
+#[test]
+fn bytes_of_an_old_connection_can_come_after_those_of_a_new_one() {
+    let reordered = (0..200).any(|seed| {
+        let mut wire = Wire::new(seed);
+        let old = wire.connect();
+        wire.send(old, A, 1);
+        wire.network.sever(&mut wire.events, old, (0, 20_000));
+        let new = wire.connect();
+        wire.send(new, A, 2);
+        wire.delivered_to(B) == [2, 1]
+    });
+    assert!(reordered);
+}
+
+#[test]
+fn a_cut_in_one_direction_holds_only_that_direction_back() {
+    let mut wire = Wire::new(1);
+    let connection = wire.connect();
+    while wire.next().is_some() {}
+    wire.network
+        .cut(&mut wire.events, A, B, Direction::OneWay, Micros(1_000_000));
+    wire.send(connection, A, 1);
+    wire.send(connection, B, 2);
+    let mut seen = Vec::new();
+    while let Some(event) = wire.next() {
+        if let NetEvent::Deliver { bytes, .. } = event {
+            seen.push((correlation(&bytes), wire.events.now() > Micros(1_000_000)));
+        }
+    }
+    assert_eq!(seen, [(2, false), (1, true)]);
+}
+
+#[test]
+fn nobody_listening_fails_the_connect() {
+    let mut wire = Wire::new(1);
+    wire.network.connect(&mut wire.events, A, None);
+    assert!(matches!(wire.next(), Some(NetEvent::Failed { at: A, .. })));
+}

@@ -1,0 +1,124 @@
+//! Whether everything acknowledged survives, looked into again and again while a run goes on.
+
+use std::collections::BTreeSet;
+
+use ramkeep_coordinator::Coordinator;
+use ramkeep_wire::backup::ReplicaInfo;
+use ramkeep_wire::{KeyHash, ServerId, TableId};
+
+use super::Run;
+use crate::check::log_end::MasterRecord;
+use crate::{faults, inspect};
+
+impl Run {
+    /// What is left right after a death is what counts; and what is recorded of a master when it is
+    /// decided dead is what its recovery goes by (SAFETY 4).
+    pub(super) fn notice_deaths(&mut self) {
+        if let Some(node) = self.world.coordinator(self.coordinator) {
+            for (server, found) in node.core().state().servers().iter() {
+                if found.is_crashed()
+                    && found.roles.master
+                    && !self.dead.contains_key(&server)
+                    && let Some(record) = inspect::master_record(node.core(), server)
+                {
+                    let before = self.world.losses - self.world.wiped.len();
+                    self.dead.insert(server, (record, before));
+                }
+            }
+        }
+        if self.deaths != self.world.deaths {
+            self.deaths = self.world.deaths;
+            if !self.quiet {
+                self.check_durability();
+            }
+        }
+    }
+
+    /// Takes every master for dead, one at a time, and recovers its log from what backups hold.
+    pub(super) fn check_durability(&mut self) {
+        faults::note_recovered(&mut self.world);
+        let down: BTreeSet<usize> = (faults::down(&self.world).into_iter())
+            .filter(|m| self.world.machines[*m].process.is_none())
+            .collect();
+        let Some(coordinator) = inspect::recorded(&self.world, self.coordinator) else {
+            return;
+        };
+        let living = inspect::living_masters(&self.world, &coordinator);
+        let wiped = self.world.wiped.len();
+        for (_, server) in &living {
+            if let Some(record) = inspect::master_record(&coordinator, *server) {
+                self.check_master(&coordinator, &record, &down, wiped);
+            }
+        }
+        // Nobody makes up for what a dead master's replicas lose.
+        for (record, before) in self.dead.clone().into_values() {
+            let lost = self.world.losses - before;
+            self.check_master(&coordinator, &record, &down, lost);
+        }
+    }
+
+    pub(super) fn check_master(
+        &mut self,
+        coordinator: &Coordinator,
+        record: &MasterRecord,
+        down: &BTreeSet<usize>,
+        lost: usize,
+    ) {
+        let owned = inspect::tablets(coordinator, record.master);
+        if owned.is_empty() {
+            return;
+        }
+        let held = inspect::held(&mut self.world, record.master);
+        let owns = |table: TableId, hash: KeyHash| {
+            (owned.iter()).any(|(t, first, last)| *t == table && (*first..=*last).contains(&hash))
+        };
+        // Frames that were lost count against the promise until they are made up for, though their
+        // machine may hold new ones by now. A killed process comes back with its frames: it may be
+        // taken for lost, or not.
+        let none = BTreeSet::new();
+        for (down, lost) in [(down, lost + down.len()), (&none, lost)] {
+            let Some(more) = (self.replicas - 1).checked_sub(lost) else {
+                continue;
+            };
+            match inspect::check_master(&self.world, &held, record, &owns, down, more) {
+                Ok(checked) => self.report.recoveries += checked,
+                Err(why) => {
+                    self.show_held(record.master, &held);
+                    return self.find(&why.to_string());
+                }
+            }
+        }
+    }
+
+    pub(super) fn show_held(&mut self, master: ServerId, held: &[inspect::Held]) {
+        let machines: Vec<usize> = self.world.server_machines().collect();
+        for machine in machines {
+            if self
+                .world
+                .server(machine)
+                .is_some_and(|n| n.server() == master)
+            {
+                let placement = inspect::placement(&self.world, machine);
+                self.world
+                    .say(format_args!("-- {master:?} counts on {placement:?}"));
+            }
+        }
+        for held in held {
+            let infos: Vec<_> = held.replicas.iter().map(|(i, _)| brief(i)).collect();
+            let (machine, text) = (held.machine, infos.join(", "));
+            self.world
+                .say(format_args!("-- machine {machine} holds {text}"));
+        }
+    }
+}
+
+fn brief(info: &ReplicaInfo) -> String {
+    format!(
+        "{}: {}{}{} bytes at {}",
+        info.segment,
+        if info.closed { "closed " } else { "" },
+        if info.inherited { "inherited " } else { "" },
+        info.length,
+        info.epoch
+    )
+}

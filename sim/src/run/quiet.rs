@@ -1,0 +1,224 @@
+//! The end of a run: faults have stopped, everything must become whole, then everything is read.
+
+use std::collections::BTreeSet;
+
+use ramkeep_wire::data::RejectRules;
+use ramkeep_wire::{Micros, SegmentId, ServerId, TableId, key_hash};
+
+use super::{CONVERGENCE, LOOK, Run, STEP_LOOK};
+use crate::history::Action;
+use crate::node::Node;
+use crate::workload::Step;
+use crate::{faults, inspect};
+
+/// Bytes of each value written at the end.
+const LAST_VALUE: usize = 1_000;
+
+impl Run {
+    /// Looks whether the cluster is whole again; true when the run is over.
+    pub(super) fn look(&mut self, now: Micros) -> bool {
+        // Whatever was about to be killed or restarted when faults stopped.
+        faults::end(&mut self.world);
+        faults::note_recovered(&mut self.world);
+        let lacking = self.lacking();
+        if lacking.is_empty() {
+            if self.reading {
+                return true;
+            }
+            self.reading = true;
+            self.read_everything();
+        } else if now > self.patience && !self.reading {
+            self.stop_workloads();
+        }
+        if !lacking.is_empty() && now > self.gives_up {
+            let lacking = lacking.join("; ");
+            self.find(&format!("not whole again after {CONVERGENCE:?}: {lacking}"));
+            return true;
+        }
+        self.world
+            .events
+            .at(now + LOOK, crate::world::Event::Step(STEP_LOOK));
+        false
+    }
+
+    /// With a tablet down for good, every operation on it takes its whole deadline.
+    pub(super) fn stop_workloads(&mut self) {
+        for machine in self.clients.clone() {
+            let process = self.world.machines[machine].process;
+            let _ = process.and_then(|process| {
+                self.world.with(process, |node, _| {
+                    if let Node::Client(client) = node {
+                        client.workload_mut().stop();
+                    }
+                })
+            });
+        }
+    }
+
+    /// What is not as it should be in a cluster without faults.
+    pub(super) fn lacking(&mut self) -> Vec<String> {
+        let mut lacking = Vec::new();
+        for machine in &self.clients {
+            if let Some(client) = self.world.client(*machine)
+                && !client.is_idle()
+            {
+                lacking.push(format!(
+                    "{} has {} operations under way",
+                    self.world.machines[*machine].address,
+                    client.under_way()
+                ));
+            }
+        }
+        let Some(coordinator) = inspect::recorded(&self.world, self.coordinator) else {
+            return vec!["the coordinator has no journal".into()];
+        };
+        let masters = inspect::living_masters(&self.world, &coordinator);
+        for (machine, server) in &masters {
+            let stats = self
+                .world
+                .server(*machine)
+                .and_then(|node| node.master())
+                .map(|master| master.stats())
+                .unwrap_or_default();
+            if stats.under_replicated > 0 {
+                lacking.push(format!(
+                    "{server:?} has {} segments that lack a replica of {:?}",
+                    stats.under_replicated,
+                    inspect::placement(&self.world, *machine)
+                ));
+            }
+        }
+        if lacking.is_empty() {
+            lacking.extend(self.leaks(&masters));
+        }
+        lacking
+    }
+
+    /// Frames in use that no living master's log accounts for, or too few.
+    pub(super) fn leaks(&mut self, masters: &[(usize, ServerId)]) -> Vec<String> {
+        let mut wanted = BTreeSet::new();
+        for (machine, server) in masters {
+            let Some(master) = self.world.server(*machine).and_then(|node| node.master()) else {
+                continue;
+            };
+            for segment in inspect::segments(&self.world, *machine) {
+                for backup in master.backups_of(segment) {
+                    wanted.insert((backup, *server, segment));
+                }
+            }
+        }
+        let mut found = BTreeSet::new();
+        for (_, server) in masters {
+            for held in inspect::held(&mut self.world, *server) {
+                let backup = self.world.server(held.machine).map(|node| node.server());
+                for (info, _) in held.replicas {
+                    found.insert((backup.unwrap_or_default(), *server, info.segment));
+                }
+            }
+        }
+        let mut leaks: Vec<String> = wanted
+            .difference(&found)
+            .map(|(backup, master, segment)| format!("{backup:?} lacks {master:?} {segment:?}"))
+            .collect();
+        // What a change of an open head's backups left behind is kept until that head is closed.
+        let heads: Vec<(ServerId, SegmentId)> = masters
+            .iter()
+            .filter_map(|(machine, server)| Some((*server, inspect::head(&self.world, *machine)?)))
+            .collect();
+        let (kept, extra): (Vec<_>, Vec<_>) = found
+            .difference(&wanted)
+            .partition(|(_, master, segment)| heads.contains(&(*master, *segment)));
+        leaks.extend(extra.into_iter().map(|(backup, master, segment)| {
+            format!("{backup:?} still has {master:?} {segment:?}")
+        }));
+        // Frames of masters decided dead are kept for their recovery, also when their machine has
+        // come back as another server.
+        if leaks.is_empty() && kept.is_empty() && self.dead.is_empty() {
+            leaks.extend(self.lost_frames(&wanted));
+        }
+        leaks
+    }
+
+    /// Frames that are in use without holding a complete replica.
+    pub(super) fn lost_frames(
+        &self,
+        wanted: &BTreeSet<(ServerId, ServerId, SegmentId)>,
+    ) -> Vec<String> {
+        let mut lost = Vec::new();
+        for machine in self.world.server_machines() {
+            let Some(node) = self.world.server(machine) else {
+                continue;
+            };
+            let Some(backup) = node.backup() else {
+                continue;
+            };
+            let count = wanted
+                .iter()
+                .filter(|(b, _, _)| *b == node.server())
+                .count();
+            let used = backup.stats().used as usize;
+            if used != count {
+                let server = node.server();
+                lost.push(format!(
+                    "{server:?} has {used} frames in use for {count} replicas"
+                ));
+            }
+        }
+        lost
+    }
+
+    pub(super) fn read_everything(&mut self) {
+        // Nobody serves the tablets of a master that is dead.
+        let Some(coordinator) = inspect::recorded(&self.world, self.coordinator) else {
+            return;
+        };
+        let served = |table: TableId, key: &[u8]| {
+            let hash = key_hash(table, key);
+            !self.dead.keys().any(|dead| {
+                (inspect::tablets(&coordinator, *dead).iter())
+                    .any(|(t, first, last)| *t == table && (*first..=*last).contains(&hash))
+            })
+        };
+        let keys: Vec<Vec<u8>> = (self.world.history.keys())
+            .filter(|(place, _)| served(place.0, &place.1))
+            .map(|(place, _)| place.1.clone())
+            .collect();
+        let table = self.world.history.keys().next().map(|(place, _)| place.0);
+        let whole = self.dead.is_empty();
+        let Some(process) = self
+            .clients
+            .first()
+            .and_then(|machine| self.world.machines[*machine].process)
+        else {
+            return;
+        };
+        // Enough writes that every head rolls over, then a look at everything.
+        let segment = self.world.config.settings.segment_size as usize;
+        let masters = (self.world.server_machines())
+            .filter(|m| faults::is_master(&self.world, *m))
+            .count();
+        let writes = masters * 2 * segment / LAST_VALUE;
+        let last: Vec<u64> = (0..writes as u64)
+            .filter(|n| table.is_some_and(|table| served(table, format!("last{n}").as_bytes())))
+            .collect();
+        self.world.with(process, |node, context| {
+            if let Node::Client(client) = node {
+                for number in last {
+                    let mut value = format!("last{number}-").into_bytes();
+                    value.resize(LAST_VALUE, b'.');
+                    let rules = RejectRules::default();
+                    let key = format!("last{number}").into_bytes();
+                    let write = Action::Write { value, rules };
+                    client.workload_mut().add(Step::Key(key, write));
+                }
+                if whole {
+                    client.workload_mut().add(Step::Scan);
+                }
+                for key in keys {
+                    client.workload_mut().add(Step::Key(key, Action::Read));
+                }
+                client.poke(context);
+            }
+        });
+    }
+}

@@ -1,0 +1,133 @@
+//! Processes that stand still and processes that die, and what they leave.
+
+use std::time::Duration;
+
+use ramkeep_backup::{Area, MemoryStore};
+use ramkeep_wire::BootId;
+
+use super::{Death, Disk, Event, World};
+use crate::network::ProcessId;
+use crate::node::Node;
+
+impl World {
+    /// A process handles nothing for a time.
+    pub fn pause(&mut self, process: ProcessId, time: Duration) {
+        if let Some(running) = self.processes.get_mut(&process)
+            && !running.paused
+        {
+            running.paused = true;
+            let until = self.events.now() + time;
+            self.events.at(until, Event::Resume(process));
+            self.say(format_args!(
+                "-- process {} pauses for {} ms",
+                process.0,
+                time.as_millis()
+            ));
+        }
+    }
+
+    /// A paused process goes on.
+    pub fn resume(&mut self, process: ProcessId) {
+        let Some(running) = self.processes.get_mut(&process) else {
+            return;
+        };
+        running.paused = false;
+        self.say(format_args!("-- process {} goes on", process.0));
+        loop {
+            let Some(running) = self.processes.get_mut(&process) else {
+                return;
+            };
+            let Some(event) = running.inbox.pop_front() else {
+                return;
+            };
+            self.give(process, event);
+        }
+    }
+
+    /// A backup dies within its next stores, after `bytes` of them.
+    pub fn kill_while_storing(&mut self, process: ProcessId, bytes: usize) {
+        if let Some(running) = self.processes.get_mut(&process) {
+            running.dies_after = Some(bytes);
+        }
+    }
+
+    /// Ends a process.
+    pub fn kill(&mut self, process: ProcessId, death: Death) {
+        let Some(running) = self.processes.remove(&process) else {
+            return;
+        };
+        let machine = running.machine;
+        self.deaths += 1;
+        self.listeners.retain(|_, listening| *listening != process);
+        let notice = match death {
+            Death::Kill => (50, 2_000),
+            Death::PowerLoss => (1_000_000, 3_000_000),
+        };
+        self.network.process_gone(&mut self.events, process, notice);
+        let address = self.machines[machine].address.clone();
+        self.say(format_args!(
+            "-- {address}: {death:?} of process {}",
+            process.0
+        ));
+        let disk = match running.node {
+            Node::Coordinator(node) => {
+                let mut journal = node.into_journal();
+                journal.crash(&mut self.rng);
+                Disk::Journal(journal)
+            }
+            Node::Server(node) => {
+                // Frames taken over, by a process that was not enlisted yet, are its predecessor's.
+                let former = node.backup().and_then(ramkeep_backup::Backup::replaces);
+                let owners = former.into_iter().chain([node.server()]);
+                match node.into_frames() {
+                    Some(frames) if death == Death::PowerLoss => {
+                        self.losses += 1;
+                        self.wiped.push(owners.collect());
+                        self.after_power_loss(machine, frames)
+                    }
+                    Some(frames) => Disk::Frames(frames),
+                    None => Disk::None,
+                }
+            }
+            Node::Client(_) => Disk::None,
+        };
+        let place = &mut self.machines[machine];
+        place.process = None;
+        place.disk = disk;
+    }
+
+    /// A machine's memory is lost, or old pages of it come back from its disk; it boots anew.
+    pub(super) fn after_power_loss(&mut self, machine: usize, mut frames: MemoryStore) -> Disk {
+        let boot = BootId(self.rng.bytes());
+        self.machines[machine].boot = boot;
+        let geometry = ramkeep_backup::FrameStore::geometry(&frames);
+        if self.rng.percent(50) {
+            return Disk::Frames(self.empty_frames(geometry.frames(), boot));
+        }
+        let empty = MemoryStore::new(geometry);
+        for frame in 0..geometry.frames() {
+            if self.rng.percent(40) {
+                frames.bring_back(&empty, Area::Frame(frame));
+            }
+        }
+        Disk::Frames(frames)
+    }
+
+    /// Whether the process on a machine is paused.
+    #[must_use]
+    pub fn is_paused(&self, machine: usize) -> bool {
+        self.machines[machine]
+            .process
+            .and_then(|process| self.processes.get(&process))
+            .is_some_and(|running| running.paused)
+    }
+
+    /// Whether the process on a machine is about to be killed in a store.
+    #[must_use]
+    pub fn is_dying(&self, machine: usize) -> bool {
+        self.machines[machine]
+            .process
+            .and_then(|process| self.processes.get(&process))
+            .is_some_and(|running| running.dies_after.is_some())
+    }
+}

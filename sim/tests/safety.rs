@@ -1,0 +1,41 @@
+//! The stories of SAFETY.md, one test each.
+
+use sim::scenarios::{ALL, Scenario};
+use sim::trace::Lines;
+
+fn play(name: &str) {
+    let scenario = Scenario::named(name).expect("the list below names scenarios that exist");
+    assert_eq!(scenario.play(None, Lines::No), Ok(()), "{name}");
+}
+
+macro_rules! stories {
+    ($($name:ident),+ $(,)?) => {
+        $(#[test] fn $name() { play(stringify!($name)); })+
+
+        #[test]
+        fn every_scenario_is_a_test_here() {
+            let mut here = vec![$(stringify!($name)),+];
+            let mut there: Vec<_> = ALL.iter().map(|scenario| scenario.name).collect();
+            here.sort_unstable();
+            there.sort_unstable();
+            assert_eq!(here, there);
+        }
+    };
+}
+
+stories! {
+    safety_02_a_miss_waits_for_the_removal_that_it_saw,
+    safety_03_stale_copy_of_a_tried_epoch_is_never_the_end,
+    safety_03_nothing_is_acknowledged_before_the_epoch_is_recorded,
+    safety_03_late_bytes_of_an_older_epoch_change_nothing,
+    safety_03_a_record_that_comes_late_is_refused,
+    safety_04_nothing_is_taken_from_the_dead,
+    safety_06_a_restarted_backup_is_not_the_one_before,
+    safety_09_with_one_backup_too_few_reads_go_on_and_writes_are_refused,
+    safety_10_suspicion_is_bounded,
+    safety_11_no_third_head_and_nothing_acknowledged_before_the_old_one_closes,
+    safety_12_the_end_can_be_chosen_at_every_moment,
+    safety_13_open_replicas_below_the_floor_never_count,
+    safety_14_pages_from_before_a_reboot_are_no_evidence,
+    safety_15_a_kill_at_any_byte_leaves_what_was_acknowledged,
+}
