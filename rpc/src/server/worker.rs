@@ -99,7 +99,9 @@ impl Worker {
     /// may be on this core, before anything else.
     pub(super) async fn holding_turn(&self, now: Micros) {
         std::thread::yield_now();
-        let since = now.0.saturating_sub(self.last_driver.load(Ordering::Relaxed));
+        let since = now
+            .0
+            .saturating_sub(self.last_driver.load(Ordering::Relaxed));
         if since >= HOLDING_DRIVER_MICROS {
             self.run_driver().await;
         } else {
