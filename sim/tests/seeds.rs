@@ -16,18 +16,17 @@ fn play(seed: u64, lines: Lines) -> Report {
 
 #[test]
 fn a_seed_gives_the_same_bytes_twice() {
-    for seed in [3] {
-        let (one, two) = (play(seed, Lines::No), play(seed, Lines::Last(50)));
-        assert!(one.events > 500, "seed {seed} did something");
-        assert_eq!(one.trace, two.trace, "seed {seed}");
-        assert_eq!(
-            (one.events, one.operations, one.envelopes, one.recoveries),
-            (two.events, two.operations, two.envelopes, two.recoveries)
-        );
-        let again = play(seed, Lines::Last(50));
-        assert_eq!(two.lines, again.lines, "seed {seed}");
-        assert_ne!(one.trace, play(seed + 1, Lines::No).trace);
-    }
+    let seed = 3;
+    let (one, two) = (play(seed, Lines::No), play(seed, Lines::Last(50)));
+    assert!(one.events > 500, "the seed did something");
+    assert_eq!(one.trace, two.trace);
+    assert_eq!(
+        (one.events, one.operations, one.envelopes, one.recoveries),
+        (two.events, two.operations, two.envelopes, two.recoveries)
+    );
+    let again = play(seed, Lines::Last(50));
+    assert_eq!(two.lines, again.lines);
+    assert_ne!(one.trace, play(seed + 1, Lines::No).trace);
 }
 
 #[test]
