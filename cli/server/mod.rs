@@ -261,6 +261,8 @@ fn begin(
     .map_err(|error| Failure::new(format_args!("--memory {}: {error}", args.memory)))?;
     let shell = MasterShell::new(master, identity.clone(), args.poll);
     if let Some(backup) = backup.clone() {
+        let stats = backup.clone();
+        shell.report_backup_with(move || stats.stats());
         shell.fence_with(move |master| backup.fence(master));
     }
     control.set(MasterService(shell.clone()));

@@ -1,12 +1,14 @@
 //! `ramkeep status`: how the cluster is.
 
 mod json;
+mod server;
 mod text;
 
 use clap::Args;
+use ramkeep_rpc::{Address, Identity};
 use ramkeep_wire::coordinator::{Answer, MasterStats, Request};
 
-use crate::connect::ConnectArgs;
+use crate::connect::{ConnectArgs, shared_key};
 use crate::coordinators::Coordinators;
 use crate::failure::Failure;
 use crate::output::Output;
@@ -15,12 +17,21 @@ use crate::runtime;
 /// Flags of `status`.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct StatusArgs {
+    /// Ask this server itself, not the coordinator
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) server: Option<Address>,
     #[command(flatten)]
     pub(crate) connect: ConnectArgs,
 }
 
-/// Asks the coordinator and prints its answer.
+/// Asks the coordinator, or one server, and prints the answer.
 pub(crate) fn run(args: &StatusArgs, output: Output) -> Result<(), Failure> {
+    if let Some(address) = &args.server {
+        let identity = Identity::new(shared_key(args.connect.key_file.as_deref())?);
+        let asked = server::ask(address, &identity, args.connect.deadline);
+        let status = runtime::current_thread()?.block_on(asked)?;
+        return Ok(output.line(server::text(&status), &server::json(&status))?);
+    }
     let coordinators = Coordinators::of(&args.connect)?;
     let response = runtime::current_thread()?.block_on(coordinators.ask(&Request::Status))?;
     let Answer::Status(status) = &response.answer else {

@@ -150,6 +150,24 @@ fn status_shows_every_process_table_and_tablet() {
 }
 
 #[test]
+fn a_server_says_itself_how_it_is_also_without_a_coordinator() {
+    let cluster = Cluster::start(&["--servers", "1", "--backups", "1", "--replicas", "1"]);
+    cluster.json(&["table", "create", "t"]);
+    cluster.json(&["put", "t", "key", "value"]);
+    cluster.of_role("coordinator")[0].kill();
+    let asked = |role: &str| {
+        let address = cluster.of_role(role)[0].address.clone();
+        cluster.json(&["status", "--server", &address])
+    };
+    let (server, backup) = (asked("server"), asked("backup"));
+    assert_eq!(server["master"]["objects"], 1);
+    assert_eq!(server["tablets"], 1);
+    assert!(server["backup"]["frames"].as_u64().unwrap() > 0);
+    assert_eq!(backup["master"], Value::Null);
+    assert_eq!(backup["backup"]["used"], 1);
+}
+
+#[test]
 fn a_scan_shows_every_object_once() {
     let cluster = Cluster::start(&["--servers", "2", "--replicas", "1"]);
     cluster.json(&["table", "create", "t"]);

@@ -12,7 +12,7 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use ramkeep_rpc::{Identity, PollMode, Wake};
-use ramkeep_wire::coordinator::{ServerList, ServerState};
+use ramkeep_wire::coordinator::{BackupStats, ServerList, ServerState};
 use ramkeep_wire::{Micros, ServerId};
 
 use crate::core::Master;
@@ -35,6 +35,8 @@ pub struct MasterShell {
     wakes: AtomicU64,
     /// Has this server's own backup fence a master.
     fence: OnceLock<Box<dyn Fn(ServerId) + Send + Sync>>,
+    /// What the backup in the same process says of itself, for who asks this server.
+    backup: OnceLock<Box<dyn Fn() -> BackupStats + Send + Sync>>,
 }
 
 impl fmt::Debug for MasterShell {
@@ -58,6 +60,7 @@ impl MasterShell {
             holders: AtomicUsize::new(0),
             wakes: AtomicU64::new(0),
             fence: OnceLock::new(),
+            backup: OnceLock::new(),
         })
     }
 
@@ -66,6 +69,16 @@ impl MasterShell {
     /// (SAFETY 5). Once only; later calls change nothing.
     pub fn fence_with(&self, fence: impl Fn(ServerId) + Send + Sync + 'static) {
         drop(self.fence.set(Box::new(fence)));
+    }
+
+    /// Has `stats` asked for the part of the backup in the same process when somebody asks this
+    /// server how it is. Once only; later calls change nothing.
+    pub fn report_backup_with(&self, stats: impl Fn() -> BackupStats + Send + Sync + 'static) {
+        drop(self.backup.set(Box::new(stats)));
+    }
+
+    fn backup_stats(&self) -> Option<BackupStats> {
+        self.backup.get().map(|stats| stats())
     }
 
     fn fence_crashed(&self, list: &ServerList) {

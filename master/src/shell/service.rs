@@ -163,7 +163,7 @@ fn answer_control(
                 server: shell.master.me(),
                 list: shell.master.list_version(),
                 master: Some(shell.master.stats()),
-                backup: None,
+                backup: shell.backup_stats(),
                 tablets: shell.master.tablets(),
             };
             let header = envelope.header.reply(Kind::StatusResponse);
