@@ -1,3 +1,5 @@
+//! What connections do to messages: order, loss with the connection, late bytes.
+
 use super::*;
 use ramkeep_wire::Party;
 use ramkeep_wire::envelope::{Header, Kind};
