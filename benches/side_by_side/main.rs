@@ -162,6 +162,13 @@ fn compare(args: &Args) -> Outcome<()> {
         effort,
         &mut failures,
     )?);
+    if samples.is_empty() && failures.is_empty() {
+        let names: Vec<&str> = SINGLE.iter().chain(&REPLICATED).map(|t| t.name).collect();
+        return Err(Failure::new(format!(
+            "no test for these systems has that in its name; the tests are {}",
+            names.join(", ")
+        )));
+    }
     let report = Report::new(&samples);
     if args.json {
         println!("{}", serde_json::to_string(&report)?);
