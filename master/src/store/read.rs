@@ -178,12 +178,6 @@ impl Store {
         self.memory.populate_all();
     }
 
-    /// Makes the segment resident that the log will open next; false if there is none. For a thread
-    /// that nobody waits for.
-    pub fn populate_next(&self) -> bool {
-        self.memory.populate_next()
-    }
-
     /// The tablets as they are now.
     #[must_use]
     pub fn tablets(&self) -> arc_swap::Guard<Arc<Tablets>> {
