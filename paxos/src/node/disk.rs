@@ -1,0 +1,138 @@
+//! Persist before send: what leaves only when the disk has what it depends on.
+
+use std::collections::VecDeque;
+
+use super::{Action, Node};
+use crate::message::Envelope;
+use crate::mutants::{self, Mutant};
+use crate::record::{Record, Snapshot};
+use crate::types::{Ballot, Slot};
+
+/// What waits for the disk.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Deferred {
+    /// A message that promises what the records say.
+    Send(Envelope),
+    /// Prepare messages of this ballot may leave, and this peer's own promise counts.
+    Ballot(Ballot),
+    /// This leader's own vote.
+    Vote(Ballot, Slot),
+    /// A snapshot; whether the state machine is set to it.
+    Snapshot(Snapshot, bool),
+}
+
+/// What was written and what is durable.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct Disk {
+    /// Sequence of the last `Persist` or `SaveSnapshot`.
+    written: u64,
+    /// Up to which they are durable.
+    pub(super) durable: u64,
+    /// Records of this input.
+    pending: Vec<Record>,
+    /// The last `Decided` written.
+    decided: Slot,
+    deferred: VecDeque<(u64, Deferred)>,
+}
+
+impl Node {
+    pub(super) fn record(&mut self, record: Record) {
+        self.disk.pending.push(record);
+    }
+
+    /// Keeps `deferred` until all records so far are durable.
+    pub(super) fn after_disk(&mut self, deferred: Deferred) {
+        let fault = match &deferred {
+            Deferred::Send(_) => Some(Mutant::AnswerBeforeDisk),
+            Deferred::Ballot(_) => Some(Mutant::BallotBeforeDisk),
+            Deferred::Vote(..) => Some(Mutant::VoteBeforeDisk),
+            Deferred::Snapshot(..) => None,
+        };
+        let skip = fault.is_some_and(mutants::active);
+        let seq = if skip { 0 } else { self.seq_of_all() };
+        self.disk.deferred.push_back((seq, deferred));
+    }
+
+    fn seq_of_all(&self) -> u64 {
+        self.disk.written + u64::from(!self.disk.pending.is_empty())
+    }
+
+    /// Hands the records of this input out. What is decided is written beside others only: it can
+    /// be learned again.
+    pub(super) fn flush_records(&mut self) {
+        if self.disk.pending.is_empty() {
+            return;
+        }
+        if self.disk.decided < self.learning.decided {
+            self.disk.decided = self.learning.decided;
+            self.disk.pending.push(Record::Decided(self.disk.decided));
+        }
+        self.disk.written += 1;
+        self.stats.persists += 1;
+        let records = std::mem::take(&mut self.disk.pending);
+        let seq = self.disk.written;
+        self.actions.push_back(Action::Persist { seq, records });
+    }
+
+    /// Has a snapshot saved; `install` sets the state machine to it then.
+    pub(super) fn save(&mut self, snapshot: Snapshot, install: bool) {
+        self.flush_records();
+        self.learning.saving = self.learning.saving.max(snapshot.slot);
+        self.disk.written += 1;
+        self.stats.snapshots += 1;
+        let from = if install {
+            // What was accepted below was perhaps never decided.
+            snapshot.slot.next()
+        } else {
+            self.acceptor.kept_from(snapshot.slot)
+        };
+        let retained = self.retained(&snapshot, from);
+        self.actions.push_back(Action::SaveSnapshot {
+            seq: self.disk.written,
+            snapshot: snapshot.clone(),
+            records: retained,
+        });
+        self.after_disk(Deferred::Snapshot(snapshot, install));
+    }
+
+    /// All records that count beside `snapshot`, with the entries from slot `from` on.
+    fn retained(&self, snapshot: &Snapshot, from: Slot) -> Vec<Record> {
+        let mut records = vec![Record::Promised(self.acceptor.promised)];
+        for (slot, accepted) in self.acceptor.log.range(from..) {
+            records.push(Record::Accepted {
+                slot: *slot,
+                ballot: accepted.ballot,
+                entry: accepted.entry.clone(),
+            });
+        }
+        let decided = self.learning.decided.max(snapshot.slot);
+        records.push(Record::Decided(decided));
+        records
+    }
+
+    /// Carries out what waited and waits no longer. Whether there was anything.
+    pub(super) fn release(&mut self) -> bool {
+        let mut any = false;
+        while let Some(at) = self.first_released() {
+            let Some((_, deferred)) = self.disk.deferred.remove(at) else {
+                break;
+            };
+            any = true;
+            match deferred {
+                Deferred::Send(envelope) => self.actions.push_back(Action::Send(envelope)),
+                Deferred::Ballot(ballot) => self.ballot_durable(ballot),
+                Deferred::Vote(ballot, slot) => self.vote_durable(ballot, slot),
+                Deferred::Snapshot(snapshot, install) => self.snapshot_durable(snapshot, install),
+            }
+        }
+        any
+    }
+
+    fn first_released(&self) -> Option<usize> {
+        let durable = self.disk.durable;
+        self.disk
+            .deferred
+            .iter()
+            .position(|(seq, _)| *seq <= durable)
+    }
+}
