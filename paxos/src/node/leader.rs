@@ -93,7 +93,7 @@ impl Leader {
     /// Whether a quorum of this group promised, and reported all.
     pub(super) fn prepared(&self, group: &Group) -> bool {
         let whole = |id| self.reports.get(&id) == Some(&Report::Whole);
-        quorum(group, |id| whole(id))
+        quorum(group, whole)
     }
 
     /// Until when a quorum granted the lease; for ever in a group of one.
