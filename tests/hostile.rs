@@ -436,7 +436,7 @@ fn requests_too_large_to_make_sense_do_not_fill_a_coordinator() {
     let coordinator = target.cluster.of_role("coordinator")[0];
     let from = Party::client(ClientId(900));
     let name = "n".repeat(MAX_PAYLOAD - 100);
-    let request = postcards::encode(&Request::DropTable { name });
+    let request = postcards::encode(&Request::DropTable { name, once: None });
     let request = enveloped(
         Kind::CoordinatorRequest,
         party_of(coordinator),

@@ -195,7 +195,10 @@ impl Control {
     /// The table, once its owner serves it.
     fn create_table(&mut self) -> Outcome<Table> {
         eventually("a table that is served", || {
-            let answer = self.coordinator(&Request::CreateTable { name: TABLE.into() });
+            let answer = self.coordinator(&Request::CreateTable {
+                name: TABLE.into(),
+                once: None,
+            });
             let Ok(Answer::Table(table)) = answer else {
                 return None;
             };

@@ -20,10 +20,13 @@ pub(super) fn status(status: &ClusterStatus, ballot: Ballot) -> Value {
         "leader": status.leader.0,
         "ballot": ballot.round,
         "replicas": status.settings.replicas,
-        "coordinators": status.coordinators.iter().map(|(peer, address)| json!({
-            "id": peer.0,
-            "address": address,
-            "leader": *peer == status.leader,
+        "coordinators": status.coordinators.iter().map(|coordinator| json!({
+            "id": coordinator.peer.0,
+            "address": coordinator.address,
+            "leader": coordinator.peer == status.leader,
+            "member": coordinator.member,
+            "decided": coordinator.decided,
+            "silent_ms": coordinator.silent_us.map(|us| us / 1_000),
         })).collect::<Vec<_>>(),
         "servers": status.servers.iter().map(server).collect::<Vec<_>>(),
         "memory": memory(&total(masters)),

@@ -35,8 +35,10 @@ pub(super) fn status(status: &ClusterStatus, ballot: Ballot) -> String {
 
 fn coordinators(status: &ClusterStatus) -> Columns<3> {
     let mut columns = Columns::new([">id", "address", ""]);
-    for (peer, address) in &status.coordinators {
-        let leads = if *peer == status.leader { "leads" } else { "" };
+    for coordinator in &status.coordinators {
+        let leads = coordinator.peer == status.leader;
+        let leads = if leads { "leads" } else { "" };
+        let (peer, address) = (coordinator.peer, &coordinator.address);
         columns.row([peer.to_string(), address.clone(), leads.to_owned()]);
     }
     columns

@@ -228,7 +228,7 @@ impl Client {
     pub async fn create_table(&self, name: &str) -> Result<Table, Error> {
         check_name(name)?;
         let name = name.to_owned();
-        match self.ask(Request::CreateTable { name }).await? {
+        match self.ask(Request::CreateTable { name, once: None }).await? {
             Answer::Table(table) => Ok(self.open(table.table, table.name)),
             other => Err(unexpected(&other)),
         }
@@ -254,7 +254,7 @@ impl Client {
     pub async fn drop_table(&self, name: &str) -> Result<(), Error> {
         check_name(name)?;
         let name = name.to_owned();
-        match self.ask(Request::DropTable { name }).await? {
+        match self.ask(Request::DropTable { name, once: None }).await? {
             Answer::Dropped => Ok(()),
             other => Err(unexpected(&other)),
         }

@@ -97,9 +97,10 @@ impl State {
 
     fn lead(&mut self, ballot: Ballot) -> Outcome {
         if ballot <= self.ballot {
-            return Err(Refused::NotLeader {
-                leader: Some(self.ballot.peer),
-            });
+            return Err(Refused::Invalid(format!(
+                "ballot {ballot} is not above {}",
+                self.ballot
+            )));
         }
         self.ballot = ballot;
         Ok(Applied::Done)

@@ -216,9 +216,15 @@ async fn state_of(caller: &Caller, server: ServerId) -> ServerState {
 }
 
 async fn create(caller: &Caller) -> Answer {
-    ask(caller, &Request::CreateTable { name: "t".into() })
-        .await
-        .answer
+    ask(
+        caller,
+        &Request::CreateTable {
+            name: "t".into(),
+            once: None,
+        },
+    )
+    .await
+    .answer
 }
 
 fn block_on(test: impl Future<Output = ()>) {
@@ -265,9 +271,15 @@ fn a_table_is_served_when_its_owner_has_taken_it_and_stays_through_a_restart() {
         };
         assert_eq!(map.tables, [table]);
         assert_eq!(state_of(&caller, id).await, ServerState::Up);
-        let Answer::Dropped = ask(&caller, &Request::DropTable { name: "t".into() })
-            .await
-            .answer
+        let Answer::Dropped = ask(
+            &caller,
+            &Request::DropTable {
+                name: "t".into(),
+                once: None,
+            },
+        )
+        .await
+        .answer
         else {
             panic!("not dropped");
         };

@@ -195,6 +195,18 @@ pub struct Heartbeat {
     pub resident: u64,
 }
 
+/// Makes a request run once however often it is sent, by the results that are kept with the
+/// client's lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Once {
+    /// Who asks; holds a client lease.
+    pub client: ClientId,
+    /// Which of its requests.
+    pub sequence: u64,
+    /// It has the results of all lower ones.
+    pub acked: u64,
+}
+
 /// What is asked of the coordinator.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
@@ -234,11 +246,15 @@ pub enum Request {
     CreateTable {
         /// Its name.
         name: String,
+        /// Runs once.
+        once: Option<Once>,
     },
     /// Remove a table and all that is in it. Answered when every owner has confirmed.
     DropTable {
         /// Its name.
         name: String,
+        /// Runs once.
+        once: Option<Once>,
     },
     /// The tables and tablets, unless the asker has them already.
     Map {
@@ -252,6 +268,18 @@ pub enum Request {
     },
     /// How the cluster is.
     Status,
+    /// Give a client lease back; the results kept with it go.
+    CloseClientLease {
+        /// Whose.
+        client: ClientId,
+    },
+    /// Put another coordinator, which has asked to join, in the place of one that is lost.
+    ReplaceCoordinator {
+        /// Who is lost.
+        lost: PeerId,
+        /// Who takes its place.
+        by: PeerId,
+    },
 }
 
 /// Why the coordinator refuses.
@@ -260,8 +288,10 @@ pub enum Refused {
     /// Ask the leader.
     #[error("this coordinator does not lead")]
     NotLeader {
-        /// Who does, if known.
-        leader: Option<PeerId>,
+        /// Where the leader is, if known.
+        leader: Option<String>,
+        /// Where all coordinators are, as far as this one knows.
+        coordinators: Vec<String>,
     },
     /// No such table.
     #[error("no table of that name")]
@@ -298,6 +328,21 @@ pub struct ServerReport {
     pub heartbeat: Option<Heartbeat>,
 }
 
+/// A coordinator as the leader sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CoordinatorReport {
+    /// Who.
+    pub peer: PeerId,
+    /// Where.
+    pub address: String,
+    /// Whether it is a member of the group; else it only learns.
+    pub member: bool,
+    /// Its last decided slot, if it was heard of.
+    pub decided: Option<u64>,
+    /// For how long nothing was heard of it; `None` if nothing ever was.
+    pub silent_us: Option<u64>,
+}
+
 /// How the cluster is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterStatus {
@@ -307,8 +352,10 @@ pub struct ClusterStatus {
     pub settings: Settings,
     /// Who leads.
     pub leader: PeerId,
-    /// The coordinators with their addresses.
-    pub coordinators: Vec<(PeerId, String)>,
+    /// The last slot that the coordinators decided.
+    pub decided: u64,
+    /// The coordinators: members first, by id.
+    pub coordinators: Vec<CoordinatorReport>,
     /// The servers.
     pub servers: Vec<ServerReport>,
     /// The tables with their tablets.
@@ -338,7 +385,8 @@ pub enum Answer {
     },
     /// To `RecordEpoch`: recorded; acknowledgements may go on.
     EpochRecorded,
-    /// To `Suspect` and `RenewClientLease`.
+    /// To `Suspect`, `RenewClientLease`, `CloseClientLease` and, once it is decided,
+    /// `ReplaceCoordinator`.
     Noted,
     /// To `OpenClientLease`.
     ClientLease {

@@ -15,7 +15,7 @@ use crate::limits::MAX_PAYLOAD;
 /// "RKP1", little-endian.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"RKP1");
 /// The protocol that this build speaks. Changed with every change of any message's layout.
-pub const PROTOCOL_VERSION: u16 = 1;
+pub const PROTOCOL_VERSION: u16 = 2;
 /// Bytes before the payload.
 pub const HEADER_LEN: usize = 40;
 
@@ -68,6 +68,8 @@ kinds! {
     Order = 32,
     /// The server's answer.
     OrderReply = 33,
+    /// Between the coordinators of a group: a message of `paxos`.
+    Group = 34,
     /// A person asks a server how it is: [`crate::order::ServerStatus`].
     StatusRequest = 40,
     /// Its answer.

@@ -197,8 +197,8 @@ impl World {
             _ if self.deposed => Answer::Refused(Refused::NotLeader { leader: None }),
             Request::Map { known } if known == self.map.version => Answer::Map(None),
             Request::Map { .. } => Answer::Map(Some(self.map.clone())),
-            Request::CreateTable { name } => Answer::Table(self.create(name)),
-            Request::DropTable { name } => self.drop_table(&name),
+            Request::CreateTable { name, .. } => Answer::Table(self.create(name)),
+            Request::DropTable { name, .. } => self.drop_table(&name),
             Request::OpenClientLease { .. } => {
                 self.clients += 1;
                 let client = ClientId(self.clients);

@@ -1,7 +1,8 @@
 //! Requests and their answers.
 
 use ramkeep_wire::coordinator::{
-    Answer, ClusterStatus, Heartbeat, Refused, Request, ServerReport, ServerState,
+    Answer, ClusterStatus, CoordinatorReport, Heartbeat, Refused, Request, ServerReport,
+    ServerState,
 };
 use ramkeep_wire::limits::{MAX_PAYLOAD, MAX_REPLICAS, MAX_TABLE_NAME};
 use ramkeep_wire::{ClientId, Micros, Party, ServerId, TableId};
@@ -17,8 +18,7 @@ impl Coordinator {
     pub fn handle_request(&mut self, now: Micros, from: Party, token: u64, request: Request) {
         self.wake(now);
         if !self.leads() {
-            let leader = self.deposed.map(|ballot| ballot.peer);
-            self.refuse(token, Refused::NotLeader { leader });
+            self.refuse(token, self.not_leader());
         } else if let Err(why) = speaks_for_itself(from, &request) {
             self.refuse(token, why);
         } else {
@@ -27,12 +27,19 @@ impl Coordinator {
         self.settle();
     }
 
+    fn not_leader(&self) -> Refused {
+        Refused::NotLeader {
+            leader: None,
+            coordinators: vec![self.config.address.clone()],
+        }
+    }
+
     fn request(&mut self, token: u64, request: Request) {
         match request {
             Request::Heartbeat(report) => self.heartbeat(token, report),
             Request::Suspect { server, by } => self.suspect(token, server, by),
             Request::RenewClientLease { client } => self.renew(token, client),
-            Request::CreateTable { name } => self.create_table(token, name),
+            Request::CreateTable { name, .. } => self.create_table(token, name),
             Request::Map { known } => {
                 let newer = known != self.state.map_version();
                 let map = newer.then(|| self.state.tablet_map());
@@ -44,6 +51,9 @@ impl Coordinator {
                 self.reply(token, Answer::Servers(list));
             }
             Request::Status => self.status(token),
+            Request::CloseClientLease { .. } | Request::ReplaceCoordinator { .. } => {
+                self.refuse(token, Refused::Unknown);
+            }
             Request::Enlist(_)
             | Request::RecordEpoch { .. }
             | Request::OpenClientLease { .. }
@@ -75,8 +85,8 @@ impl Coordinator {
                 backups,
             },
             Request::OpenClientLease { nonce } => Command::OpenClientLease { nonce },
-            Request::DropTable { name } => Command::DropTable { name },
-            Request::CreateTable { name } => {
+            Request::DropTable { name, .. } => Command::DropTable { name },
+            Request::CreateTable { name, .. } => {
                 let command = Command::CreateTable { name: name.clone() };
                 return self.propose(command, Origin::Create(token, name));
             }
@@ -91,7 +101,7 @@ impl Coordinator {
         }
         let known = self.state.tables().by_name(&name);
         match known.map(|record| (record.dropping.is_some(), record.table.table)) {
-            None => self.propose_request(token, Request::CreateTable { name }),
+            None => self.propose_request(token, Request::CreateTable { name, once: None }),
             Some((true, _)) => self.wait(token, Wanted::Room(name)),
             Some((false, table)) => self.wait_for_table(token, table),
         }
@@ -190,7 +200,7 @@ impl Coordinator {
 
     fn status(&mut self, token: u64) {
         let Some(constants) = self.state.constants() else {
-            return self.refuse(token, Refused::NotLeader { leader: None });
+            return self.refuse(token, self.not_leader());
         };
         let entries = self.state.servers().entries();
         let servers = entries.map(|entry| ServerReport {
@@ -204,7 +214,14 @@ impl Coordinator {
             cluster: constants.cluster,
             settings: constants.settings.clone(),
             leader: self.config.peer,
-            coordinators: vec![(self.config.peer, self.config.address.clone())],
+            decided: self.consensus.decided(),
+            coordinators: vec![CoordinatorReport {
+                peer: self.config.peer,
+                address: self.config.address.clone(),
+                member: true,
+                decided: Some(self.consensus.decided()),
+                silent_us: Some(0),
+            }],
             servers: servers.collect(),
             tables: self
                 .state
@@ -225,7 +242,7 @@ impl Coordinator {
 fn fits(request: &Request) -> Result<(), Refused> {
     match request {
         Request::Enlist(enlist) => check_enlist(enlist),
-        Request::CreateTable { name } | Request::DropTable { name }
+        Request::CreateTable { name, .. } | Request::DropTable { name, .. }
             if name.len() > MAX_TABLE_NAME =>
         {
             Err(Refused::TableName)

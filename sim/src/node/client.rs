@@ -118,7 +118,10 @@ impl ClientNode {
     }
 
     fn create_table(&mut self, context: &Context<'_>) {
-        let request = Request::CreateTable { name: TABLE.into() };
+        let request = Request::CreateTable {
+            name: TABLE.into(),
+            once: None,
+        };
         let deadline = context.now + Duration::from_secs(60);
         if let Ok(op) = self.core.start_request(request, deadline) {
             self.under.insert(op, Under::Create);

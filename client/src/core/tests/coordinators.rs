@@ -5,7 +5,10 @@ use ramkeep_wire::coordinator::Refused;
 use super::*;
 
 fn create(bench: &mut Bench) -> OpId {
-    let request = Request::CreateTable { name: "t".into() };
+    let request = Request::CreateTable {
+        name: "t".into(),
+        once: None,
+    };
     let deadline = bench.now + Duration::from_secs(5);
     let op = bench.core.start_request(request, deadline).unwrap();
     bench.drain();
@@ -13,7 +16,10 @@ fn create(bench: &mut Bench) -> OpId {
 }
 
 fn drop_table(bench: &mut Bench) -> OpId {
-    let request = Request::DropTable { name: "t".into() };
+    let request = Request::DropTable {
+        name: "t".into(),
+        once: None,
+    };
     let deadline = bench.now + Duration::from_secs(5);
     let op = bench.core.start_request(request, deadline).unwrap();
     bench.drain();
