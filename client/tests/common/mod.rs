@@ -194,7 +194,10 @@ impl Session for Player {
 impl World {
     fn coordinate(&mut self, request: &Envelope<'_>, out: &mut Vec<u8>) {
         let answer = match postcards::decode(request.payload).unwrap() {
-            _ if self.deposed => Answer::Refused(Refused::NotLeader { leader: None }),
+            _ if self.deposed => Answer::Refused(Refused::NotLeader {
+                leader: None,
+                coordinators: Vec::new(),
+            }),
             Request::Map { known } if known == self.map.version => Answer::Map(None),
             Request::Map { .. } => Answer::Map(Some(self.map.clone())),
             Request::CreateTable { name, .. } => Answer::Table(self.create(name)),
