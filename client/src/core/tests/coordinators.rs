@@ -36,7 +36,10 @@ fn a_coordinator_that_does_not_lead_is_left_for_the_next() {
     let op = create(&mut bench);
     let first = bench.asked();
     assert!(first.iter().all(|(peer, _, _)| *peer == 0) && first.len() == 2);
-    let not_leader = Answer::Refused(Refused::NotLeader { leader: None });
+    let not_leader = Answer::Refused(Refused::NotLeader {
+        leader: None,
+        coordinators: Vec::new(),
+    });
     bench.answer_at(first[1].1, 0, not_leader);
     let second = bench.asked();
     assert!(second.iter().all(|(peer, _, _)| *peer == 1) && second.len() == 2);
