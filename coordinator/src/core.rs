@@ -436,11 +436,6 @@ impl Coordinator {
         }
     }
 
-    fn is_dropping(&self, name: &str) -> bool {
-        let record = self.state.tables().by_name(name);
-        record.is_some_and(|record| record.dropping.is_some())
-    }
-
     fn wait(&mut self, token: u64, wanted: Wanted) {
         self.look = true;
         if let Err(why) = self.waiting.add(self.now, token, wanted) {

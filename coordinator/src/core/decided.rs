@@ -205,7 +205,9 @@ impl Coordinator {
         match outcome {
             Ok(Applied::Table(table)) => self.wait(token, Wanted::Served(table)),
             Ok(_) => self.reply_decided(token, Answer::Noted),
-            Err(_) if self.is_dropping(&name) => self.wait(token, Wanted::Room(name, once)),
+            Err(_) if self.state.tables().is_dropping(&name) => {
+                self.wait(token, Wanted::Room(name, once))
+            }
             Err(why) => self.reply_decided(token, Answer::Refused(why)),
         }
     }
