@@ -188,6 +188,8 @@ pub struct Coordinator {
     deposed: Option<Ballot>,
     /// The last slot applied.
     applied: u64,
+    /// Members that have this slot know who the members are.
+    regrouped: u64,
     /// Bytes of commands applied since the last snapshot.
     unsaved: usize,
     /// It can't go on.
@@ -232,6 +234,7 @@ impl Coordinator {
             leads: None,
             deposed: None,
             applied: 0,
+            regrouped: 0,
             unsaved: 0,
             stopped: false,
             watches: BTreeMap::new(),
