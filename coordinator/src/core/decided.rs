@@ -38,6 +38,7 @@ impl Coordinator {
                 self.outputs.push_back(Output::Send { address, message });
             }
             Event::Persist(seq, records) => {
+                self.backlog.add(seq, &records);
                 self.outputs.push_back(Output::Persist { seq, records });
                 if mutants::active(Mutant::AnswerBeforeSync) {
                     let now = time(self.now);
@@ -45,6 +46,7 @@ impl Coordinator {
                 }
             }
             Event::SaveSnapshot(seq, snapshot, records) => {
+                self.backlog.add(seq, &records);
                 self.outputs.push_back(Output::SaveSnapshot {
                     seq,
                     snapshot,

@@ -5,7 +5,7 @@
 mod world;
 
 use paxos::Incarnation;
-use ramkeep_coordinator::limits::SNAPSHOT_AFTER;
+use ramkeep_coordinator::limits::{MAX_UNWRITTEN_BYTES, SNAPSHOT_AFTER};
 use ramkeep_wire::coordinator::{Answer, Once, Refused, Request, TabletState};
 use ramkeep_wire::{MapVersion, PeerId, ReplicationEpoch, SegmentId};
 use world::*;
@@ -289,7 +289,10 @@ fn one_whose_disk_was_wiped_comes_back_as_another() {
 }
 
 /// Enough commands that the state is saved, and what is before it is not kept.
-fn much(world: &mut World) {
+const MUCH: usize = SNAPSHOT_AFTER + paxos::limits::KEPT_BYTES + 100_000;
+
+/// Has the leader decide so many bytes of commands.
+fn decide(world: &mut World, bytes: usize) {
     let leader = world.leader();
     let mut written = 0;
     for n in 0_u32.. {
@@ -300,7 +303,7 @@ fn much(world: &mut World) {
         if n.is_multiple_of(200) {
             world.run(3);
         }
-        if written > SNAPSHOT_AFTER + paxos::limits::KEPT_BYTES + 100_000 {
+        if written > bytes {
             break;
         }
     }
@@ -313,7 +316,7 @@ fn one_that_was_away_for_long_catches_up_by_a_snapshot() {
     world.up(1);
     let away = world.others()[0];
     world.kill(away);
-    much(&mut world);
+    decide(&mut world, MUCH);
     world.up(2);
     let leader = world.leader();
     let saved = world.machines[&leader].disk.snapshot.as_ref().unwrap();
@@ -352,4 +355,41 @@ fn a_whole_group_that_was_killed_goes_on() {
     assert!(orders.iter().all(|(to, _)| *to == server) && !orders.is_empty());
     let table = table_of(Some(world.answer(create("t", None))));
     assert_eq!(table.tablets[0].owner, server);
+}
+
+/// What a peer may have unwritten beyond the bound: what was on its way when it was reached.
+const SLACK: usize = 2 << 20;
+
+#[test]
+fn one_whose_disk_hangs_keeps_a_bounded_part_and_catches_up() {
+    let mut world = World::new();
+    let slow = world.others()[0];
+    world.machine(slow).hold_disk = true;
+    decide(&mut world, MAX_UNWRITTEN_BYTES + 2 * SLACK);
+    let unwritten = world.unwritten(slow);
+    assert!(unwritten > MAX_UNWRITTEN_BYTES / 2, "{unwritten}");
+    assert!(unwritten < MAX_UNWRITTEN_BYTES + SLACK, "{unwritten}");
+    world.machine(slow).hold_disk = false;
+    world.sync(slow);
+    world.run(SETTLED);
+    assert_eq!(world.core(slow).state(), world.core(world.leader()).state());
+}
+
+#[test]
+fn a_leader_whose_disk_hangs_refuses_before_it_has_too_much() {
+    let mut world = World::new();
+    let leader = world.leader();
+    world.machine(leader).hold_disk = true;
+    decide(&mut world, MAX_UNWRITTEN_BYTES + 2 * SLACK);
+    let unwritten = world.unwritten(leader);
+    assert!(unwritten < MAX_UNWRITTEN_BYTES + SLACK, "{unwritten}");
+    world.run(SETTLED);
+    assert_ne!(world.leader(), leader, "one whose disk works leads");
+    world.machine(leader).hold_disk = false;
+    world.sync(leader);
+    world.run(SETTLED);
+    assert_eq!(
+        world.core(leader).state(),
+        world.core(world.leader()).state()
+    );
 }
