@@ -449,6 +449,9 @@ impl Coordinator {
     }
 
     fn wait(&mut self, token: u64, wanted: Wanted) {
+        if !self.leads() {
+            return self.redirect(token);
+        }
         self.look = true;
         if let Err(why) = self.waiting.add(self.now, token, wanted) {
             self.refuse(token, why);
@@ -461,6 +464,7 @@ impl Coordinator {
                 tracing::error!(%server, %seen, ours = %self.ballot(),
                     "a server has seen a higher ballot: this coordinator leads no more");
                 self.deposed = Some(seen);
+                self.redirect_all();
             }
             (OrderCommand::TakeTablets(grants), OrderReply::Taken(positions))
                 if grants.len() == positions.len() =>

@@ -40,6 +40,9 @@ pub const SNAPSHOT_AFTER: usize = 4 << 20;
 /// Requests that wait for owners to confirm.
 pub const MAX_WAITING: usize = 16_384;
 
+/// Requests that wait for a coordinator to be replaced.
+pub const MAX_REPLACING: usize = 64;
+
 /// How long a client lease lasts without renewal.
 pub const CLIENT_LEASE: Duration = Duration::from_secs(60);
 /// How often client leases are looked through.

@@ -11,7 +11,7 @@ use super::waiting::Wanted;
 use super::{Coordinator, Origin, Output, Replacing};
 use crate::command::{Applied, Command, Outcome};
 use crate::consensus::{Decided, Event, Unreadable, peer, time};
-use crate::limits::{CLIENT_LEASE, SNAPSHOT_AFTER};
+use crate::limits::{CLIENT_LEASE, MAX_REPLACING, SNAPSHOT_AFTER};
 use crate::state::State;
 
 impl Coordinator {
@@ -132,6 +132,11 @@ impl Coordinator {
             tracing::info!(%ballot, "leading no more");
         }
         self.forget_leading();
+        self.redirect_all();
+    }
+
+    /// Whoever waits here is to ask the leader.
+    pub(super) fn redirect_all(&mut self) {
         for token in self.waiting.give_up() {
             self.redirect(token);
         }
@@ -212,7 +217,7 @@ impl Coordinator {
             Ok(Applied::Table(table)) => self.wait(token, Wanted::Served(table)),
             Ok(_) => self.reply_decided(token, Answer::Noted),
             Err(_) if self.state.tables().is_dropping(&name) => {
-                self.wait(token, Wanted::Room(name, once))
+                self.wait(token, Wanted::Room(name, once));
             }
             Err(why) => self.reply_decided(token, Answer::Refused(why)),
         }
@@ -245,6 +250,9 @@ impl Coordinator {
     pub(super) fn replace(&mut self, replacing: Replacing) {
         use paxos::ReplaceError::{Behind, Busy, NoLearner};
         let Replacing { token, lost, by } = replacing;
+        if self.replacing.len() >= MAX_REPLACING {
+            return self.refuse(token, Refused::Limit(format!("{MAX_REPLACING} waiting")));
+        }
         match self.consensus.replace(self.now, lost, by) {
             // Settled as soon as it is known.
             Ok(()) => self.replacing.push(replacing),

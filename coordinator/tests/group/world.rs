@@ -457,7 +457,7 @@ pub fn table_of(answer: Option<Answer>) -> Table {
     }
 }
 
-pub fn is_not_leader(answer: Option<Answer>) -> bool {
+pub fn is_not_leader(answer: Option<&Answer>) -> bool {
     matches!(answer, Some(Answer::Refused(Refused::NotLeader { .. })))
 }
 
