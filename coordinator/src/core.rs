@@ -188,8 +188,6 @@ pub struct Coordinator {
     leads: Option<Ballot>,
     /// A ballot above its own that a server has seen.
     deposed: Option<Ballot>,
-    /// The last slot applied.
-    applied: u64,
     backlog: Backlog,
     /// Members that have this slot know who the members are.
     regrouped: u64,
@@ -236,7 +234,6 @@ impl Coordinator {
             now,
             leads: None,
             deposed: None,
-            applied: 0,
             backlog: Backlog::default(),
             regrouped: 0,
             unsaved: 0,

@@ -66,7 +66,6 @@ impl Coordinator {
         match postcards::decode::<State>(state) {
             Ok(state) => {
                 self.state = state;
-                self.applied = slot;
                 self.regrouped = slot;
                 self.unsaved = 0;
             }
@@ -85,7 +84,6 @@ impl Coordinator {
                 self.decided(&command, origin, outcome);
             }
         }
-        self.applied = decided.slot;
         if decided.regroups {
             self.regrouped = decided.slot;
         }
