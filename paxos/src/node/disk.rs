@@ -84,7 +84,8 @@ impl Node {
             // What was accepted below was perhaps never decided.
             snapshot.slot.next()
         } else {
-            self.acceptor.kept_from(snapshot.slot)
+            self.acceptor
+                .kept_from(snapshot.slot, self.sizes.kept_bytes)
         };
         let retained = self.retained(&snapshot, from);
         self.actions.push_back(Action::SaveSnapshot {

@@ -13,7 +13,6 @@ use std::time::Duration;
 use super::disk::Deferred;
 use super::leader::{Leader, Report, quorum};
 use super::{Action, Node, Role};
-use crate::limits::CATCH_UP_FIRST;
 use crate::message::{Body, Reported};
 use crate::mutants::{self, Mutant};
 use crate::types::{Ballot, PeerId, Slot};
@@ -153,7 +152,7 @@ impl Node {
             return;
         }
         let (ahead, peer) = poll.ahead;
-        if ahead.0 > self.learning.decided.0 + CATCH_UP_FIRST {
+        if ahead.0 > self.learning.decided.0 + self.sizes.catch_up_first {
             self.role = Role::Follower;
             self.fetch_from(peer, ahead);
             self.rest_before_election();

@@ -4,7 +4,7 @@ use super::acceptor::Accepted;
 use super::disk::Deferred;
 use super::leader::InFlight;
 use super::{Action, Node, Role, Token};
-use crate::limits::{MAX_IN_FLIGHT, PAGE_BYTES};
+use crate::limits::MAX_IN_FLIGHT;
 use crate::message::Body;
 use crate::mutants::{self, Mutant};
 use crate::record::Record;
@@ -301,7 +301,7 @@ impl Node {
             bytes += entry.size();
             match runs.last_mut() {
                 Some((first, run))
-                    if first.0 + run.len() as u64 == slot.0 && bytes <= PAGE_BYTES =>
+                    if first.0 + run.len() as u64 == slot.0 && bytes <= self.sizes.page_bytes =>
                 {
                     run.push(entry);
                 }

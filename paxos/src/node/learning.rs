@@ -9,7 +9,6 @@ use bytes::Bytes;
 
 use super::acceptor::Accepted;
 use super::{Action, Node, Role, Token};
-use crate::limits::PAGE_BYTES;
 use crate::message::Body;
 use crate::mutants::{self, Mutant};
 use crate::record::{Record, Snapshot};
@@ -157,7 +156,10 @@ impl Node {
             _ => 0,
         };
         let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        let end = saved.state.len().min(start.saturating_add(PAGE_BYTES));
+        let end = saved
+            .state
+            .len()
+            .min(start.saturating_add(self.sizes.page_bytes));
         let body = Body::SnapshotPage {
             slot: saved.slot,
             group: saved.group.clone(),
@@ -177,7 +179,7 @@ impl Node {
         }
         for (_, accepted) in self.acceptor.log.range(first..=self.learning.decided) {
             bytes += accepted.entry.size();
-            if bytes > PAGE_BYTES && !entries.is_empty() {
+            if bytes > self.sizes.page_bytes && !entries.is_empty() {
                 break;
             }
             entries.push((accepted.ballot, accepted.entry.clone()));
@@ -281,7 +283,7 @@ impl Node {
         if install && slot > self.learning.decided {
             self.install(&snapshot);
         }
-        self.acceptor.trim(slot);
+        self.acceptor.trim(slot, self.sizes.kept_bytes);
         if mutants::active(Mutant::TrimPastSnapshot) {
             let decided = self.learning.decided;
             self.acceptor.log = self.acceptor.log.split_off(&decided.next());

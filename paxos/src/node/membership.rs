@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Node, Role};
-use crate::limits::{CAUGHT_UP, MAX_ADDRESS, MAX_LEARNERS};
+use crate::limits::{MAX_ADDRESS, MAX_LEARNERS};
 use crate::message::Body;
 use crate::types::{Group, Incarnation, Member, PeerId, Slot, Time};
 
@@ -96,7 +96,7 @@ impl Node {
         }
         let learner = self.learners.get(&by).ok_or(ReplaceError::NoLearner(by))?;
         let behind = self.learning.decided.0.saturating_sub(learner.decided.0);
-        if behind > CAUGHT_UP {
+        if behind > self.sizes.caught_up {
             return Err(ReplaceError::Behind(by, behind));
         }
         let member = Member {
@@ -153,7 +153,7 @@ impl Node {
         self.send(from, body);
         let member = self.group.as_ref().and_then(|group| group.member(from));
         let wiped = member.is_some_and(|member| member.incarnation != incarnation);
-        let near = decided.0 + CAUGHT_UP >= self.learning.decided.0;
+        let near = decided.0 + self.sizes.caught_up >= self.learning.decided.0;
         if wiped && near && from != self.setup.me {
             let by = Member {
                 id: from,

@@ -22,7 +22,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 
-use crate::limits::Timing;
+use crate::limits::{Sizes, Timing};
 use crate::message::{Body, Envelope};
 use crate::record::{Record, Snapshot};
 use crate::rng::SplitMix;
@@ -165,6 +165,7 @@ enum Role {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Node {
     setup: Setup,
+    sizes: Sizes,
     rng: SplitMix,
     now: Time,
     /// After the decided slots; what it was founded with or found before that.

@@ -12,6 +12,7 @@ use super::disk::Disk;
 use super::formation::Formation;
 use super::learning::Learning;
 use super::{Action, Grant, Node, Role, Setup, Stats};
+use crate::limits::Sizes;
 use crate::mutants::{self, Mutant};
 use crate::record::{Record, Stored};
 use crate::rng::SplitMix;
@@ -40,6 +41,19 @@ impl Node {
     /// # Errors
     /// If it makes no sense.
     pub fn new(now: Time, setup: Setup, stored: Stored) -> Result<Self, RestoreError> {
+        Self::with_sizes(now, setup, Sizes::default(), stored)
+    }
+
+    /// As [`Node::new`], with other sizes.
+    ///
+    /// # Errors
+    /// If what is on the disk makes no sense.
+    pub fn with_sizes(
+        now: Time,
+        setup: Setup,
+        sizes: Sizes,
+        stored: Stored,
+    ) -> Result<Self, RestoreError> {
         let seed = setup
             .seed
             .chunks_exact(8)
@@ -51,6 +65,7 @@ impl Node {
         let mut node = Self {
             rng: SplitMix(seed),
             setup,
+            sizes,
             now,
             group: None,
             groups: BTreeMap::new(),
@@ -105,7 +120,9 @@ impl Node {
             self.load_record(record, &mut decided);
         }
         let first = self.acceptor.log.keys().next().copied();
-        let kept = self.acceptor.kept_from(self.learning.decided);
+        let kept = self
+            .acceptor
+            .kept_from(self.learning.decided, self.sizes.kept_bytes);
         self.acceptor.trimmed = Slot(kept.0 - 1);
         if self.group.is_none() && first.is_some() {
             return Err(RestoreError::NoGroup);
