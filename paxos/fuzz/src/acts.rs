@@ -146,6 +146,8 @@ impl World {
         let before = (peer.disk.view.promised, peer.disk.view.known());
         let synced = peer.disk.sync(count);
         let after = (peer.disk.view.promised, peer.disk.view.known());
+        self.truth
+            .vote(peer.incarnation, &std::mem::take(&mut peer.disk.votes));
         if after.0 < before.0 || after.1 < before.1 {
             let detail = format!("the disk of peer {id} went from {before:?} back to {after:?}");
             self.fail(Check::TrimSafe, detail);
@@ -267,18 +269,10 @@ impl World {
 
     /// What is applied for the first time is on the disks of a quorum.
     fn check_quorum(&mut self, id: PeerId, slot: Slot, digest: u64) {
-        let Some(group) = self.truth.group_of(slot) else {
+        let Some(group) = self.truth.group_of(slot).cloned() else {
             return self.fail(Check::Agreement, format!("no group decides slot {slot}"));
         };
-        let stands = |member: &&paxos::Member| {
-            self.peers.get(&member.id).is_some_and(|peer| {
-                let view = &peer.disk.view;
-                let accepted = view.accepted.get(&slot);
-                let has = accepted.is_some_and(|(_, entry)| *entry == digest);
-                peer.incarnation == member.incarnation && (has || view.known() >= slot)
-            })
-        };
-        let count = group.members.iter().filter(stands).count();
+        let count = self.truth.votes_for(slot, digest, &group);
         if count < group.majority() {
             let detail = format!("peer {id} applies {slot}, which {count} disks have");
             self.fail(Check::QuorumOnDisk, detail);

@@ -1,9 +1,9 @@
 //! What must hold, each with its name, and what is remembered to tell.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use paxos::{Ballot, Group, PeerId, Slot};
+use paxos::{Ballot, Group, Incarnation, PeerId, Slot};
 
 /// What was found broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -80,6 +80,8 @@ pub(crate) struct Truth {
     pub(crate) groups: BTreeMap<Slot, Group>,
     ballots: BTreeMap<Ballot, (PeerId, u32)>,
     proposed: BTreeMap<(Ballot, Slot), u64>,
+    /// Whose disks accepted what, of slots not decided yet.
+    votes: BTreeMap<(Slot, Ballot, u64), BTreeSet<Incarnation>>,
 }
 
 impl Truth {
@@ -94,6 +96,32 @@ impl Truth {
 
     pub(crate) fn propose(&mut self, ballot: Ballot, slot: Slot, entry: u64) -> bool {
         *self.proposed.entry((ballot, slot)).or_insert(entry) == entry
+    }
+
+    pub(crate) fn vote(&mut self, of: Incarnation, votes: &[(Slot, Ballot, u64)]) {
+        for vote in votes
+            .iter()
+            .filter(|(slot, ..)| !self.decided.contains_key(slot))
+        {
+            self.votes.entry(*vote).or_default().insert(of);
+        }
+    }
+
+    /// The largest number of members whose disks accepted this entry in this slot under one ballot.
+    pub(crate) fn votes_for(&mut self, slot: Slot, entry: u64, group: &Group) -> usize {
+        let rest = self.votes.split_off(&(slot, Ballot::default(), 0));
+        let of_slot = rest.iter().take_while(|((at, ..), _)| *at == slot);
+        let of_entry = of_slot.filter(|((_, _, what), _)| *what == entry);
+        let count = |disks: &BTreeSet<Incarnation>| {
+            let members = group.members.iter();
+            members
+                .filter(|member| disks.contains(&member.incarnation))
+                .count()
+        };
+        let most = of_entry.map(|(_, disks)| count(disks)).max().unwrap_or(0);
+        // Those of lower slots are not asked for again.
+        self.votes = rest;
+        most
     }
 
     /// The group that decides a slot.

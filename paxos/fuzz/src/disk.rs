@@ -61,10 +61,10 @@ impl View {
         self.decided.max(self.snapshot)
     }
 
-    /// Whether it stands behind a vote for `slot` under `ballot`.
+    /// Whether it stands behind a vote for `slot` under `ballot`: it may have voted higher since.
     pub(crate) fn covers(&self, slot: Slot, ballot: Ballot) -> bool {
         let accepted = self.accepted.get(&slot);
-        slot <= self.known() || accepted.is_some_and(|(under, _)| *under == ballot)
+        slot <= self.known() || accepted.is_some_and(|(under, _)| *under >= ballot)
     }
 }
 
@@ -73,6 +73,8 @@ pub(crate) struct Disk {
     durable: Stored,
     pub(crate) view: View,
     queue: VecDeque<(u64, Write)>,
+    /// Votes that became durable and were not looked at yet: slot, ballot, digest of the entry.
+    pub(crate) votes: Vec<(Slot, Ballot, u64)>,
 }
 
 impl Disk {
@@ -101,15 +103,30 @@ impl Disk {
         match write {
             Write::Records(records) => {
                 for record in &records {
+                    self.vote(record);
                     self.view.record(record);
                 }
                 self.durable.records.extend(records);
             }
             Write::Snapshot(snapshot, records) => {
+                for record in &records {
+                    self.vote(record);
+                }
                 self.view.snapshot(&snapshot, &records);
                 self.durable.snapshot = Some(snapshot);
                 self.durable.records = records;
             }
+        }
+    }
+
+    fn vote(&mut self, record: &Record) {
+        if let Record::Accepted {
+            slot,
+            ballot,
+            entry,
+        } = record
+        {
+            self.votes.push((*slot, *ballot, digest(entry)));
         }
     }
 

@@ -4,7 +4,7 @@
 //! 1. Of no group that may still decide does more than a minority lack the disk it is known by,
 //!    or stay away for good.
 
-use paxos::{Group, Incarnation, Node, PeerId, Slot};
+use paxos::{Group, Incarnation, Node, PeerId, ReplaceError, Slot};
 
 use crate::peer::Peer;
 use crate::plan::{Fault, MILLI};
@@ -85,6 +85,8 @@ impl World {
         self.counts.torn += u64::from(peer.disk.waiting() > 0);
         peer.node = None;
         peer.disk.crash(&mut self.dice);
+        self.truth
+            .vote(peer.incarnation, &std::mem::take(&mut peer.disk.votes));
         let gone = peer.gone;
         self.trace(|_| format!("{id} crashes"));
         if !gone {
@@ -224,6 +226,9 @@ impl World {
             outcome = Some(node.replace(now, out, by))
         });
         self.trace(|_| format!("{leader} replaces {out} by {by}: {outcome:?}"));
+        if matches!(outcome, Some(Err(ReplaceError::Leads(_)))) && self.dice.chance(100) {
+            self.crash(leader);
+        }
         if outcome == Some(Ok(())) && self.is_replaced(leader, out, by) {
             self.replacing = None;
             if let Some(peer) = self.peers.get_mut(&out) {

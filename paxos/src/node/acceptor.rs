@@ -108,6 +108,7 @@ impl Node {
         self.acceptor.promised = ballot;
         self.highest = self.highest.max(ballot);
         self.record(Record::Promised(ballot));
+        self.disk.promised = self.seq_of_all();
     }
 
     /// Takes note of an established leader. Whether it counts.
@@ -191,12 +192,18 @@ impl Node {
         if !self.hear_leader(from, ballot) {
             return;
         }
+        if ballot > self.acceptor.promised {
+            // A grant without a promise would give way to a late message of a lower ballot, and
+            // to a restart.
+            self.promise_ballot(ballot);
+        }
         self.learn_commit(from, ballot, commit);
         let body = Body::HeartbeatAck {
             ballot,
             stamp,
             decided: self.learning.decided,
         };
-        self.send(from, body);
+        let envelope = self.envelope(from, body);
+        self.after_promise(envelope);
     }
 }

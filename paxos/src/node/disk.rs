@@ -32,6 +32,8 @@ pub(super) struct Disk {
     pending: Vec<Record>,
     /// The last `Decided` written.
     decided: Slot,
+    /// With which sequence the promise was written.
+    pub(super) promised: u64,
     deferred: VecDeque<(u64, Deferred)>,
 }
 
@@ -53,7 +55,16 @@ impl Node {
         self.disk.deferred.push_back((seq, deferred));
     }
 
-    fn seq_of_all(&self) -> u64 {
+    /// Sends what depends on the promise only: at once, usually, however slow the disk is.
+    pub(super) fn after_promise(&mut self, envelope: Envelope) {
+        if self.disk.promised <= self.disk.durable {
+            self.actions.push_back(Action::Send(envelope));
+        } else {
+            self.after_disk(Deferred::Send(envelope));
+        }
+    }
+
+    pub(super) fn seq_of_all(&self) -> u64 {
         self.disk.written + u64::from(!self.disk.pending.is_empty())
     }
 

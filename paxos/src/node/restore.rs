@@ -158,7 +158,7 @@ impl Node {
                 ballot,
                 entry,
             } => {
-                self.load_promise(ballot);
+                // An own vote's promise is recorded before it; what was learned promises nothing.
                 self.acceptor.log.insert(slot, Accepted { ballot, entry });
             }
             Record::Decided(slot) => *decided = (*decided).max(slot),
