@@ -82,12 +82,6 @@ impl World {
     }
 
     fn persist(&mut self, id: PeerId, seq: u64, records: Vec<Record>) {
-        if let Some(group) = records.iter().find_map(|record| match record {
-            Record::Group(group) if group.generation == 0 => Some(group),
-            _ => None,
-        }) {
-            self.truth.groups.entry(Slot(0)).or_insert(group.clone());
-        }
         let Some(peer) = self.peers.get_mut(&id) else {
             return;
         };
@@ -219,6 +213,13 @@ impl World {
         let outcomes = peer.machine.apply(slot.0, entry, digest);
         let history = peer.machine.history;
         if !self.truth.decided.contains_key(&slot) {
+            if self.truth.groups.is_empty() {
+                // Of all that were founded, the one that decides is the group.
+                let group = peer.node.as_ref().and_then(Node::group).cloned();
+                self.truth
+                    .groups
+                    .extend(group.map(|group| (Slot(0), group)));
+            }
             self.counts.slots += 1;
             self.check_quorum(id, slot, digest);
         }

@@ -4,7 +4,7 @@
 //! 1. Of no group that may still decide does more than a minority lack the disk it is known by,
 //!    or stay away for good.
 
-use paxos::{Group, Incarnation, Node, PeerId, ReplaceError, Slot};
+use paxos::{Group, Incarnation, Node, PeerId, ReplaceError};
 
 use crate::peer::Peer;
 use crate::plan::{Fault, MILLI};
@@ -158,11 +158,23 @@ impl World {
 
     /// Whether the group can bear the loss of this disk.
     fn can_lose(&self, id: PeerId) -> bool {
-        let groups = self.groups_that_count();
-        // Whoever founded or joins a group needs time until it is on all disks.
-        let founded = self.truth.groups.contains_key(&Slot(0));
-        let bears = |group: &&Group| self.lacks(group, id) <= (group.members.len() - 1) / 2;
-        founded && groups.iter().all(bears)
+        if self.truth.groups.is_empty() {
+            // Whatever is being founded, this many are the minority of it.
+            return self.counts.wipes < u64::from(self.plan.peers.saturating_sub(1) / 2);
+        }
+        let bears = |group: &Group| self.lacks(group, id) <= (group.members.len() - 1) / 2;
+        self.groups_that_count().into_iter().all(bears)
+            && self.group_to_come().is_none_or(|g| bears(&g))
+    }
+
+    /// The group after the replacement under way.
+    fn group_to_come(&self) -> Option<Group> {
+        let (out, by) = self.replacing?;
+        let mut group = self.truth.last_group()?.clone();
+        let incarnation = self.peers.get(&by)?.incarnation;
+        let member = group.members.iter_mut().find(|member| member.id == out)?;
+        (member.id, member.incarnation) = (by, incarnation);
+        Some(group)
     }
 
     fn wipe(&mut self, id: PeerId) {
