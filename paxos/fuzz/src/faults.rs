@@ -171,9 +171,8 @@ impl World {
     fn group_to_come(&self) -> Option<Group> {
         let (out, by) = self.replacing?;
         let mut group = self.truth.last_group()?.clone();
-        let incarnation = self.peers.get(&by)?.incarnation;
         let member = group.members.iter_mut().find(|member| member.id == out)?;
-        (member.id, member.incarnation) = (by, incarnation);
+        (member.id, member.incarnation) = (by, self.replacing_by);
         Some(group)
     }
 
@@ -214,6 +213,7 @@ impl World {
         let named = members.iter().map(|id| (*id, Peer::address(*id))).collect();
         let mut peer = Peer::new(by, named, &mut self.dice);
         peer.replaces = Some(out);
+        self.replacing_by = peer.incarnation;
         self.peers.insert(by, peer);
         self.replacing = Some((out, by));
         self.after(0, Event::Start(by));

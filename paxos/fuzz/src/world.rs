@@ -7,7 +7,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
-use paxos::{Envelope, Node, PeerId, Setup};
+use paxos::{Envelope, Incarnation, Node, PeerId, Setup};
 
 use crate::check::{Check, Counts, Finding, Truth};
 use crate::clients::Client;
@@ -75,6 +75,8 @@ pub(crate) struct World {
     pub(crate) never: BTreeSet<u64>,
     /// Who is to go, and who is to come.
     pub(crate) replacing: Option<(PeerId, PeerId)>,
+    /// The first disk of the one who is to come.
+    pub(crate) replacing_by: Incarnation,
     converged: bool,
     trace: bool,
     queue: BinaryHeap<Reverse<Queued>>,
@@ -104,6 +106,7 @@ impl World {
             attempts: 0,
             never: BTreeSet::new(),
             replacing: None,
+            replacing_by: Incarnation::default(),
             converged: false,
             trace,
             queue: BinaryHeap::new(),

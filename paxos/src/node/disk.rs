@@ -51,7 +51,10 @@ impl Node {
             Deferred::Snapshot(..) => None,
         };
         let skip = fault.is_some_and(mutants::active);
-        let seq = if skip { 0 } else { self.seq_of_all() };
+        if skip {
+            return self.disk.deferred.push_front((0, deferred));
+        }
+        let seq = self.seq_of_all();
         self.disk.deferred.push_back((seq, deferred));
     }
 
@@ -125,10 +128,7 @@ impl Node {
     /// Carries out what waited and waits no longer. Whether there was anything.
     pub(super) fn release(&mut self) -> bool {
         let mut any = false;
-        while let Some(at) = self.first_released() {
-            let Some((_, deferred)) = self.disk.deferred.remove(at) else {
-                break;
-            };
+        while let Some(deferred) = self.released() {
             any = true;
             match deferred {
                 Deferred::Send(envelope) => self.actions.push_back(Action::Send(envelope)),
@@ -140,11 +140,13 @@ impl Node {
         any
     }
 
-    fn first_released(&self) -> Option<usize> {
+    /// The next that waits no longer: later ones never wait for less.
+    fn released(&mut self) -> Option<Deferred> {
         let durable = self.disk.durable;
-        self.disk
-            .deferred
-            .iter()
-            .position(|(seq, _)| *seq <= durable)
+        let first = self.disk.deferred.front()?;
+        if first.0 > durable {
+            return None;
+        }
+        self.disk.deferred.pop_front().map(|(_, deferred)| deferred)
     }
 }

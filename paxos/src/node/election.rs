@@ -73,6 +73,10 @@ impl Node {
         }
         if !self.may_lead() || matches!(self.role, Role::Leading(_)) {
             self.election_due = None;
+            if self.is_member() && matches!(self.role, Role::Follower) && !self.removed {
+                // It may lead once it has learned who the others are.
+                self.rest_before_election();
+            }
             return;
         }
         let me = self.setup.me;

@@ -40,11 +40,17 @@ pub(super) struct Learning {
     pub(super) saving: Slot,
     /// The last snapshot on the disk.
     pub(super) saved: Option<Snapshot>,
+    saved_crc: u32,
 }
 
 impl Learning {
     pub(super) fn due(&self) -> Option<Time> {
         self.fetch_due
+    }
+
+    pub(super) fn keep(&mut self, snapshot: Snapshot) {
+        self.saved_crc = crc32c::crc32c(&snapshot.state);
+        self.saved = Some(snapshot);
     }
 
     pub(super) fn saved_slot(&self) -> Slot {
@@ -164,7 +170,7 @@ impl Node {
             slot: saved.slot,
             group: saved.group.clone(),
             total: saved.state.len() as u64,
-            crc: crc32c::crc32c(&saved.state),
+            crc: self.learning.saved_crc,
             offset,
             bytes: saved.state.slice(start..end),
             decided,
@@ -299,7 +305,7 @@ impl Node {
         }
         let saved = self.learning.saved.as_ref();
         if saved.is_none_or(|saved| saved.slot < slot) {
-            self.learning.saved = Some(snapshot);
+            self.learning.keep(snapshot);
         }
     }
 

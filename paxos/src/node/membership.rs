@@ -94,6 +94,9 @@ impl Node {
         if group.member(out).is_none() {
             return Err(ReplaceError::NoMember(out));
         }
+        if by != out && group.member(by).is_some() {
+            return Err(ReplaceError::NoLearner(by));
+        }
         let learner = self.learners.get(&by).ok_or(ReplaceError::NoLearner(by))?;
         let behind = self.learning.decided.0.saturating_sub(learner.decided.0);
         if behind > self.sizes.caught_up {
@@ -190,8 +193,12 @@ impl Node {
             self.forget_lost_disks(&group);
             self.group = Some(group);
         }
+        if let Role::Leading(leader) = &mut self.role {
+            // It was meant for the group before.
+            leader.change = None;
+        }
         if was_member && !self.is_member() {
-            self.leave();
+            self.lose_place();
         } else if !was_member && self.is_member() {
             self.rest_before_election();
         }

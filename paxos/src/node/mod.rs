@@ -395,6 +395,10 @@ impl Node {
             body => body,
         };
         let same_group = self.group.as_ref().map(|group| group.id) == envelope.group;
+        if self.group.is_none() && envelope.group.is_some() {
+            // There is a group that knows this peer, though its configuration names others.
+            return self.send(from, Body::Ask);
+        }
         if !same_group || envelope.group.is_none() {
             return;
         }

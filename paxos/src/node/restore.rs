@@ -114,11 +114,13 @@ impl Node {
             self.groups.insert(decided, snapshot.group.clone());
             self.group = Some(snapshot.group.clone());
             self.actions.push_back(Action::Restore(snapshot.clone()));
-            self.learning.saved = Some(snapshot);
+            self.learning.keep(snapshot);
         }
+        let mut noted = Slot(0);
         for record in stored.records {
-            self.load_record(record, &mut decided);
+            self.load_record(record, &mut noted);
         }
+        decided = decided.max(noted);
         let first = self.acceptor.log.keys().next().copied();
         let kept = self
             .acceptor
@@ -141,7 +143,8 @@ impl Node {
         Ok(())
     }
 
-    fn load_record(&mut self, record: Record, decided: &mut Slot) {
+    /// `noted`: what the records before say is decided.
+    fn load_record(&mut self, record: Record, noted: &mut Slot) {
         match record {
             Record::Group(group) => {
                 if group.generation == 0 && self.groups.is_empty() {
@@ -153,6 +156,9 @@ impl Node {
                 }
             }
             Record::Promised(ballot) => self.load_promise(ballot),
+            // Accepted while a snapshot that has this slot was being saved: perhaps never decided,
+            // and below the snapshot all is taken for decided.
+            Record::Accepted { slot, .. } if slot <= *noted => {}
             Record::Accepted {
                 slot,
                 ballot,
@@ -161,7 +167,7 @@ impl Node {
                 // An own vote's promise is recorded before it; what was learned promises nothing.
                 self.acceptor.log.insert(slot, Accepted { ballot, entry });
             }
-            Record::Decided(slot) => *decided = (*decided).max(slot),
+            Record::Decided(slot) => *noted = (*noted).max(slot),
         }
     }
 
