@@ -117,7 +117,7 @@ impl Node {
                 self.formation.fresh.insert(from, of);
                 self.found();
             }
-            Body::Grouped { group } if group.is_valid() => self.hear_group(from, group),
+            Body::Grouped { group } if group.is_valid() => self.hear_group(from, of, group),
             _ => {}
         }
     }
@@ -138,9 +138,9 @@ impl Node {
         }
     }
 
-    fn hear_group(&mut self, from: PeerId, group: Group) {
+    fn hear_group(&mut self, from: PeerId, of: Incarnation, group: Group) {
         let Some(known) = &self.group else {
-            if !self.is_stillborn(&group) {
+            if !self.is_from_lost_disk(from, of) {
                 self.adopt(group);
             }
             return;
@@ -165,13 +165,11 @@ impl Node {
         }
     }
 
-    /// Whether its founder has lost its disk since, and is about to found another.
-    fn is_stillborn(&self, group: &Group) -> bool {
-        let founder = group.members.first().filter(|_| group.generation == 0);
-        founder.is_some_and(|founder| {
-            let asked = self.formation.told.get(&founder.id);
-            asked.is_some_and(|asked| *asked != founder.incarnation)
-        })
+    /// Whether this was said by a disk that its peer has lost since: one that founded a group
+    /// nobody took part in, and whose next disk is about to found another.
+    fn is_from_lost_disk(&self, from: PeerId, of: Incarnation) -> bool {
+        let told = self.formation.told.get(&from);
+        told.is_some_and(|asker| *asker != of)
     }
 
     /// This peer is in the group no more: another took its place, or an earlier disk of its own,
