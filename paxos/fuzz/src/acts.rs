@@ -224,8 +224,13 @@ impl World {
             self.check_quorum(id, slot, digest);
         }
         if let Entry::Reconfigure(group) = entry {
-            let known = self.truth.groups.insert(slot, group.clone());
-            self.counts.replacements += u64::from(known.is_none());
+            if !self.truth.groups.contains_key(&slot) {
+                self.counts.replacements += 1;
+                if !self.truth.regroup(slot, group) {
+                    let detail = format!("slot {slot} makes {} {group:?}", group.generation);
+                    self.fail(Check::OneChange, detail);
+                }
+            }
         }
         if !self.truth.decide(slot, digest, history) {
             let detail = format!("peer {id} applies {entry:?} in slot {slot}, others another");

@@ -30,6 +30,8 @@ pub enum Check {
     QuorumOnDisk,
     /// No part is taken in a ballot below the promised one.
     PromiseKept,
+    /// A change of the group is made for the group before it, and changes one member.
+    OneChange,
     /// A snapshot and what is kept beside it lose nothing of the journal.
     TrimSafe,
     /// What a disk has can be gone on with.
@@ -122,6 +124,20 @@ impl Truth {
         // Those of lower slots are not asked for again.
         self.votes = rest;
         most
+    }
+
+    /// Takes note of a decided change; whether it follows from the group before.
+    pub(crate) fn regroup(&mut self, slot: Slot, group: &Group) -> bool {
+        let Some(before) = self.group_of(slot) else {
+            return false;
+        };
+        let stay = group.members.iter().filter(|m| before.members.contains(m));
+        let same_size = group.members.len() == before.members.len();
+        let fits = group.generation == before.generation + 1
+            && same_size
+            && stay.count() + 1 == group.members.len();
+        self.groups.insert(slot, group.clone());
+        fits
     }
 
     /// The group that decides a slot.

@@ -32,12 +32,12 @@ impl World {
         };
         let leader = self.leader().unwrap_or(any);
         match fault {
-            Fault::Crash => self.crash_for_a_while(any),
-            Fault::CrashLeader => self.crash_for_a_while(leader),
+            Fault::Crash => self.crash(any),
+            Fault::CrashLeader => self.crash(leader),
             Fault::CrashMany => {
                 for id in ids {
                     if self.dice.chance(800) {
-                        self.crash_for_a_while(id);
+                        self.crash(id);
                     }
                 }
             }
@@ -51,6 +51,17 @@ impl World {
             Fault::PauseLeader => self.pause(leader),
             Fault::Cut => self.cut(any),
             Fault::CutLeader => self.cut(leader),
+            Fault::CutPair => {
+                self.counts.cuts += 1;
+                self.cuts.extend([(leader, any), (any, leader)]);
+            }
+            Fault::CrashFollowers => {
+                // All who granted the lease begin anew at once, and don't hear the leader.
+                self.cut(leader);
+                for id in ids.into_iter().filter(|id| *id != leader) {
+                    self.crash_for(id, 20 * MILLI);
+                }
+            }
             Fault::Heal => self.cuts.clear(),
             Fault::Wipe => self.wipe(any),
             Fault::Replace => self.begin_replacing(),
@@ -73,8 +84,13 @@ impl World {
         leaders.map(|peer| peer.id).next()
     }
 
-    /// A process dies, with what its disk has not synced.
+    /// A process dies, with what its disk has not synced, and begins anew unless it is gone.
     pub(crate) fn crash(&mut self, id: PeerId) {
+        let soon = self.dice.chance(500);
+        self.crash_for(id, if soon { 20 * MILLI } else { 1_000 * MILLI });
+    }
+
+    fn crash_for(&mut self, id: PeerId, longest: u64) {
         let Some(peer) = self.peers.get_mut(&id) else {
             return;
         };
@@ -90,15 +106,9 @@ impl World {
         let gone = peer.gone;
         self.trace(|_| format!("{id} crashes"));
         if !gone {
-            let soon = self.dice.chance(500);
-            let away = if soon { 20 } else { 1_000 };
-            let away = self.dice.between(1, away) * MILLI;
+            let away = self.dice.between(MILLI, longest);
             self.after(away, Event::Start(id));
         }
-    }
-
-    fn crash_for_a_while(&mut self, id: PeerId) {
-        self.crash(id);
     }
 
     fn pause(&mut self, id: PeerId) {
@@ -243,10 +253,13 @@ impl World {
         }
         if outcome == Some(Ok(())) && self.is_replaced(leader, out, by) {
             self.replacing = None;
-            if let Some(peer) = self.peers.get_mut(&out) {
-                peer.gone = true;
+            // Some are never told to stop.
+            if self.dice.chance(500) {
+                if let Some(peer) = self.peers.get_mut(&out) {
+                    peer.gone = true;
+                }
+                self.crash(out);
             }
-            self.crash(out);
         }
     }
 

@@ -15,6 +15,15 @@ fn main() -> ExitCode {
         arguments.get(at + 1).cloned()
     };
     let trace = arguments.iter().any(|argument| argument == "--trace");
+    #[cfg(feature = "mutants")]
+    if let Some(name) = value("--mutant") {
+        let all = paxos::mutants::Mutant::ALL;
+        let Some(mutant) = all.into_iter().find(|mutant| format!("{mutant:?}") == name) else {
+            eprintln!("--mutant takes one of {all:?}");
+            return ExitCode::from(2);
+        };
+        paxos::mutants::plant(Some(mutant));
+    }
     if let Some(seed) = value("--seed").and_then(|seed| seed.parse().ok()) {
         return one(seed, trace);
     }

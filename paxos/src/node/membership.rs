@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::{Node, Role};
 use crate::limits::{MAX_ADDRESS, MAX_LEARNERS};
 use crate::message::Body;
+use crate::mutants::{self, Mutant};
 use crate::types::{Group, Incarnation, Member, PeerId, Slot, Time};
 
 /// One who learns without being a member.
@@ -118,7 +119,8 @@ impl Node {
         if leader.change == wanted {
             return Ok(());
         }
-        if leader.change.is_some() || leader.barrier.is_some() {
+        let blocked = leader.barrier.is_some() && !mutants::active(Mutant::SkipBarrier);
+        if leader.change.is_some() || blocked {
             return Err(ReplaceError::Busy);
         }
         leader.change = wanted;
