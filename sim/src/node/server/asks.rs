@@ -89,7 +89,9 @@ impl ServerNode {
             self.ballot = self.ballot.max(response.ballot);
             match &response.answer {
                 Answer::Enlisted { .. } => return self.enlisted(context, &response.answer),
-                Answer::Heard { list: Some(list) } => self.take_list(context, list),
+                Answer::Heard {
+                    list: Some(list), ..
+                } => self.take_list(context, list),
                 Answer::Refused(Refused::Crashed) => self.stop(context),
                 Answer::EpochRecorded => {
                     context.say(format_args!("recorded: {asked:?}"));
