@@ -76,7 +76,7 @@ impl Leases {
         }
     }
 
-    fn until(&self, backup: ServerId) -> Micros {
+    pub(super) fn until(&self, backup: ServerId) -> Micros {
         self.0.get(&backup).map_or(Micros(0), |grant| grant.until)
     }
 }

@@ -118,15 +118,24 @@ impl Replication {
         }
     }
 
-    /// Replaces backups that have let a message wait too long, if others are there or enough are
-    /// left to read under. Backs off: a loaded machine doesn't answer slowness with copying
+    /// Replaces backups that have let a message wait too long, if others are there. Backs off: a loaded machine doesn't answer slowness with copying
     /// (SAFETY 10). While no coordinator answers, a change could not be recorded, and one who is
     /// slow is better than one who is gone.
     pub(super) fn replace_slow(&mut self, now: Micros) {
         if now < self.next_change_not_before || !self.coordinator_answers {
             return;
         }
-        for _ in 0..MAX_SUSPECTED {
+        let quiet = now.since(self.next_change_not_before).as_micros();
+        if quiet > u128::from(self.change_back_off_us) {
+            self.change_back_off_us = 0;
+        }
+        // Several at once only out of the blue.
+        let most = if self.change_back_off_us == 0 {
+            MAX_SUSPECTED
+        } else {
+            1
+        };
+        for _ in 0..most {
             let Some(slow) = self.slow(now) else { return };
             self.back_off(now);
             let until = now + Duration::from_micros(self.config.retry_us);
@@ -135,7 +144,7 @@ impl Replication {
         }
     }
 
-    /// A backup that has let a message wait too long and can be done without.
+    /// A backup that has let a message wait too long and can be replaced.
     fn slow(&self, now: Micros) -> Option<ServerId> {
         self.active.iter().find_map(|id| {
             let segment = self.segments.get(id)?;
@@ -148,19 +157,27 @@ impl Replication {
                 let waits = now.since(replica.waiting_since);
                 !replica.in_flight.is_empty() && waits > Duration::from_micros(limit)
             })?;
-            let others = !segment.closed_everywhere && segment.replicas.len() > 1;
-            (others || self.has_spare(now, segment)).then_some(replica.backup)
+            self.has_spare(now, segment).then_some(replica.backup)
         })
     }
 
     fn back_off(&mut self, now: Micros) {
-        let quiet = now.since(self.next_change_not_before).as_micros();
-        if quiet > u128::from(self.change_back_off_us) {
-            self.change_back_off_us = 0;
-        }
         self.change_back_off_us =
-            (self.change_back_off_us * 2).clamp(self.config.retry_us, MAX_BACK_OFF_US);
+            (self.change_back_off_us * 2).clamp(2 * self.config.retry_us, MAX_BACK_OFF_US);
         self.next_change_not_before = now + Duration::from_micros(self.change_back_off_us);
+    }
+
+    /// Whether a head's set is to go on with fewer than k backups (SAFETY 9): there is nobody to take
+    /// the place of those that are missing, each of them was decided crashed, and the lease that is
+    /// left of them is about to run out. One that only can't be reached may hold the last copy of
+    /// what was acknowledged, if more are lost; a new epoch would outdate that copy.
+    pub(super) fn must_shrink(&self, now: Micros, segment: &Replicated) -> bool {
+        let missing = |backup: &&ServerId| !segment.is_on(**backup);
+        let mut missing = segment.witnesses.iter().filter(missing);
+        let soon = now + Duration::from_micros(2 * self.config.renew_us);
+        missing.all(|backup| {
+            self.backups.health(*backup) == Health::Crashed && self.leases.until(*backup) <= soon
+        }) && !self.has_spare(now, segment)
     }
 
     /// Whether there is a backup that could take on one more replica of `segment`.

@@ -279,10 +279,12 @@ impl Replication {
         let Some(segment) = self.segments.get(&id) else {
             return false;
         };
-        // With nobody to take the place of one that is lost, the set shrinks: reads go on under a
-        // lease from those that are left, and nothing becomes durable until there are k (SAFETY 9).
-        let alone = !self.has_spare(now, segment);
-        let least = if alone { 1 } else { replicas };
+        let shrinks = segment.change.is_some()
+            && segment.replicas.len() < replicas
+            && self.must_shrink(now, segment);
+        // Reads go on under a lease from those that are left; nothing becomes durable until there
+        // are k again.
+        let least = if shrinks { 1 } else { replicas };
         let segment = self.segments.get_mut(&id).expect("looked up above");
         if let Some(record) = segment.due_record(least) {
             if mutants::active(Mutant::SkipEpochRecord) {

@@ -146,12 +146,29 @@ fn with_nobody_to_replace_it_the_set_shrinks_and_grows_again_later() {
     assert!(head.3 < head.0, "writes don't");
     assert!(world.replication.too_few_backups(world.now));
     let shrunk = world.recorded[&FIRST];
+    assert!(shrunk > ReplicationEpoch(1));
     world.backups.insert(ServerId(3), FakeBackup::default());
     world.replication.link_up(ServerId(3));
     run(&mut world, 2_000, &[], true);
     assert!(world.recorded[&FIRST] > shrunk, "a fresh epoch");
     let head = *world.log.head();
     assert_eq!(head.3, head.0, "writes go on");
+}
+
+#[test]
+fn one_that_may_live_is_not_left_out_for_want_of_another() {
+    let mut world = World::new(2, 2);
+    run(&mut world, 2_000, &[], true);
+    world.break_link(ServerId(1));
+    run(&mut world, 2 * u64::from(LEASE), &[], true);
+    assert!(
+        !world.recorded.contains_key(&FIRST),
+        "its copy still counts"
+    );
+    assert_eq!(lease_left(&world), 0, "and so does its grant");
+    world.replication.link_up(ServerId(1));
+    run(&mut world, 1_000, &[], true);
+    assert!(lease_left(&world) > 0);
 }
 
 #[test]
