@@ -71,6 +71,8 @@ mutants! {
     AcceptStaleEpoch = "accept-stale-epoch",
     /// Backup: shows copies under way in its inventory.
     ShowIncomplete = "show-incomplete",
+    /// Backup: waits out a grant without the margin for another's clock.
+    NoClockMargin = "no-clock-margin",
     /// Backup: answers recovery after a restart without waiting out what it may have granted before.
     ForgetGrants = "forget-grants",
     /// Backup: answers recovery at once when the master is fenced, not when its grant is over.

@@ -71,17 +71,15 @@ pub(super) fn a_grant_that_comes_late(lines: Lines) -> Played {
     stage.write("k", "v")?;
     let backups = stage.backups.clone();
     for backup in &backups {
-        stage.cut(*backup, stage.master, OneWay, 1_500);
+        stage.cut(*backup, stage.master, OneWay, 300);
     }
-    // Nothing more goes out to them, and nobody tells the master.
-    stage.pass(50);
+    // The next renewal gets there and is granted; then nothing more gets there.
+    stage.pass(30);
     for backup in &backups {
         stage.cut(stage.master, *backup, OneWay, LONG);
     }
-    stage.cut(stage.master, stage.coordinator, Both, LONG);
-    // Decided dead, and given up by its backups, before the grants arrive.
-    stage.declare_dead()?;
-    stage.ask_reads(3_000, 500);
+    stage.fence_now(&backups);
+    stage.ask_reads(500, 500);
     stage.innocent()
 }
 
@@ -115,8 +113,8 @@ pub(super) fn old_and_new_backups(lines: Lines) -> Played {
     let lost = old[0];
     // The change to another set can't be recorded; the new set is well and knows nothing.
     stage.cut(stage.master, stage.coordinator, Both, LONG);
-    stage.cut(stage.master, lost, Both, LONG);
     stage.sever(stage.master, lost);
+    stage.cut(stage.master, lost, Both, LONG);
     stage.pass(20);
     ensure(
         !stage.backups_of(head).contains(&lost),
@@ -180,10 +178,9 @@ pub(super) fn a_restarted_backup_waits(lines: Lines) -> Played {
         let head = stage.head();
         let lost = stage.backups_of(head)[0];
         stage.cut(stage.master, stage.coordinator, Both, LONG);
+        // Of those who live now nobody is told; the one that starts again is another process.
         for backup in stage.backups.clone() {
-            if backup != lost {
-                stage.cut(stage.coordinator, backup, Both, LONG);
-            }
+            stage.cut(stage.coordinator, backup, Both, LONG);
         }
         stage.declare_dead()?;
         stage.pass(late);
@@ -226,6 +223,7 @@ pub(super) fn without_backups(lines: Lines) -> Played {
 pub(super) fn without_a_coordinator(lines: Lines) -> Played {
     let mut stage = Stage::new(3, lines)?;
     stage.write("k", "v")?;
+    stage.ask_reads(100, 10);
     stage
         .world
         .kill(stage.process(stage.coordinator), Death::Kill);
@@ -235,7 +233,8 @@ pub(super) fn without_a_coordinator(lines: Lines) -> Played {
         stage.write("k", &format!("{minute}"))?;
     }
     stage.roll()?;
-    ensure(stage.found("k") >= 500, "every read was answered")?;
+    let found = stage.found("k");
+    ensure(found >= 500, &format!("{found} of 500 reads were answered"))?;
     stage.world.start(stage.coordinator);
     stage.pass(5_000);
     ensure(
