@@ -37,7 +37,7 @@ impl World {
             .find(|m| matches!(self.machines[*m].role, Role::Coordinator(_)))?;
         if let Some(node) = self.coordinator(coordinator) {
             let found = node.core().state().servers().by_id(master);
-            if found.is_none_or(|server| server.fenced) {
+            if found.is_none_or(|server| server.fenced) && !self.has_zombie_backups(coordinator) {
                 return Some("the coordinator has taken it for fenced".into());
             }
         }
@@ -73,6 +73,22 @@ impl World {
             }
         }
         None
+    }
+
+    /// Whether a backup that was decided crashed lives on and doesn't know: it grants what the
+    /// coordinator can't know of. Who recovers asks the backups themselves; the coordinator by
+    /// itself goes by what the living know.
+    fn has_zombie_backups(&self, coordinator: usize) -> bool {
+        let Some(node) = self.coordinator(coordinator) else {
+            return false;
+        };
+        let servers = node.core().state().servers();
+        self.server_machines().any(|machine| {
+            self.server(machine).is_some_and(|node| {
+                let found = servers.by_id(node.server());
+                node.backup().is_some() && !node.stopped() && found.is_none_or(|s| s.is_crashed())
+            })
+        })
     }
 }
 

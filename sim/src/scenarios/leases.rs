@@ -18,8 +18,7 @@ const LONG: u64 = 60_000;
 /// *R removed k; zombie M answers write-if-absent with "exists".* M sleeps until it is dead and
 /// replaced; acknowledgements from before wait in its sockets, and so do questions.
 pub(super) fn a_zombie_that_wakes_up(lines: Lines) -> Played {
-    let mut stage = Stage::new(4, lines)?;
-    stage.write("k", "v")?;
+    let mut stage = Stage::serving(4, lines)?;
     for moment in 0..20 {
         // Asleep at one moment or another between a renewal and its answer.
         stage.ask_reads(moment % 3, 50);
@@ -45,8 +44,7 @@ pub(super) fn a_zombie_that_wakes_up(lines: Lines) -> Played {
 
 /// A client reaches it, and nobody else does.
 pub(super) fn cut_off_from_all_but_a_client(lines: Lines) -> Played {
-    let mut stage = Stage::new(4, lines)?;
-    stage.write("k", "v")?;
+    let mut stage = Stage::serving(4, lines)?;
     stage.isolate(stage.master, LONG);
     stage.ask_reads(200, 1_000);
     ensure(
@@ -67,8 +65,7 @@ pub(super) fn cut_off_from_all_but_a_client(lines: Lines) -> Played {
 
 /// What a backup granted long ago arrives now: it counts from when it was asked for.
 pub(super) fn a_grant_that_comes_late(lines: Lines) -> Played {
-    let mut stage = Stage::new(2, lines)?;
-    stage.write("k", "v")?;
+    let mut stage = Stage::serving(2, lines)?;
     let backups = stage.backups.clone();
     for backup in &backups {
         stage.cut(*backup, stage.master, OneWay, 300);
@@ -79,20 +76,20 @@ pub(super) fn a_grant_that_comes_late(lines: Lines) -> Played {
         stage.cut(stage.master, *backup, OneWay, LONG);
     }
     stage.fence_now(&backups);
-    stage.ask_reads(500, 500);
+    stage.pass(200);
+    stage.ask_reads(150, 50);
     stage.innocent()
 }
 
 /// Both ends of what clocks may differ by: the master's is slow, the backups' are fast.
 pub(super) fn clocks_at_the_bound(lines: Lines) -> Played {
     for late in 0..12 {
-        let mut stage = Stage::new(2, lines)?;
+        let mut stage = Stage::serving(2, lines)?;
         stage.world.set_rate(stage.master, -MAX_DRIFT_PPM);
         for backup in stage.backups.clone() {
             stage.world.set_rate(backup, MAX_DRIFT_PPM);
         }
-        stage.write("k", "v")?;
-        stage.pass(late);
+        stage.pass(500 + late);
         // They fence it at once, and wait for their last grant only.
         for backup in stage.backups.clone() {
             stage.cut(stage.master, backup, OneWay, LONG);
@@ -106,8 +103,7 @@ pub(super) fn clocks_at_the_bound(lines: Lines) -> Played {
 
 /// Until the record is confirmed, the old backups could be taken for the end as well.
 pub(super) fn old_and_new_backups(lines: Lines) -> Played {
-    let mut stage = Stage::new(4, lines)?;
-    stage.write("k", "v")?;
+    let mut stage = Stage::serving(4, lines)?;
     let head = stage.head();
     let old = stage.backups_of(head);
     let lost = old[0];
@@ -127,8 +123,7 @@ pub(super) fn old_and_new_backups(lines: Lines) -> Played {
 
 /// While the log rolls over, the old head could be taken for the end as well as the new one.
 pub(super) fn old_and_new_head(lines: Lines) -> Played {
-    let mut stage = Stage::new(6, lines)?;
-    stage.write("k", "v")?;
+    let mut stage = Stage::serving(6, lines)?;
     for _ in 0..20 {
         let old = stage.head();
         let lost = stage.backups_of(old)[0];
@@ -154,8 +149,7 @@ pub(super) fn old_and_new_head(lines: Lines) -> Played {
 /// *Inventory first, then acknowledging while waiting: acknowledged bytes are missing.* A backup
 /// that fences a master waits out what it granted it.
 pub(super) fn a_backup_waits_out_its_grant(lines: Lines) -> Played {
-    let mut stage = Stage::new(2, lines)?;
-    stage.write("k", "v")?;
+    let mut stage = Stage::serving(2, lines)?;
     let backups = stage.backups.clone();
     for backup in &backups {
         stage.cut(stage.master, *backup, OneWay, LONG);
@@ -173,8 +167,7 @@ pub(super) fn a_backup_waits_out_its_grant(lines: Lines) -> Played {
 /// A backup that restarts has forgotten what it granted; it waits as if it had granted just before.
 pub(super) fn a_restarted_backup_waits(lines: Lines) -> Played {
     for late in [0, 3, 7, 11, 20] {
-        let mut stage = Stage::new(3, lines)?;
-        stage.write("k", "v")?;
+        let mut stage = Stage::serving(3, lines)?;
         let head = stage.head();
         let lost = stage.backups_of(head)[0];
         stage.cut(stage.master, stage.coordinator, Both, LONG);
@@ -221,9 +214,7 @@ pub(super) fn without_backups(lines: Lines) -> Played {
 /// With healthy backups everything goes on for ever, whether there is a coordinator or not; and
 /// nobody is taken for dead for its silence meanwhile.
 pub(super) fn without_a_coordinator(lines: Lines) -> Played {
-    let mut stage = Stage::new(3, lines)?;
-    stage.write("k", "v")?;
-    stage.ask_reads(100, 10);
+    let mut stage = Stage::serving(3, lines)?;
     stage
         .world
         .kill(stage.process(stage.coordinator), Death::Kill);
@@ -251,8 +242,7 @@ pub(super) fn without_a_coordinator(lines: Lines) -> Played {
 
 /// A backup that dies, stops or is cut off is replaced before the lease of the old set runs out.
 pub(super) fn a_lost_backup_is_not_seen_by_readers(lines: Lines) -> Played {
-    let mut stage = Stage::new(usize::from(REPLICAS) + 3, lines)?;
-    stage.write("k", "v")?;
+    let mut stage = Stage::serving(usize::from(REPLICAS) + 3, lines)?;
     let head = stage.head();
     for loss in 0..3 {
         let lost = stage.backups_of(head)[0];
@@ -277,6 +267,14 @@ pub(super) fn a_lost_backup_is_not_seen_by_readers(lines: Lines) -> Played {
 }
 
 impl Stage {
+    /// A stage on which both clients know who has the key `k`.
+    fn serving(backups: usize, lines: Lines) -> Result<Self, String> {
+        let mut stage = Self::new(backups, lines)?;
+        stage.write("k", "v")?;
+        stage.ask_reads(50, 10);
+        Ok(stage)
+    }
+
     /// A client reads the same key so many times, evenly spread over so many milliseconds.
     fn ask_reads(&mut self, milliseconds: u64, count: u64) {
         for _ in 0..count {
