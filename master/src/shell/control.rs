@@ -33,7 +33,7 @@ pub struct ControlConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ControlEnd {
     /// The coordinator decided that this server is dead; it must not go on under this identity.
-    #[error("this server was decided crashed; start it again to join as a new one")]
+    #[error("this server was decided crashed")]
     Fenced,
     /// The runtime under it has ended.
     #[error("the server's workers have ended")]

@@ -73,7 +73,7 @@ pub(super) fn a_grant_that_comes_late(lines: Lines) -> Played {
     // The next renewal gets there and is granted; then nothing more gets there.
     stage.pass(30);
     for backup in &backups {
-        stage.cut(stage.master, *backup, OneWay, LONG);
+        stage.cut(stage.master, *backup, OneWay, 1_900);
     }
     stage.fence_now(&backups);
     stage.pass(200);
