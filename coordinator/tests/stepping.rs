@@ -705,11 +705,20 @@ fn a_heartbeat_brings_the_list_to_one_who_lacks_it() {
     let mut world = World::new();
     let server = world.up(1);
     let report = heartbeat(server, ListVersion(0));
-    let Answer::Heard { list: Some(list) } = world.answer(Request::Heartbeat(report)) else {
+    let Answer::Heard {
+        list: Some(list), ..
+    } = world.answer(Request::Heartbeat(report))
+    else {
         panic!("no list");
     };
     assert_eq!(list, world.core.state().server_list());
-    assert_eq!(world.beat(server), Answer::Heard { list: None });
+    assert_eq!(
+        world.beat(server),
+        Answer::Heard {
+            list: None,
+            lease_us: 0
+        }
+    );
 }
 
 #[test]

@@ -255,6 +255,9 @@ impl Run {
                 Some(Some(step)) => done = self.act(step),
                 Some(None) => self.notice_deaths(),
             }
+            if let Some(wrong) = self.world.wrongs.pop() {
+                self.report.findings.push(wrong);
+            }
             done |= !self.report.findings.is_empty();
         }
         self.judge();

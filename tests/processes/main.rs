@@ -8,5 +8,6 @@ mod backups;
 mod cluster;
 mod command_line;
 mod harness;
+mod leases;
 mod supervision;
 mod tools;

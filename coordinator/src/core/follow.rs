@@ -173,7 +173,9 @@ impl Coordinator {
     }
 
     /// A crashed master can't serve any more once all living backups know that it crashed, and
-    /// refuse it, and what they had granted it before has run out. That holds while fewer than all
+    /// refuse it, and what they had granted it before has run out; or what a coordinator granted it,
+    /// if it has no backups: grants to it end with the decision, so that a whole lease from here on
+    /// is enough, also for a leader that doesn't know when the last was granted. That holds while fewer than all
     /// backups of a head of it are zombies themselves; recovery, when it fences by inventory,
     /// needs no such clause.
     fn fence(&mut self) {
