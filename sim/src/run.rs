@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
+use paxos::limits::Timing;
 use ramkeep_wire::coordinator::{Roles, Settings};
 use ramkeep_wire::mutants::Mutant;
 use ramkeep_wire::{Micros, ServerId};
@@ -129,7 +130,6 @@ struct Run {
     world: World,
     faults: Faults,
     replicas: usize,
-    coordinator: usize,
     clients: Vec<usize>,
     quiet: bool,
     gives_up: Micros,
@@ -138,6 +138,8 @@ struct Run {
     /// The last reading of every key is under way.
     reading: bool,
     deaths: u64,
+    /// The last decided slot that was looked at.
+    slot: u64,
     /// What was recorded of masters when they were decided dead, and the losses until then.
     dead: BTreeMap<ServerId, (MasterRecord, usize)>,
     report: Report,
@@ -155,6 +157,9 @@ pub fn settings(rng: &mut Rng, replicas: u8) -> Settings {
         segment_size: *rng.choose(&[8 << 10, 16 << 10, 32 << 10]),
     }
 }
+
+/// How long disks of coordinators take to sync, microseconds.
+const SYNCS: [(u64, u64); 4] = [(100, 500), (100, 500), (1_000, 10_000), (20_000, 100_000)];
 
 /// Frames that each simulated backup has.
 pub const FRAMES: u32 = 512;
@@ -174,11 +179,13 @@ impl Run {
                 late_per_mille: *rng.choose(&[0, 10, 50]),
                 late: (500, 8_000),
             },
-            sync: *rng.choose(&[(100, 500), (1_000, 10_000), (20_000, 100_000)]),
+            sync: (0..5).map(|_| *rng.choose(&SYNCS)).collect(),
+            timing: Timing::default(),
             reconnect: Duration::from_millis(*rng.choose(&[1, 10, 50])),
             lines: options.lines,
         });
-        let coordinator = world.add_coordinator();
+        let group = *rng.choose(&[1, 3, 3, 3, 3, 3, 3, 5]);
+        world.add_coordinators(group);
         let memory = SEGMENTS * u64::from(world.config.settings.segment_size);
         for _ in 0..rng.below(1..4) {
             let backup = rng.percent(50);
@@ -196,13 +203,13 @@ impl Run {
         let mut run = Self {
             faults: Faults::new(rng.fork(5), most_lost.max(1)),
             replicas,
-            coordinator,
             clients,
             quiet: false,
             gives_up: Micros(u64::MAX),
             patience: Micros(u64::MAX),
             reading: false,
             deaths: 0,
+            slot: 0,
             dead: BTreeMap::new(),
             report: Report {
                 seed: options.seed,
@@ -232,7 +239,7 @@ impl Run {
             .map(|number| {
                 let config = ClientConfig {
                     number,
-                    coordinators: World::coordinators(),
+                    coordinators: world.coordinators(),
                     deadline: *rng.choose(&[
                         Duration::from_millis(500),
                         Duration::from_secs(3),
@@ -254,6 +261,9 @@ impl Run {
                 None => done = true,
                 Some(Some(step)) => done = self.act(step),
                 Some(None) => self.notice_deaths(),
+            }
+            for found in self.world.group.findings().to_vec() {
+                self.find(&found);
             }
             done |= !self.report.findings.is_empty();
         }

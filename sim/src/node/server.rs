@@ -62,6 +62,8 @@ struct CoordinatorLink {
     connection: Option<ConnectionId>,
     open: bool,
     which: usize,
+    /// Where the leader is said to be.
+    hint: Option<String>,
     not_before: Micros,
     asks: Vec<Ask>,
     next: u64,

@@ -69,8 +69,8 @@ impl Run {
                 ));
             }
         }
-        let Some(coordinator) = inspect::recorded(&self.world, self.coordinator) else {
-            return vec!["the coordinator has no journal".into()];
+        let Some(coordinator) = inspect::recorded(&self.world) else {
+            return vec!["the coordinators have decided nothing".into()];
         };
         let masters = inspect::living_masters(&self.world, &coordinator);
         for (machine, server) in &masters {
@@ -169,7 +169,7 @@ impl Run {
 
     pub(super) fn read_everything(&mut self) {
         // Nobody serves the tablets of a master that is dead.
-        let Some(coordinator) = inspect::recorded(&self.world, self.coordinator) else {
+        let Some(coordinator) = inspect::recorded(&self.world) else {
             return;
         };
         let served = |table: TableId, key: &[u8]| {

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use paxos::limits::Timing;
 use ramkeep_wire::coordinator::{Roles, Settings};
 use ramkeep_wire::data::RejectRules;
 use ramkeep_wire::{Micros, SegmentId, ServerId, TableId};
@@ -27,7 +28,9 @@ const SEGMENT: u32 = 8 << 10;
 pub struct Stage {
     /// The cluster.
     pub world: World,
-    /// The coordinator's machine.
+    /// The machines of the coordinators.
+    pub coordinators: Vec<usize>,
+    /// The first coordinator's machine.
     pub coordinator: usize,
     /// The master's machine.
     pub master: usize,
@@ -39,6 +42,11 @@ pub struct Stage {
 impl Stage {
     /// A cluster with so many backups and two clients, ready to serve.
     pub fn new(backups: usize, lines: Lines) -> Result<Self, String> {
+        Self::with_group(1, backups, lines)
+    }
+
+    /// The same with a group of so many coordinators.
+    pub fn with_group(group: u32, backups: usize, lines: Lines) -> Result<Self, String> {
         let mut world = World::new(WorldConfig {
             seed: 1,
             settings: Settings {
@@ -54,11 +62,13 @@ impl Stage {
                 late_per_mille: 0,
                 late: (0, 0),
             },
-            sync: (500, 600),
+            sync: vec![(500, 600)],
+            timing: Timing::default(),
             reconnect: Duration::from_millis(10),
             lines,
         });
-        let coordinator = world.add_coordinator();
+        let coordinators = world.add_coordinators(group);
+        let coordinator = coordinators[0];
         let roles = |master| Roles {
             master,
             backup: !master,
@@ -72,7 +82,7 @@ impl Stage {
             .map(|number| {
                 let config = ClientConfig {
                     number,
-                    coordinators: World::coordinators(),
+                    coordinators: world.coordinators(),
                     deadline: Duration::from_secs(5),
                     depth: 64,
                     think: 0,
@@ -83,6 +93,7 @@ impl Stage {
             .collect();
         let mut stage = Self {
             world,
+            coordinators,
             coordinator,
             master,
             backups,
@@ -267,8 +278,8 @@ impl Stage {
 
     /// What the coordinator has recorded of the master.
     pub fn record(&self) -> Result<crate::check::log_end::MasterRecord, String> {
-        let coordinator = inspect::recorded(&self.world, self.coordinator)
-            .ok_or("the coordinator has no journal")?;
+        let coordinator = inspect::recorded(&self.world)
+            .ok_or("the coordinators have decided nothing")?;
         inspect::master_record(&coordinator, self.master_id())
             .ok_or_else(|| "the coordinator does not know the master".into())
     }
