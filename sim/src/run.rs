@@ -1,6 +1,7 @@
 //! One seed: a cluster, a workload and faults, then quiet, then the checks.
 
 mod durability;
+mod group;
 mod quiet;
 
 use std::collections::BTreeMap;
@@ -16,6 +17,7 @@ use crate::check::check_history;
 use crate::check::log_end::MasterRecord;
 use crate::faults::{self, Faults};
 use crate::network::Delays;
+use crate::node::admin::AdminConfig;
 use crate::node::client::ClientConfig;
 use crate::rng::Rng;
 use crate::trace::Lines;
@@ -131,6 +133,12 @@ struct Run {
     faults: Faults,
     replicas: usize,
     clients: Vec<usize>,
+    admins: Vec<usize>,
+    /// Only coordinators are harmed: no operation of a client may fail.
+    group_only: bool,
+    /// Since when faults have stopped, and what must work again since then.
+    quiet_since: Micros,
+    joined: Option<usize>,
     quiet: bool,
     gives_up: Micros,
     /// When workloads that are not done by then stop.
@@ -171,12 +179,20 @@ impl Run {
     fn new(options: Options) -> Self {
         let mut rng = Rng::new(options.seed).fork(77);
         let replicas = *rng.choose(&[1, 2, 2, 2, 3]);
+        let group_only = rng.percent(10);
+        let mut settings = settings(&mut rng, replicas as u8);
+        let mut late_per_mille = *rng.choose(&[0, 10, 50]);
+        if group_only {
+            // Nothing but the coordinators may give a master reason to change its backups.
+            settings.lease_us = 200_000;
+            late_per_mille = 0;
+        }
         let mut world = World::new(WorldConfig {
             seed: options.seed,
-            settings: settings(&mut rng, replicas as u8),
+            settings,
             delays: Delays {
                 usual: *rng.choose(&[(10, 50), (20, 200), (100, 2_000)]),
-                late_per_mille: *rng.choose(&[0, 10, 50]),
+                late_per_mille,
                 late: (500, 8_000),
             },
             sync: (0..5).map(|_| *rng.choose(&SYNCS)).collect(),
@@ -198,11 +214,32 @@ impl Run {
             world.add_server(Roles { master, backup }, FRAMES, memory);
         }
         let clients = Self::add_clients(&mut world, &mut rng);
+        let admins = (0..rng.below(1..3) as u32)
+            .map(|number| {
+                let coordinators = world.coordinators();
+                world.add_admin(AdminConfig {
+                    number,
+                    coordinators,
+                    patience: rng.micros(200_000..1_000_000),
+                    think: *rng.choose(&[1_000, 30_000]),
+                    rounds: rng.below(1..60) as u32,
+                })
+            })
+            .collect();
         let deep = rng.percent(25);
         let most_lost = if deep { replicas } else { replicas - 1 };
+        let faults = if group_only {
+            Faults::of_the_group_only(rng.fork(5))
+        } else {
+            Faults::new(rng.fork(5), most_lost.max(1))
+        };
         let mut run = Self {
-            faults: Faults::new(rng.fork(5), most_lost.max(1)),
+            faults,
             replicas,
+            admins,
+            group_only,
+            quiet_since: Micros(0),
+            joined: None,
             clients,
             quiet: false,
             gives_up: Micros(u64::MAX),
@@ -217,7 +254,13 @@ impl Run {
             },
             world,
         };
-        let calm = Duration::from_millis(300);
+        // A leader is elected meanwhile, and the clients have their table.
+        let calm = if group_only {
+            3_000
+        } else {
+            *rng.choose(&[300, 1_500])
+        };
+        let calm = Duration::from_millis(calm);
         let active = rng.micros(500_000..4_000_000);
         let start = run.world.events.now();
         use crate::world::Event::Step;
@@ -289,9 +332,11 @@ impl Run {
             }
             STEP_QUIET => {
                 self.quiet = true;
+                self.quiet_since = now;
                 self.gives_up = now + CONVERGENCE;
                 self.patience = now + CONVERGENCE / 4;
                 faults::end(&mut self.world);
+                self.group_must_work();
                 self.world.events.at(now + LOOK, Step(STEP_LOOK));
             }
             STEP_LOOK => return self.look(now),
@@ -310,6 +355,7 @@ impl Run {
         if self.report.findings.is_empty() {
             self.check_durability();
         }
+        self.judge_group();
         let verdict = check_history(&self.world.history);
         self.report.undecided = verdict.undecided;
         for ((table, key), why) in verdict.violations {

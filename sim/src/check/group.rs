@@ -57,13 +57,7 @@ impl GroupWatch {
     }
 
     /// Looks at a coordinator that has handled something. `lease`: leading, and until when.
-    pub fn acted(
-        &mut self,
-        now: Micros,
-        peer: PeerId,
-        core: &Coordinator,
-        lease: Option<Micros>,
-    ) {
+    pub fn acted(&mut self, now: Micros, peer: PeerId, core: &Coordinator, lease: Option<Micros>) {
         let slot = core.node().decided().0;
         if self.applied.insert(peer, slot) != Some(slot) {
             self.agrees(peer, slot, core.state());
@@ -102,7 +96,9 @@ impl GroupWatch {
         let others = self.leading.iter().filter(|(id, _)| **id != peer);
         let other = others.filter(|(_, (_, until))| *until > now).next();
         if let Some((id, (theirs, _))) = other {
-            let text = format!("{peer:?} leads under {ballot} and {id:?} under {theirs}, both with a lease");
+            let text = format!(
+                "{peer:?} leads under {ballot} and {id:?} under {theirs}, both with a lease"
+            );
             self.find(text);
         }
     }

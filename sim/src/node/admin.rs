@@ -112,6 +112,11 @@ impl AdminNode {
         self.config.rounds = self.rounds + rounds;
     }
 
+    /// More work was given to it.
+    pub fn poke(&mut self, context: &mut Context<'_>) {
+        self.act(context);
+    }
+
     fn name(&self) -> String {
         format!("admin{}", self.config.number)
     }
@@ -240,7 +245,11 @@ impl AdminNode {
     }
 
     fn answered(&mut self, context: &mut Context<'_>, mut ask: Ask, answer: Answer) {
-        context.say(format_args!("{:?} is answered {}", ask.request, brief(&answer)));
+        context.say(format_args!(
+            "{:?} is answered {}",
+            ask.request,
+            brief(&answer)
+        ));
         match answer {
             Answer::Refused(Refused::NotLeader { leader, .. }) => {
                 self.ask = Some(ask);
@@ -298,7 +307,10 @@ impl AdminNode {
                 let mut tables = map.tables.iter();
                 let found = tables.find(|table| table.name == name).map(|t| t.table);
                 if found != self.table {
-                    return Err(format!("its table is {:?}, the map has {found:?}", self.table));
+                    return Err(format!(
+                        "its table is {:?}, the map has {found:?}",
+                        self.table
+                    ));
                 }
                 self.step += 1;
             }

@@ -338,14 +338,19 @@ impl CoordinatorNode {
                     self.stopped = true;
                 }
                 Output::Stop(why) => {
-                    context.group.find(format!("a coordinator can't go on: {why}"));
+                    context
+                        .group
+                        .find(format!("a coordinator can't go on: {why}"));
                     self.stopped = true;
                 }
             }
         }
         let until = (self.core.leads()).then(|| self.core.node().lease_until());
-        let until = until.flatten().map(|until| Micros(until.0));
-        let until = until.map(|until| context.clock.when(until));
+        // A group of one has its lease for ever.
+        let until = until.flatten().map(|until| match until.0 {
+            u64::MAX => Micros(u64::MAX),
+            shown => context.clock.when(Micros(shown)),
+        });
         let now = context.events.now();
         context
             .group

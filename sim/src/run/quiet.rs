@@ -20,6 +20,7 @@ impl Run {
         // Whatever was about to be killed or restarted when faults stopped.
         faults::end(&mut self.world);
         faults::note_recovered(&mut self.world);
+        self.look_at_group(now);
         let lacking = self.lacking();
         if lacking.is_empty() {
             if self.reading {
@@ -69,6 +70,7 @@ impl Run {
                 ));
             }
         }
+        lacking.extend(self.group_lacks());
         let Some(coordinator) = inspect::recorded(&self.world) else {
             return vec!["the coordinators have decided nothing".into()];
         };

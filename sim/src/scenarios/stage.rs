@@ -278,8 +278,8 @@ impl Stage {
 
     /// What the coordinator has recorded of the master.
     pub fn record(&self) -> Result<crate::check::log_end::MasterRecord, String> {
-        let coordinator = inspect::recorded(&self.world)
-            .ok_or("the coordinators have decided nothing")?;
+        let coordinator =
+            inspect::recorded(&self.world).ok_or("the coordinators have decided nothing")?;
         inspect::master_record(&coordinator, self.master_id())
             .ok_or_else(|| "the coordinator does not know the master".into())
     }
