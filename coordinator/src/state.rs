@@ -15,6 +15,7 @@ mod tables;
 
 use paxos::sessions::{Admission, Sessions};
 use ramkeep_wire::coordinator::{Once, Refused, ServerList, Settings, TabletMap};
+use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::{Ballot, ClientId, ClusterId, ListVersion, MapVersion, ServerId, TableId};
 use serde::{Deserialize, Serialize};
 
@@ -90,6 +91,7 @@ impl State {
 
     /// Runs a client's request unless it ran before; then what came of it comes again.
     fn run_once(&mut self, once: Option<Once>, run: impl FnOnce(&mut Self) -> Outcome) -> Outcome {
+        let once = once.filter(|_| !mutants::active(Mutant::ForgetOnce));
         let Some(once) = once else { return run(self) };
         if !self.clients.holds(once.client) {
             return Err(Refused::Unknown);

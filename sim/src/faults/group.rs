@@ -105,6 +105,7 @@ impl Faults {
     }
 
     fn lose_group(&mut self, world: &mut World) -> Option<()> {
+        world.leader()?;
         let all: Vec<usize> = world.coordinator_machines().collect();
         let time = self.rng.micros(100_000..3_000_000);
         let how = self.rng.below(0..3);

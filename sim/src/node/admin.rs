@@ -117,6 +117,24 @@ impl AdminNode {
         self.act(context);
     }
 
+    /// It does nothing new before then, by its clock.
+    pub fn hold(&mut self, until: Micros) {
+        self.not_before = until;
+    }
+
+    /// Whether it has asked for its table to be dropped, and waits for the answer.
+    #[must_use]
+    pub fn drops(&self) -> bool {
+        let ask = self.ask.as_ref().filter(|ask| ask.sent.is_some());
+        ask.is_some_and(|ask| matches!(ask.request, Request::DropTable { .. }))
+    }
+
+    /// Its table, while it has one.
+    #[must_use]
+    pub fn table(&self) -> Option<TableId> {
+        self.table
+    }
+
     fn name(&self) -> String {
         format!("admin{}", self.config.number)
     }

@@ -91,6 +91,7 @@ pub struct ServerNode {
     list: ServerList,
     ballot: Ballot,
     stopped: bool,
+    stale_orders: u64,
     coordinator: CoordinatorLink,
     backups: BTreeMap<ServerId, BackupLink>,
     not_before: BTreeMap<ServerId, Micros>,
@@ -115,6 +116,7 @@ impl ServerNode {
             list: ServerList::default(),
             ballot: Ballot::default(),
             stopped: false,
+            stale_orders: 0,
             coordinator: CoordinatorLink::default(),
             backups: BTreeMap::new(),
             not_before: BTreeMap::new(),
@@ -167,6 +169,12 @@ impl ServerNode {
     #[must_use]
     pub fn stopped(&self) -> bool {
         self.stopped
+    }
+
+    /// Orders that it has refused for their ballot.
+    #[must_use]
+    pub fn stale_orders(&self) -> u64 {
+        self.stale_orders
     }
 
     /// The frames that a kill leaves.
@@ -409,6 +417,7 @@ impl ServerNode {
 
     fn carry_out(&mut self, context: &mut Context<'_>, order: Order) -> OrderReply {
         if order.ballot < self.ballot {
+            self.stale_orders += 1;
             return OrderReply::StaleBallot(self.ballot);
         }
         self.ballot = order.ballot;

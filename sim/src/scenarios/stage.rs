@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use paxos::limits::Timing;
+use ramkeep_coordinator::state::State;
 use ramkeep_wire::coordinator::{Roles, Settings};
 use ramkeep_wire::data::RejectRules;
 use ramkeep_wire::{Micros, SegmentId, ServerId, TableId};
@@ -14,6 +15,7 @@ use crate::history::{Action, Operation, Outcome};
 use crate::inspect::{self, Held};
 use crate::network::{Delays, Direction, ProcessId};
 use crate::node::Node;
+use crate::node::admin::AdminConfig;
 use crate::node::client::ClientConfig;
 use crate::trace::Lines;
 use crate::workload::{Step, Workload};
@@ -310,8 +312,46 @@ impl Stage {
         Ok(())
     }
 
+    /// The machine of the coordinator that leads.
+    pub fn leader(&self) -> Result<usize, String> {
+        self.world.leader().ok_or_else(|| "nobody leads".into())
+    }
+
+    /// Adds one who makes and drops so many tables.
+    pub fn add_admin(&mut self, rounds: u32, think: u64) -> usize {
+        let coordinators = self.world.coordinators();
+        self.world.add_admin(AdminConfig {
+            number: 0,
+            coordinators,
+            patience: Duration::from_millis(500),
+            think,
+            rounds,
+        })
+    }
+
+    /// Operations of clients that failed.
+    #[must_use]
+    pub fn failed(&self) -> u64 {
+        let clients = self.clients.iter().filter_map(|m| self.world.client(*m));
+        clients.map(|c| c.ended.0 - c.ended.1 - c.rejected).sum()
+    }
+
+    /// What the coordinators have decided.
+    pub fn state(&self) -> Result<std::sync::Arc<State>, String> {
+        inspect::recorded(&self.world).ok_or_else(|| "the coordinators have decided nothing".into())
+    }
+
+    /// Nothing was found that coordinators did, or told those who make and drop tables.
+    pub fn group_is_sound(&self) -> Played {
+        let admins = (0..self.world.machines.len()).filter_map(|m| self.world.admin(m));
+        let complaints = admins.flat_map(|admin| &admin.complaints);
+        let found = self.world.group.findings().iter().chain(complaints).next();
+        found.map_or(Ok(()), |found| Err(found.clone()))
+    }
+
     /// Everything is as it should be in the end.
     pub fn close(mut self) -> Played {
+        self.group_is_sound()?;
         self.world.network.heal();
         for machine in 0..self.world.machines.len() {
             if self.world.machines[machine].process.is_none() {
@@ -319,6 +359,7 @@ impl Stage {
             }
         }
         self.until("everybody is answered", Stage::idle)?;
+        self.group_is_sound()?;
         let verdict = check_history(&self.world.history);
         match verdict.violations.first() {
             None => Ok(()),
