@@ -408,7 +408,7 @@ pub fn restart_stopped(world: &mut World) {
 
 /// Everything works again: links, processes, machines.
 pub fn end(world: &mut World) {
-    world.network.heal();
+    world.network.heal(&mut world.events);
     restart_stopped(world);
     for machine in 0..world.machines.len() {
         if let Some(process) = world.machines[machine].process {

@@ -49,6 +49,9 @@ fn tables_can_be_made(stage: &mut Stage) -> Played {
 pub(super) fn a_long_outage(lines: Lines) -> Played {
     let mut stage = Stage::with_group(3, 4, lines)?;
     stage.write("k0", "before")?;
+    // Both clients know their way.
+    stage.begin(1, "k0", Action::Read);
+    stage.until("the read is answered", Stage::idle)?;
     for machine in stage.coordinators.clone() {
         stage.world.kill(stage.process(machine), Death::Kill);
     }
@@ -73,6 +76,9 @@ pub(super) fn a_long_outage(lines: Lines) -> Played {
 pub(super) fn cut_off_together(lines: Lines) -> Played {
     let mut stage = Stage::with_group(3, 4, lines)?;
     stage.write("k0", "before")?;
+    // Both clients know their way.
+    stage.begin(1, "k0", Action::Read);
+    stage.until("the read is answered", Stage::idle)?;
     let others = (stage.backups.iter().copied()).chain([stage.master]);
     let others: Vec<usize> = others.chain(stage.coordinators.clone()).collect();
     for machine in stage.coordinators.clone() {

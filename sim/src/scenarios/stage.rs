@@ -352,7 +352,7 @@ impl Stage {
     /// Everything is as it should be in the end.
     pub fn close(mut self) -> Played {
         self.group_is_sound()?;
-        self.world.network.heal();
+        self.world.network.heal(&mut self.world.events);
         for machine in 0..self.world.machines.len() {
             if self.world.machines[machine].process.is_none() {
                 self.world.start(machine);
