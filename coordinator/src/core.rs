@@ -26,6 +26,7 @@ use std::collections::{BTreeMap, VecDeque};
 use paxos::limits::Timing;
 use paxos::{Record, RestoreError, Setup, Snapshot, Stored};
 use ramkeep_wire::coordinator::{Answer, Once, Refused, Response, Settings};
+use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::order::{Command as OrderCommand, Order, OrderReply};
 use ramkeep_wire::{
     Ballot, ClientId, ListVersion, MapVersion, Micros, PeerId, ReplicationEpoch, SegmentId,
@@ -388,6 +389,7 @@ impl Coordinator {
     /// Answers from the state: counts while the lease runs.
     fn reply(&mut self, token: u64, answer: Answer) {
         let until = Some(self.consensus.lease_until());
+        let until = until.filter(|_| !mutants::active(Mutant::AnswerWithoutLease));
         self.push_reply(token, answer, until);
     }
 

@@ -49,4 +49,11 @@ stories! {
     safety_13_open_replicas_below_the_floor_never_count,
     safety_14_pages_from_before_a_reboot_are_no_evidence,
     safety_15_a_kill_at_any_byte_leaves_what_was_acknowledged,
+    safety_08_nobody_is_dead_for_silence_while_there_was_no_leader,
+    safety_08_a_group_that_was_cut_off_declares_nobody_dead,
+    group_another_leader_goes_on_with_an_epoch_change,
+    group_a_leader_that_wakes_up_answers_nothing_stale,
+    group_a_wiped_coordinator_is_taken_in_again,
+    group_a_retried_drop_does_not_hit_the_table_made_since,
+    group_orders_under_a_lower_ballot_are_refused,
 }

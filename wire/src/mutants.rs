@@ -85,6 +85,12 @@ mutants! {
     RecordAnyEpoch = "record-any-epoch",
     /// Coordinator: takes commands from a server decided crashed.
     HearTheDead = "hear-the-dead",
+    /// Coordinator: a leader answers from its state when its lease has run out.
+    AnswerWithoutLease = "answer-without-lease",
+    /// Coordinator: a request that a client sends again runs again.
+    ForgetOnce = "forget-once",
+    /// Coordinator: a new leader takes the time before it led for silence of the servers.
+    TimersNotAfresh = "timers-not-afresh",
 }
 
 #[cfg(feature = "mutants")]

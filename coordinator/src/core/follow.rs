@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use ramkeep_wire::coordinator::Roles;
+use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::order::{Command as OrderCommand, Order, TabletGrant};
 use ramkeep_wire::{ListVersion, LogPosition, Micros, ServerId, TableId};
 
@@ -77,15 +78,17 @@ impl Coordinator {
     /// Living servers are watched, crashed ones are not.
     fn follow_servers(&mut self) {
         let (state, now) = (&self.state, self.now);
+        let begins = self.watches.is_empty();
         self.watches
             .retain(|server, _| state.living(*server).is_ok());
         self.reported
             .retain(|server, _| state.living(*server).is_ok());
         for (server, found) in state.servers().iter() {
             if !found.is_crashed() {
-                self.watches
-                    .entry(server)
-                    .or_insert_with(|| Watch::new(now));
+                let watch = self.watches.entry(server).or_insert(Watch::new(now));
+                if begins && mutants::active(Mutant::TimersNotAfresh) {
+                    *watch = Watch::long_silent();
+                }
             }
         }
     }

@@ -64,6 +64,8 @@ struct CoordinatorLink {
     connection: Option<ConnectionId>,
     open: bool,
     which: usize,
+    /// Where the leader is said to be.
+    hint: Option<String>,
     not_before: Micros,
     asks: Vec<Ask>,
     next: u64,
@@ -92,6 +94,7 @@ pub struct ServerNode {
     list: ServerList,
     ballot: Ballot,
     stopped: bool,
+    stale_orders: u64,
     coordinator: CoordinatorLink,
     backups: BTreeMap<ServerId, BackupLink>,
     not_before: BTreeMap<ServerId, Micros>,
@@ -118,6 +121,7 @@ impl ServerNode {
             list: ServerList::default(),
             ballot: Ballot::default(),
             stopped: false,
+            stale_orders: 0,
             coordinator: CoordinatorLink::default(),
             backups: BTreeMap::new(),
             not_before: BTreeMap::new(),
@@ -176,6 +180,12 @@ impl ServerNode {
     #[must_use]
     pub fn stopped(&self) -> bool {
         self.stopped
+    }
+
+    /// Orders that it has refused for their ballot.
+    #[must_use]
+    pub fn stale_orders(&self) -> u64 {
+        self.stale_orders
     }
 
     /// The frames that a kill leaves.
@@ -420,6 +430,7 @@ impl ServerNode {
 
     fn carry_out(&mut self, context: &mut Context<'_>, order: Order) -> OrderReply {
         if order.ballot < self.ballot {
+            self.stale_orders += 1;
             return OrderReply::StaleBallot(self.ballot);
         }
         self.ballot = order.ballot;

@@ -2,6 +2,7 @@
 
 mod end_of_the_log;
 mod fencing;
+mod group;
 mod leases;
 mod replication;
 mod stage;
@@ -125,6 +126,34 @@ pub const ALL: &[Scenario] = &[
     Scenario {
         name: "safety_15_a_kill_at_any_byte_leaves_what_was_acknowledged",
         play: end_of_the_log::a_kill_at_any_byte,
+    },
+    Scenario {
+        name: "safety_08_nobody_is_dead_for_silence_while_there_was_no_leader",
+        play: group::a_long_outage,
+    },
+    Scenario {
+        name: "safety_08_a_group_that_was_cut_off_declares_nobody_dead",
+        play: group::cut_off_together,
+    },
+    Scenario {
+        name: "group_another_leader_goes_on_with_an_epoch_change",
+        play: group::killed_in_an_epoch_change,
+    },
+    Scenario {
+        name: "group_a_leader_that_wakes_up_answers_nothing_stale",
+        play: group::a_leader_that_sleeps,
+    },
+    Scenario {
+        name: "group_a_wiped_coordinator_is_taken_in_again",
+        play: group::a_wiped_coordinator,
+    },
+    Scenario {
+        name: "group_a_retried_drop_does_not_hit_the_table_made_since",
+        play: group::a_retried_drop,
+    },
+    Scenario {
+        name: "group_orders_under_a_lower_ballot_are_refused",
+        play: group::a_late_order,
     },
 ];
 

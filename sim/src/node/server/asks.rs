@@ -42,6 +42,7 @@ impl ServerNode {
         let link = &mut self.coordinator;
         link.connection = None;
         link.open = false;
+        link.hint = None;
         link.which += 1;
         link.not_before = not_before;
         let (enlist, others): (Vec<_>, Vec<_>) = link
@@ -66,13 +67,13 @@ impl ServerNode {
         let (Some(found), Ok(response)) = (found, postcards::decode::<Response>(payload)) else {
             return;
         };
-        if matches!(response.answer, Answer::Refused(Refused::NotLeader { .. })) {
-            asks[found].sent = None;
-            self.coordinator.not_before = context.now + self.config.reconnect;
-            if !matches!(asks[found].request, Request::Enlist(_)) {
-                let ask = asks.remove(found);
-                self.answer(context, &ask, None);
+        if let Answer::Refused(Refused::NotLeader { leader, .. }) = response.answer {
+            self.ballot = self.ballot.max(response.ballot);
+            if let Some(connection) = self.coordinator.connection {
+                context.close(connection);
             }
+            self.coordinator_lost(context);
+            self.coordinator.hint = leader;
             return;
         }
         let ask = asks.remove(found);
@@ -189,8 +190,9 @@ impl ServerNode {
             return;
         }
         let Some(connection) = link.connection else {
-            let address = &self.config.coordinators[link.which % self.config.coordinators.len()];
-            link.connection = Some(context.connect(address));
+            let next = &self.config.coordinators[link.which % self.config.coordinators.len()];
+            let address = link.hint.take().unwrap_or_else(|| next.clone());
+            link.connection = Some(context.connect(&address));
             return;
         };
         if !link.open {
