@@ -19,6 +19,7 @@ pub(super) fn status(status: &ClusterStatus, ballot: Ballot) -> Value {
         "cluster": status.cluster.to_string(),
         "leader": status.leader.0,
         "ballot": ballot.round,
+        "decided": status.decided,
         "replicas": status.settings.replicas,
         "coordinators": status.coordinators.iter().map(|coordinator| json!({
             "id": coordinator.peer.0,

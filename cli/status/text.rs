@@ -33,13 +33,23 @@ pub(super) fn status(status: &ClusterStatus, ballot: Ballot) -> String {
     text
 }
 
-fn coordinators(status: &ClusterStatus) -> Columns<3> {
-    let mut columns = Columns::new([">id", "address", ""]);
+fn coordinators(status: &ClusterStatus) -> Columns<5> {
+    let mut columns = Columns::new([">id", "address", "", ">decided", ">heard"]);
     for coordinator in &status.coordinators {
-        let leads = coordinator.peer == status.leader;
-        let leads = if leads { "leads" } else { "" };
-        let (peer, address) = (coordinator.peer, &coordinator.address);
-        columns.row([peer.to_string(), address.clone(), leads.to_owned()]);
+        let role = match coordinator.member {
+            true if coordinator.peer == status.leader => "leads",
+            true => "follows",
+            false => "learns",
+        };
+        let decided = coordinator.decided.map(|slot| slot.to_string());
+        let heard = coordinator.silent_us.map(|us| format!("{} ms ago", us / 1_000));
+        columns.row([
+            coordinator.peer.to_string(),
+            coordinator.address.clone(),
+            role.to_owned(),
+            decided.unwrap_or_else(|| "?".to_owned()),
+            heard.unwrap_or_else(|| "never".to_owned()),
+        ]);
     }
     columns
 }

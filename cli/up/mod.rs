@@ -25,10 +25,10 @@ use plan::Plan;
 /// Flags of `up`.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct UpArgs {
-    /// Coordinators
+    /// Coordinators: 1, 3 or 5
     #[arg(
         long,
-        default_value_t = 1,
+        default_value_t = 3,
         env = "RAMKEEP_UP_COORDINATORS",
         hide_env = true
     )]

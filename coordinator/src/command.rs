@@ -4,15 +4,14 @@
 //! 1. A command carries everything that its outcome depends on beside the state: random bytes are
 //!    drawn by the proposer, time never appears.
 //! 2. A command applied twice leaves what once leaves: enlistments and client leases are recognised
-//!    by their nonce, tables by their name, replication epochs and floors by their order. That is
-//!    why commands need no (client, sequence) results yet; a command that is not idempotent by
-//!    itself must bring them, as a table of results beside [`crate::state::State`]'s clients.
+//!    by their nonce, replication epochs and floors by their order, and what a client asks for
+//!    ([`Once`]) by the results that are kept with its lease.
 //! 3. A command on behalf of a server decided crashed is refused (SAFETY 4).
 //!
 //! Variants are only ever appended: their order is in every journal.
 
 use ramkeep_wire::certificate::CertificateKey;
-use ramkeep_wire::coordinator::{Enlist, Refused, Settings};
+use ramkeep_wire::coordinator::{Enlist, Once, Refused, Settings};
 use ramkeep_wire::order::TabletGrant;
 use ramkeep_wire::{
     Ballot, ClientId, ClusterId, LogPosition, ReplicationEpoch, SegmentId, ServerId, TableId,
@@ -60,6 +59,8 @@ pub enum Command {
     CreateTable {
         /// Its name.
         name: String,
+        /// Runs once.
+        once: Option<Once>,
     },
     /// An owner serves tablets that it was given.
     TabletsTaken {
@@ -72,6 +73,8 @@ pub enum Command {
     DropTable {
         /// Its name.
         name: String,
+        /// Runs once.
+        once: Option<Once>,
     },
     /// An owner serves nothing of a dropped table any more.
     TableDropped {
@@ -114,7 +117,7 @@ pub enum Command {
 }
 
 /// What a command did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Applied {
     /// As it says.
     Done,

@@ -1,230 +1,235 @@
-//! Where a command becomes decided. The seam where Paxos goes.
-//!
-//! For now a group of one: a command is decided once this peer's own disk has it. Multi-Paxos
-//! replaces [`Consensus`] behind the same calls: `propose` becomes an accept sent to the group,
-//! `poll_persist` also yields promises and accepts to persist, `handle_persisted` counts as this
-//! peer's own vote, and decided slots may come from another leader, then without an origin. The
-//! state machine and everything that follows from it stay as they are.
+//! Where a command becomes decided: the coordinator's side of `paxos`.
 //!
 //! # Invariants
-//! 1. A command is decided only after `handle_persisted` of the slot that holds it.
-//! 2. Slots are decided in order, without gaps, each once.
-//! 3. One slot is under way at a time; what is proposed meanwhile goes into the next one together.
-//! 4. A slot fits a journal record: no command is longer than `MAX_COMMAND`.
-//! 5. A ballot is used by one start of one peer only: its round is above all in the journal.
+//! 1. A command is decided in the same place of the same slot on every peer, and comes with its
+//!    origin only where it was proposed.
+//! 2. Every origin comes back once: with its decided command, or as lost.
+//! 3. Requests leave room for what the leader proposes by itself.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 
-use ramkeep_wire::{Ballot, PeerId};
-use serde::{Deserialize, Serialize};
+use paxos::{Action, Entry, Node, ProposeError, ReplaceError, RestoreError, Setup, Stored};
+use ramkeep_wire::{Ballot, Micros, PeerId, postcards};
 
 use crate::command::Command;
-use crate::limits::{MAX_BATCH, MAX_COMMAND, MAX_PROPOSALS, MAX_PROPOSED_BYTES};
+use crate::limits::{MAX_COMMAND, MAX_PROPOSALS, MAX_PROPOSED_BYTES};
 
-/// What one slot holds: a batch of commands with the ballot of the leader who proposed it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Slot {
-    /// Of the leader.
-    pub ballot: Ballot,
-    /// In the order in which they are applied.
-    pub commands: Vec<Command>,
+/// What must be done, or has happened.
+#[derive(Debug)]
+pub enum Event<T> {
+    /// Send a message to a peer at this address, if it is known; may be lost.
+    Send(Option<String>, paxos::Envelope),
+    /// Put records into the journal for good.
+    Persist(u64, Vec<paxos::Record>),
+    /// Keep a snapshot for good, and a new journal with these records.
+    SaveSnapshot(u64, paxos::Snapshot, Vec<paxos::Record>),
+    /// The state is this from now on, as of a slot.
+    Restore(u64, Vec<u8>),
+    /// A slot is decided.
+    Decided(Decided<T>),
+    /// This peer leads.
+    Leads(Ballot),
+    /// This peer leads no more.
+    Deposed,
+    /// It is not known what became of a command.
+    Lost(T),
+    /// Another took this peer's place.
+    Removed,
 }
 
-struct Proposal<T> {
-    command: Command,
-    origin: T,
-    bytes: usize,
+/// A slot that is decided.
+#[derive(Debug)]
+pub struct Decided<T> {
+    /// Which.
+    pub slot: u64,
+    /// Bytes of its commands.
+    pub bytes: usize,
+    /// The commands, those proposed here with their origins.
+    pub commands: Vec<(Command, Option<T>)>,
 }
 
-struct UnderWay<T> {
-    index: u64,
-    slot: Slot,
-    origins: Vec<T>,
-    handed_out: bool,
+/// A decided command that this build can't read: another build proposed it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a command of slot {slot} is not readable by this build: {why}")]
+pub struct Unreadable {
+    /// In which slot.
+    pub slot: u64,
+    /// What is wrong.
+    pub why: String,
 }
 
 /// Turns proposed commands into decided ones. `T` says where a command came from.
+#[derive(Debug)]
 pub struct Consensus<T> {
-    ballot: Ballot,
-    decided: u64,
-    waiting: VecDeque<Proposal<T>>,
-    /// Of the commands that wait.
-    waiting_bytes: usize,
-    under_way: Option<UnderWay<T>>,
+    node: Node,
+    origins: BTreeMap<u64, (T, usize)>,
+    /// Of the commands that are not decided.
+    bytes: usize,
+    next: u64,
 }
 
-/// A slot that is decided, and where its commands came from.
-#[derive(Debug)]
-pub struct Decided<T> {
-    /// Which slot.
-    pub index: u64,
-    /// The commands with their origins.
-    pub commands: Vec<(Command, T)>,
+/// The moment as `paxos` has it.
+#[must_use]
+pub fn time(now: Micros) -> paxos::Time {
+    paxos::Time(now.0)
+}
+
+/// The peer as `paxos` has it.
+#[must_use]
+pub fn peer(peer: PeerId) -> paxos::PeerId {
+    paxos::PeerId(peer.0)
+}
+
+fn ballot(ballot: paxos::Ballot) -> Ballot {
+    Ballot {
+        round: ballot.round,
+        peer: PeerId(ballot.peer.0),
+    }
 }
 
 impl<T> Consensus<T> {
-    /// A start of `peer`, whose journal ends with slot `decided` and knows of `highest`.
-    #[must_use]
-    pub fn new(peer: PeerId, highest: Ballot, decided: u64) -> Self {
-        Self {
-            ballot: Ballot {
-                round: highest.round + 1,
-                peer,
-            },
-            decided,
-            waiting: VecDeque::new(),
-            waiting_bytes: 0,
-            under_way: None,
-        }
+    /// A peer that goes on from what its disk has.
+    ///
+    /// # Errors
+    /// When that makes no sense.
+    pub fn new(now: Micros, setup: Setup, stored: Stored) -> Result<Self, RestoreError> {
+        Ok(Self {
+            node: Node::new(time(now), setup, stored)?,
+            origins: BTreeMap::new(),
+            bytes: 0,
+            next: 1,
+        })
     }
 
-    /// The ballot of this start.
+    /// The peer of the group.
     #[must_use]
-    pub fn ballot(&self) -> Ballot {
-        self.ballot
+    pub fn node(&self) -> &Node {
+        &self.node
     }
 
-    /// The last decided slot.
+    /// For its inputs.
+    pub fn node_mut(&mut self) -> &mut Node {
+        &mut self.node
+    }
+
+    /// The ballot under which this peer leads, if it does.
     #[must_use]
-    pub fn decided(&self) -> u64 {
-        self.decided
+    pub fn leads(&self) -> Option<Ballot> {
+        self.node.leads().map(ballot)
+    }
+
+    /// Until when this leader may answer from its state.
+    #[must_use]
+    pub fn lease_until(&self) -> Micros {
+        self.node
+            .lease_until()
+            .map_or(Micros(0), |until| Micros(until.0))
     }
 
     /// Whether another command may be proposed on a request.
     #[must_use]
     pub fn has_room(&self) -> bool {
-        self.waiting.len() < MAX_PROPOSALS && self.waiting_bytes < MAX_PROPOSED_BYTES
+        self.origins.len() < MAX_PROPOSALS && self.bytes < MAX_PROPOSED_BYTES
     }
 
-    /// Whether a slot is on its way to the disk.
-    #[must_use]
-    pub fn is_busy(&self) -> bool {
-        self.under_way.is_some()
-    }
-
-    /// Proposes a command.
+    /// Proposes a command. The origin comes back when this peer does not lead, or too much waits.
     ///
     /// # Panics
     /// When it is longer than `MAX_COMMAND`: whoever makes one judges what goes into it.
-    pub fn propose(&mut self, command: Command, origin: T) {
-        let bytes = ramkeep_wire::postcards::encode(&command).len();
-        assert!(bytes <= MAX_COMMAND, "a command of {bytes} bytes");
-        self.waiting_bytes += bytes;
-        self.waiting.push_back(Proposal {
-            command,
-            origin,
-            bytes,
-        });
-    }
-
-    /// The next slot to persist: its index and bytes. Each is yielded once.
-    pub fn poll_persist(&mut self) -> Option<(u64, Vec<u8>)> {
-        if self.under_way.is_none() && !self.waiting.is_empty() {
-            let count = self.waiting.len().min(MAX_BATCH);
-            let batch = self.waiting.drain(..count).map(|proposal| {
-                self.waiting_bytes -= proposal.bytes;
-                (proposal.command, proposal.origin)
-            });
-            let (commands, origins) = batch.unzip();
-            self.under_way = Some(UnderWay {
-                index: self.decided + 1,
-                slot: Slot {
-                    ballot: self.ballot,
-                    commands,
-                },
-                origins,
-                handed_out: false,
-            });
-        }
-        let slot = self.under_way.as_mut().filter(|slot| !slot.handed_out)?;
-        slot.handed_out = true;
-        Some((slot.index, ramkeep_wire::postcards::encode(&slot.slot)))
-    }
-
-    /// Everything up to slot `up_to` is on the disk for good. The slot decided by it, if any.
-    pub fn handle_persisted(&mut self, up_to: u64) -> Option<Decided<T>> {
-        let slot = self
-            .under_way
-            .take_if(|slot| slot.handed_out && slot.index <= up_to)?;
-        self.decided = slot.index;
-        Some(Decided {
-            index: slot.index,
-            commands: slot.slot.commands.into_iter().zip(slot.origins).collect(),
-        })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn expire(client: u64) -> Command {
-        Command::ExpireClientLease {
-            client: ramkeep_wire::ClientId(client),
+    pub fn propose(&mut self, now: Micros, command: &Command, origin: T) -> Result<(), T> {
+        let bytes = postcards::encode(command);
+        let len = bytes.len();
+        assert!(len <= MAX_COMMAND, "a command of {len} bytes");
+        let token = self.next;
+        self.next += 1;
+        self.origins.insert(token, (origin, len));
+        self.bytes += len;
+        match self.node.propose(time(now), bytes.into(), token) {
+            Ok(()) => Ok(()),
+            Err(ProposeError::NotLeader(_) | ProposeError::Full | ProposeError::TooLong) => {
+                self.take_origin(token).map_or(Ok(()), Err)
+            }
         }
     }
 
-    #[test]
-    fn nothing_is_decided_before_it_is_persisted() {
-        let mut group = Consensus::new(PeerId(1), Ballot::default(), 0);
-        group.propose(expire(1), 'a');
-        assert!(group.handle_persisted(1).is_none(), "not even handed out");
-        assert_eq!(group.poll_persist().map(|(index, _)| index), Some(1));
-        assert!(group.handle_persisted(0).is_none());
-        let decided = group.handle_persisted(1).unwrap();
-        assert_eq!(decided.commands, [(expire(1), 'a')]);
-        assert!(group.handle_persisted(1).is_none(), "once only");
+    fn take_origin(&mut self, token: u64) -> Option<T> {
+        let (origin, len) = self.origins.remove(&token)?;
+        self.bytes -= len;
+        Some(origin)
     }
 
-    #[test]
-    fn what_waits_is_bounded_in_bytes_and_in_number() {
-        let longest = Command::CreateTable {
-            name: "n".repeat(MAX_COMMAND - 8),
+    /// Puts one coordinator in the place of another.
+    ///
+    /// # Errors
+    /// When that can't be, or not yet.
+    pub fn replace(&mut self, now: Micros, out: PeerId, by: PeerId) -> Result<(), ReplaceError> {
+        self.node.replace(time(now), peer(out), peer(by))
+    }
+
+    /// The next thing to do, or that has happened.
+    ///
+    /// # Errors
+    /// When another build's command is decided: this peer can't go on.
+    pub fn poll(&mut self) -> Result<Option<Event<T>>, Unreadable> {
+        let Some(action) = self.node.poll_action() else {
+            return Ok(None);
         };
-        let mut group = Consensus::new(PeerId(1), Ballot::default(), 0);
-        let mut count = 0;
-        while group.has_room() {
-            group.propose(longest.clone(), ());
-            count += 1;
-        }
-        assert!(
-            count <= MAX_PROPOSED_BYTES / (MAX_COMMAND - 8) + 1,
-            "{count}"
-        );
-        group.poll_persist().unwrap();
-        assert!(group.has_room(), "what waited is under way");
-
-        let mut group = Consensus::new(PeerId(1), Ballot::default(), 0);
-        for client in 0..MAX_PROPOSALS as u64 {
-            assert!(group.has_room());
-            group.propose(expire(client), ());
-        }
-        assert!(!group.has_room());
+        Ok(Some(match action {
+            Action::Send(envelope) => {
+                let address = self.node.address_of(envelope.to).map(str::to_owned);
+                Event::Send(address, envelope)
+            }
+            Action::Persist { seq, records } => Event::Persist(seq, records),
+            Action::SaveSnapshot {
+                seq,
+                snapshot,
+                records,
+            } => Event::SaveSnapshot(seq, snapshot, records),
+            Action::Restore(snapshot) => Event::Restore(snapshot.slot.0, snapshot.state.to_vec()),
+            Action::Apply {
+                slot,
+                entry,
+                tokens,
+            } => Event::Decided(self.decided(slot.0, entry, tokens)?),
+            Action::Leads(by) => Event::Leads(ballot(by)),
+            Action::Deposed => Event::Deposed,
+            Action::Lost { token, .. } => match self.take_origin(token) {
+                Some(origin) => Event::Lost(origin),
+                None => return self.poll(),
+            },
+            Action::Removed => Event::Removed,
+        }))
     }
 
-    #[test]
-    fn the_longest_batch_fits_a_record() {
-        let mut group = Consensus::new(PeerId(1), Ballot::default(), 0);
-        for _ in 0..=MAX_BATCH {
-            let name = "n".repeat(MAX_COMMAND - 8);
-            group.propose(Command::CreateTable { name }, ());
+    fn decided(
+        &mut self,
+        slot: u64,
+        entry: Entry,
+        tokens: Vec<u64>,
+    ) -> Result<Decided<T>, Unreadable> {
+        let commands = match entry {
+            Entry::Commands(commands) => commands,
+            Entry::Noop | Entry::Reconfigure(_) => Vec::new(),
+        };
+        let mut tokens = tokens.into_iter();
+        let mut decided = Decided {
+            slot,
+            bytes: 0,
+            commands: Vec::with_capacity(commands.len()),
+        };
+        for bytes in commands {
+            decided.bytes += bytes.len();
+            let command = postcards::decode(&bytes).map_err(|why| Unreadable {
+                slot,
+                why: why.to_string(),
+            })?;
+            let origin = tokens.next().and_then(|token| self.take_origin(token));
+            decided.commands.push((command, origin));
         }
-        let (index, bytes) = group.poll_persist().unwrap();
-        let mut record = Vec::new();
-        crate::journal::append_record(&mut record, index, &bytes).unwrap();
-    }
-
-    #[test]
-    fn proposals_during_a_persist_share_the_next_one() {
-        let mut group = Consensus::new(PeerId(1), Ballot::default(), 4);
-        group.propose(expire(1), ());
-        assert_eq!(group.poll_persist().unwrap().0, 5);
-        group.propose(expire(2), ());
-        group.propose(expire(3), ());
-        assert!(group.poll_persist().is_none());
-        group.handle_persisted(5).unwrap();
-        let (index, bytes) = group.poll_persist().unwrap();
-        let slot: Slot = ramkeep_wire::postcards::decode(&bytes).unwrap();
-        assert_eq!((index, slot.commands), (6, vec![expire(2), expire(3)]));
+        Ok(decided)
     }
 }
+
+const _: () = assert!(MAX_COMMAND <= paxos::limits::MAX_COMMAND);
+const _: () = assert!(MAX_PROPOSALS * 2 <= paxos::limits::MAX_WAITING);
+const _: () = assert!(MAX_PROPOSED_BYTES * 2 <= paxos::limits::MAX_WAITING_BYTES);

@@ -1,17 +1,19 @@
-//! The coordinator of one peer: requests, replies and time in; things to persist, answers and
-//! orders out.
+//! The coordinator of one peer: requests, messages, replies and time in; things to persist, answers,
+//! messages and orders out.
 //!
 //! Call any `handle_*`, then drain [`Coordinator::poll_output`]; call [`Coordinator::handle_tick`]
 //! at [`Coordinator::next_timeout`] at the latest.
 //!
 //! # Invariants
-//! 1. An answer that depends on a command is given only after the command was decided and applied.
-//! 2. What is ordered follows from the replicated state: after a restart it goes on by itself.
-//!    Orders are repeated until they are confirmed, and carry this start's ballot.
-//! 3. Nothing is answered but `NotLeader` before this start's ballot is decided, or after a server
-//!    has seen a higher one.
-//! 4. After a start all timers start afresh (SAFETY 8).
+//! 1. An answer that depends on a command is given only after the command was decided and applied;
+//!    any other answer counts only while the leader's lease runs.
+//! 2. What is ordered follows from the replicated state: another leader, or another life, goes on
+//!    with what was begun. Orders are repeated until they are confirmed, and carry the ballot.
+//! 3. Nothing is answered but `NotLeader` before this leader's ballot is decided and applied, or
+//!    after a server has seen a higher one.
+//! 4. A new leader starts all timers afresh (SAFETY 8).
 
+mod decided;
 mod detector;
 mod duties;
 mod follow;
@@ -20,17 +22,19 @@ mod waiting;
 
 use std::collections::{BTreeMap, VecDeque};
 
-use ramkeep_wire::coordinator::{Answer, Refused, Response, Settings};
+use paxos::limits::Timing;
+use paxos::{Record, RestoreError, Setup, Snapshot, Stored};
+use ramkeep_wire::coordinator::{Answer, Once, Refused, Response, Settings};
 use ramkeep_wire::order::{Command as OrderCommand, Order, OrderReply};
 use ramkeep_wire::{
-    Ballot, ClientId, ClusterId, ListVersion, MapVersion, Micros, PeerId, ReplicationEpoch,
-    SegmentId, ServerId, TableId,
+    Ballot, ClientId, ListVersion, MapVersion, Micros, PeerId, ReplicationEpoch, SegmentId,
+    ServerId, TableId,
 };
 
-use crate::command::{Applied, Command};
-use crate::consensus::{Consensus, Slot};
+use crate::command::Command;
+use crate::consensus::{Consensus, Unreadable, peer, time};
 use crate::entropy::Entropy;
-use crate::limits::{CLIENT_LEASE, PAUSE_SEEN, SNAPSHOT_AFTER};
+use crate::limits::PAUSE_SEEN;
 use crate::state::State;
 use detector::Watch;
 use duties::Duties;
@@ -41,10 +45,17 @@ use waiting::{Waiting, Wanted};
 pub struct Config {
     /// Which peer this is.
     pub peer: PeerId,
-    /// Where clients and servers reach it.
+    /// Of its disk.
+    pub incarnation: [u8; 16],
+    /// Where clients, servers and the other coordinators reach it.
     pub address: String,
+    /// The coordinators that form a group together, this one among them; or, for one that joins,
+    /// those that are there.
+    pub peers: Vec<(PeerId, String)>,
     /// Constants of the cluster, in case this start makes it.
     pub settings: Settings,
+    /// The times of the group.
+    pub timing: Timing,
     /// 32 random bytes, fresh for this start.
     pub entropy: [u8; 32],
 }
@@ -66,20 +77,30 @@ pub fn default_settings() -> Settings {
 /// What must happen outside.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Output {
-    /// Put this record into the journal for good, then call [`Coordinator::handle_persisted`].
+    /// Put these records into the journal for good, then call [`Coordinator::handle_persisted`]. In
+    /// order with `SaveSnapshot`.
     Persist {
-        /// Its slot. One above the last.
-        index: u64,
-        /// Its payload.
-        bytes: Vec<u8>,
+        /// Grows.
+        seq: u64,
+        /// The records.
+        records: Vec<Record>,
     },
-    /// Keep this snapshot of the state for good; then all records up to `index` can go. Comes
-    /// before any `Persist` of a higher index; needs no answer.
-    Snapshot {
-        /// The last slot in it.
-        index: u64,
-        /// The state.
-        bytes: Vec<u8>,
+    /// Keep this snapshot for good, then begin a new journal with these records, then call
+    /// [`Coordinator::handle_persisted`].
+    SaveSnapshot {
+        /// Grows.
+        seq: u64,
+        /// Replaces the last.
+        snapshot: Snapshot,
+        /// All that still counts beside it.
+        records: Vec<Record>,
+    },
+    /// Send a message to another coordinator. May be lost.
+    Send {
+        /// Where it is, if known.
+        address: Option<String>,
+        /// The message, with to whom.
+        message: paxos::Envelope,
     },
     /// Answer the request that came with `token`, if who asked is still there.
     Reply {
@@ -87,6 +108,9 @@ pub enum Output {
         token: u64,
         /// The answer.
         response: Response,
+        /// If a clock that is read from now on has passed this: [`Coordinator::not_leader`] is the
+        /// answer instead. `None`: it counts whenever it is given.
+        until: Option<Micros>,
     },
     /// Send an order; its reply goes to [`Coordinator::handle_order_reply`]. May be lost.
     Order {
@@ -97,29 +121,26 @@ pub enum Output {
         /// The order.
         order: Order,
     },
+    /// Another coordinator took this one's place: the process ends.
+    Removed,
+    /// This build can't go on: the process ends.
+    Stop(Unreadable),
 }
 
 /// Why a journal does not make a coordinator.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RecoverError {
     /// The snapshot or a record can't be read although its checksum fits: another build wrote it.
-    #[error("{what} of slot {index} is not readable by this build: {why}")]
+    #[error("{what} is not readable by this build: {why}")]
     Unreadable {
-        /// Snapshot or record.
-        what: &'static str,
         /// Which.
-        index: u64,
+        what: String,
         /// What is wrong.
         why: String,
     },
-    /// A slot is missing.
-    #[error("the journal goes from slot {after} to slot {found}: slots between are lost")]
-    Gap {
-        /// The last before the gap.
-        after: u64,
-        /// The first after it.
-        found: u64,
-    },
+    /// What it says makes no sense.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
 }
 
 /// Where a proposed command came from: what to do with its outcome.
@@ -130,7 +151,7 @@ enum Origin {
     /// A request to be answered.
     Request(u64),
     /// A request for a table.
-    Create(u64, String),
+    Create(u64, String, Option<Once>),
     /// A server was found crashed.
     Crash(ServerId),
     /// A server became ready, or its floor rose.
@@ -144,7 +165,16 @@ struct Reported {
     floor: Option<(SegmentId, ReplicationEpoch)>,
 }
 
+/// A request for another coordinator in the place of one, until it is so.
+#[derive(Clone, Copy, Debug)]
+struct Replacing {
+    token: u64,
+    lost: PeerId,
+    by: PeerId,
+}
+
 /// One peer's coordinator.
+#[derive(Debug)]
 pub struct Coordinator {
     config: Config,
     state: State,
@@ -152,9 +182,16 @@ pub struct Coordinator {
     entropy: Entropy,
     outputs: VecDeque<Output>,
     now: Micros,
-    leads: bool,
+    /// The ballot under which it leads, once that is decided and applied.
+    leads: Option<Ballot>,
+    /// A ballot above its own that a server has seen.
     deposed: Option<Ballot>,
+    /// The last slot applied.
+    applied: u64,
+    /// Bytes of commands applied since the last snapshot.
     unsaved: usize,
+    /// It can't go on.
+    stopped: bool,
     watches: BTreeMap<ServerId, Watch>,
     reported: BTreeMap<ServerId, Reported>,
     fences: BTreeMap<ServerId, Micros>,
@@ -162,6 +199,7 @@ pub struct Coordinator {
     leases_checked: Micros,
     duties: Duties,
     waiting: Waiting,
+    replacing: Vec<Replacing>,
     followed: (ListVersion, MapVersion),
     /// Something happened that may need action beyond what `next_look` waits for.
     look: bool,
@@ -169,90 +207,57 @@ pub struct Coordinator {
 }
 
 impl Coordinator {
-    /// A coordinator with nothing in its journal.
-    #[must_use]
-    pub fn new(config: Config) -> Self {
-        Self::with_state(config, State::default(), 0)
-    }
-
-    /// A coordinator that goes on from its journal: the last snapshot, if any, with the slot that
-    /// it ends with, and the records with their slots in order.
-    pub fn recover(
-        config: Config,
-        snapshot: Option<(u64, &[u8])>,
-        records: impl IntoIterator<Item = (u64, Vec<u8>)>,
-    ) -> Result<Self, RecoverError> {
-        let (mut decided, mut state) = match snapshot {
-            None => (0, State::default()),
-            Some((index, bytes)) => (index, read("the snapshot", index, bytes)?),
+    /// A coordinator that goes on from what its disk has.
+    ///
+    /// # Errors
+    /// When that makes no sense.
+    pub fn new(now: Micros, config: Config, stored: Stored) -> Result<Self, RecoverError> {
+        let mut entropy = Entropy::new(config.entropy);
+        let peers = config.peers.iter();
+        let setup = Setup {
+            me: peer(config.peer),
+            incarnation: paxos::Incarnation(config.incarnation),
+            address: config.address.clone(),
+            peers: peers.map(|(id, at)| (peer(*id), at.clone())).collect(),
+            timing: config.timing,
+            seed: entropy.draw(),
         };
-        let mut unsaved = 0;
-        for (index, bytes) in records {
-            if index <= decided {
-                continue;
-            }
-            if index != decided + 1 {
-                return Err(RecoverError::Gap {
-                    after: decided,
-                    found: index,
-                });
-            }
-            let slot: Slot = read("the record", index, &bytes)?;
-            for command in &slot.commands {
-                // Refusals were answered when they happened; they happen again alike.
-                let _ = state.apply(command);
-            }
-            decided = index;
-            unsaved += bytes.len();
-        }
-        let mut recovered = Self::with_state(config, state, decided);
-        recovered.unsaved = unsaved;
-        Ok(recovered)
-    }
-
-    fn with_state(config: Config, state: State, decided: u64) -> Self {
-        Self {
-            consensus: Consensus::new(config.peer, state.ballot(), decided),
-            entropy: Entropy::new(config.entropy),
+        let mut core = Self {
+            consensus: Consensus::new(now, setup, stored)?,
+            entropy,
             config,
-            state,
+            state: State::default(),
             outputs: VecDeque::new(),
-            now: Micros(0),
-            leads: false,
+            now,
+            leads: None,
             deposed: None,
+            applied: 0,
             unsaved: 0,
+            stopped: false,
             watches: BTreeMap::new(),
             reported: BTreeMap::new(),
             fences: BTreeMap::new(),
             leases: BTreeMap::new(),
-            leases_checked: Micros(0),
+            leases_checked: now,
             duties: Duties::default(),
             waiting: Waiting::default(),
+            replacing: Vec::new(),
             followed: (ListVersion(0), MapVersion(0)),
             look: false,
             next_look: None,
+        };
+        core.settle();
+        match core
+            .outputs
+            .iter()
+            .find(|output| matches!(output, Output::Stop(_)))
+        {
+            Some(Output::Stop(unreadable)) => Err(RecoverError::Unreadable {
+                what: format!("slot {}", unreadable.slot),
+                why: unreadable.why.clone(),
+            }),
+            _ => Ok(core),
         }
-    }
-
-    /// Begins: proposes to lead, and to make the cluster if there is none. Call once.
-    pub fn start(&mut self, now: Micros) {
-        self.now = now;
-        if self.state.constants().is_none() {
-            let bootstrap = Command::Bootstrap {
-                cluster: ClusterId(self.entropy.draw()),
-                settings: self.config.settings.clone(),
-            };
-            self.consensus.propose(bootstrap, Origin::Own);
-        }
-        let ballot = self.consensus.ballot();
-        let lead = Command::Lead { ballot };
-        self.consensus.propose(lead, Origin::Own);
-        self.settle();
-    }
-
-    /// Where clients and servers reach this coordinator, now that it is known.
-    pub fn announce(&mut self, address: String) {
-        self.config.address = address;
     }
 
     /// The replicated state.
@@ -261,16 +266,22 @@ impl Coordinator {
         &self.state
     }
 
-    /// The ballot that answers and orders carry.
+    /// The peer of the group.
+    #[must_use]
+    pub fn node(&self) -> &paxos::Node {
+        self.consensus.node()
+    }
+
+    /// The ballot that answers and orders carry: this leader's, or the highest that led.
     #[must_use]
     pub fn ballot(&self) -> Ballot {
-        self.consensus.ballot()
+        self.leads.unwrap_or(self.state.ballot())
     }
 
     /// Whether requests are answered.
     #[must_use]
     pub fn leads(&self) -> bool {
-        self.leads && self.deposed.is_none()
+        self.leads.is_some() && self.deposed.is_none()
     }
 
     /// The next thing that must happen outside.
@@ -278,28 +289,26 @@ impl Coordinator {
         self.outputs.pop_front()
     }
 
-    /// All records up to slot `up_to` are in the journal for good.
-    pub fn handle_persisted(&mut self, now: Micros, up_to: u64) {
+    /// All records and snapshots up to `seq` are on the disk for good.
+    pub fn handle_persisted(&mut self, now: Micros, seq: u64) {
         self.wake(now);
-        self.persisted(up_to);
+        self.consensus.node_mut().handle_persisted(time(now), seq);
         self.settle();
     }
 
-    fn persisted(&mut self, up_to: u64) {
-        let Some(decided) = self.consensus.handle_persisted(up_to) else {
-            return;
-        };
-        for (command, origin) in decided.commands {
-            let outcome = self.state.apply(&command);
-            self.decided(&command, origin, outcome);
-        }
-        if self.unsaved >= SNAPSHOT_AFTER {
-            self.unsaved = 0;
-            self.outputs.push_back(Output::Snapshot {
-                index: decided.index,
-                bytes: ramkeep_wire::postcards::encode(&self.state),
-            });
-        }
+    /// Another coordinator's message came in.
+    pub fn handle_message(&mut self, now: Micros, message: paxos::Envelope) {
+        self.wake(now);
+        self.consensus.node_mut().handle_message(time(now), message);
+        self.settle();
+    }
+
+    /// No process listens where another coordinator was.
+    pub fn handle_peer_gone(&mut self, now: Micros, gone: PeerId) {
+        self.wake(now);
+        let node = self.consensus.node_mut();
+        node.handle_peer_gone(time(now), peer(gone));
+        self.settle();
     }
 
     /// A server answered an order.
@@ -344,13 +353,16 @@ impl Coordinator {
     /// Time has passed.
     pub fn handle_tick(&mut self, now: Micros) {
         self.wake(now);
+        self.consensus.node_mut().handle_timeout(time(now));
         self.settle();
     }
 
     /// When [`Coordinator::handle_tick`] is due.
     #[must_use]
     pub fn next_timeout(&self) -> Option<Micros> {
-        self.next_look
+        let group = self.consensus.node().next_timeout();
+        let look = self.next_look.filter(|_| self.leads());
+        group.map(|due| Micros(due.0)).into_iter().chain(look).min()
     }
 
     /// Notes the time. After a sleep of this very process, silence of others means nothing.
@@ -364,11 +376,23 @@ impl Coordinator {
         self.now = self.now.max(now);
     }
 
+    /// Answers from the state: counts while the lease runs.
     fn reply(&mut self, token: u64, answer: Answer) {
+        let until = Some(self.consensus.lease_until());
+        self.push_reply(token, answer, until);
+    }
+
+    /// Answers by what was decided.
+    fn reply_decided(&mut self, token: u64, answer: Answer) {
+        self.push_reply(token, answer, None);
+    }
+
+    fn push_reply(&mut self, token: u64, answer: Answer, until: Option<Micros>) {
         let ballot = self.ballot();
         self.outputs.push_back(Output::Reply {
             token,
             response: Response { ballot, answer },
+            until,
         });
     }
 
@@ -376,59 +400,39 @@ impl Coordinator {
         self.reply(token, Answer::Refused(why));
     }
 
-    fn propose(&mut self, command: Command, origin: Origin) {
-        self.consensus.propose(command, origin);
-    }
-
-    /// A command is decided and applied: the leader's own side of it.
-    fn decided(&mut self, command: &Command, origin: Origin, outcome: crate::command::Outcome) {
-        match origin {
-            Origin::Own => self.decided_own(command),
-            Origin::Request(token) => self.answer_decided(token, command, outcome),
-            Origin::Create(token, name) => self.create_decided(token, name, outcome),
-            Origin::Crash(server) => tracing::warn!(%server, "server decided crashed"),
-            Origin::Report(server) => {
-                self.reported.remove(&server);
-            }
+    /// The answer of one who does not lead.
+    #[must_use]
+    pub fn not_leader(&self) -> Response {
+        let node = self.consensus.node();
+        let members = node.group().into_iter().flat_map(|group| &group.members);
+        let leader = node.leader().filter(|id| *id != peer(self.config.peer));
+        let leader = leader.and_then(|id| node.address_of(id));
+        let mut coordinators: Vec<String> = members.map(|m| m.address.clone()).collect();
+        if coordinators.is_empty() {
+            coordinators = self.config.peers.iter().map(|(_, at)| at.clone()).collect();
+        }
+        Response {
+            ballot: self.ballot(),
+            answer: Answer::Refused(Refused::NotLeader {
+                leader: leader.map(str::to_owned),
+                coordinators,
+            }),
         }
     }
 
-    fn decided_own(&mut self, command: &Command) {
-        match command {
-            Command::Lead { ballot } if *ballot == self.ballot() => {
-                self.leads = true;
-                self.look = true;
-                self.leases_checked = self.now;
-                let until = self.now + CLIENT_LEASE;
-                self.leases = self.state.clients().iter().map(|id| (id, until)).collect();
-                tracing::info!(%ballot, "leading");
-            }
-            Command::Fenced { server } => {
-                self.fences.remove(server);
-            }
-            _ => {}
-        }
+    /// Whoever asked is to ask the leader.
+    fn redirect(&mut self, token: u64) {
+        let response = self.not_leader();
+        self.outputs.push_back(Output::Reply {
+            token,
+            response,
+            until: None,
+        });
     }
 
-    fn answer_decided(&mut self, token: u64, command: &Command, outcome: crate::command::Outcome) {
-        match (outcome, command) {
-            (Err(why), _) => self.refuse(token, why),
-            (Ok(Applied::Server(server)), _) => self.answer_enlisted(token, server),
-            (Ok(Applied::Client(client)), _) => self.answer_lease(token, client),
-            (Ok(Applied::Table(table)), _) => self.wait(token, Wanted::Gone(table)),
-            (Ok(Applied::Done), Command::RecordEpoch { .. }) => {
-                self.reply(token, Answer::EpochRecorded);
-            }
-            (Ok(Applied::Done), _) => self.reply(token, Answer::Noted),
-        }
-    }
-
-    fn create_decided(&mut self, token: u64, name: String, outcome: crate::command::Outcome) {
-        match outcome {
-            Ok(Applied::Table(table)) => self.wait(token, Wanted::Served(table)),
-            Ok(_) => self.reply(token, Answer::Noted),
-            Err(_) if self.is_dropping(&name) => self.wait(token, Wanted::Room(name)),
-            Err(why) => self.refuse(token, why),
+    fn propose(&mut self, command: &Command, origin: Origin) {
+        if let Err(origin) = self.consensus.propose(self.now, command, origin) {
+            self.lost(&origin);
         }
     }
 
@@ -464,7 +468,7 @@ impl Coordinator {
                     table: *table,
                     owner: server,
                 };
-                self.propose(dropped, Origin::Own);
+                self.propose(&dropped, Origin::Own);
             }
             (OrderCommand::UpdateServers(list), OrderReply::Done) => {
                 self.list_confirmed(server, list.version);
@@ -475,16 +479,4 @@ impl Coordinator {
             }
         }
     }
-}
-
-fn read<T: serde::de::DeserializeOwned>(
-    what: &'static str,
-    index: u64,
-    bytes: &[u8],
-) -> Result<T, RecoverError> {
-    ramkeep_wire::postcards::decode(bytes).map_err(|why| RecoverError::Unreadable {
-        what,
-        index,
-        why: why.to_string(),
-    })
 }

@@ -9,41 +9,41 @@
 //! record:    0     4     8       16
 //!            | len | crc | index | payload ... len bytes
 //!            | u32 | u32 |  u64  |
-//!            crc: CRC-32C of len, index and payload. The payload is a consensus slot in postcard.
+//!            crc: CRC-32C of len, index and payload. The payload is a `paxos::Record` in postcard;
+//!            indexes number the records. Zeros may follow the last record: space made ahead.
 //!
 //! snapshot:  0       8      12    16            32      40    48    52
 //!            | magic | peer | 0   | incarnation | index | len | crc | payload ... len bytes
 //!            |  8 B  | u32  | u32 |    16 B     |  u64  | u64 | u32 |
-//!            crc: CRC-32C of bytes 0..48 and the payload, which is the state in postcard after
-//!            the slot `index`.
+//!            crc: CRC-32C of bytes 0..48 and the payload, a `paxos::Snapshot` in postcard. `index`
+//!            is the last record before it.
 //! ```
 //! The incarnation is random, chosen when the directory is made: a journal and a snapshot of
 //! different directories never mix, and a peer with a wiped disk is not the one that it was.
 //!
 //! # Invariants
 //! 1. Records have consecutive indexes; what is read is a prefix of what was written.
-//! 2. Indexes are below [`MAX_SLOT`], so that counting on never overflows.
+//! 2. Indexes are below [`MAX_INDEX`], so that counting on never overflows.
 //! 3. Only a torn tail is cut off: bytes at the end with no whole record in or after them, as a
 //!    process killed while it wrote leaves them; they were never reported as persisted. Anything
 //!    else that does not fit is refused, not repaired.
 //!
-//! Not guaranteed: a last record that rots on the disk looks like a torn one. A group of several
-//! peers has other copies of it.
+//! Not guaranteed: a last record that rots on the disk looks like a torn one.
 
 use ramkeep_wire::PeerId;
 use ramkeep_wire::bytes::Reader;
 
 use crate::limits::{MAX_RECORD, MAX_SNAPSHOT};
 
-const JOURNAL_MAGIC: [u8; 8] = *b"RKJRNL1\n";
-const SNAPSHOT_MAGIC: [u8; 8] = *b"RKSNAP1\n";
+const JOURNAL_MAGIC: [u8; 8] = *b"RKJRNL2\n";
+const SNAPSHOT_MAGIC: [u8; 8] = *b"RKSNAP2\n";
 /// Bytes of a journal's header.
 pub const HEADER_LEN: usize = 44;
 /// Bytes of a record before its payload.
 pub const RECORD_HEADER_LEN: usize = 16;
 const SNAPSHOT_HEADER_LEN: usize = 52;
 /// No journal gets so far: a file that says so is not believed, whatever its checksum.
-pub const MAX_SLOT: u64 = 1 << 62;
+pub const MAX_INDEX: u64 = 1 << 62;
 
 /// Whose disk it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,13 +81,13 @@ pub enum JournalError {
         /// The index that follows.
         expected: u64,
     },
-    /// The slot that it goes on after can't be.
-    #[error("the {what} goes on after slot {slot}, which no coordinator reaches")]
-    Slot {
+    /// The record that it goes on after can't be.
+    #[error("the {what} goes on after record {index}, which no coordinator reaches")]
+    Index {
         /// Journal or snapshot.
         what: &'static str,
-        /// The slot it names.
-        slot: u64,
+        /// The record it names.
+        index: u64,
     },
     /// Over a limit.
     #[error("{what} of {len} bytes is over the limit of {limit}")]
@@ -106,13 +106,13 @@ pub enum JournalError {
 pub struct Journal {
     /// Whose.
     pub owner: Owner,
-    /// The slot before the first record.
+    /// The index before the first record.
     pub after: u64,
     /// The records, in order.
     pub records: Vec<(u64, Vec<u8>)>,
     /// Bytes up to the end of the last record.
     pub whole: usize,
-    /// Bytes of a torn tail after them.
+    /// Bytes after them up to the last that is not zero: a torn tail.
     pub torn: usize,
 }
 
@@ -174,7 +174,7 @@ pub fn read(bytes: &[u8]) -> Result<Journal, JournalError> {
     if bytes[HEADER_LEN - 4..HEADER_LEN] != crc.to_le_bytes() {
         return Err(JournalError::Checksum("journal's header"));
     }
-    check_slot("journal", after)?;
+    check_index("journal", after)?;
     let mut journal = Journal {
         owner,
         after,
@@ -195,8 +195,12 @@ pub fn read(bytes: &[u8]) -> Result<Journal, JournalError> {
         journal.whole += RECORD_HEADER_LEN + payload.len();
         expected += 1;
     }
-    journal.torn = bytes.len() - journal.whole;
-    match whole_record_in(&bytes[journal.whole..], expected) {
+    let tail = &bytes[journal.whole..];
+    journal.torn = tail
+        .iter()
+        .rposition(|byte| *byte != 0)
+        .map_or(0, |at| at + 1);
+    match whole_record_in(tail, journal.torn, expected) {
         None => Ok(journal),
         Some(offset) => Err(JournalError::Damaged {
             at: journal.whole,
@@ -205,11 +209,12 @@ pub fn read(bytes: &[u8]) -> Result<Journal, JournalError> {
     }
 }
 
-/// Looks for a later whole record at any byte of what seems to be a torn tail.
-fn whole_record_in(tail: &[u8], expected: u64) -> Option<usize> {
+/// Looks for a later whole record at any byte of what seems to be a torn tail of `torn` bytes, and
+/// perhaps zeros.
+fn whole_record_in(tail: &[u8], torn: usize, expected: u64) -> Option<usize> {
     // No more records than this can lie between.
     let most = (tail.len() / RECORD_HEADER_LEN) as u64;
-    (1..tail.len()).find(|offset| {
+    (1..torn).find(|offset| {
         let bytes = &tail[*offset..];
         // The index is looked at first: it almost never fits by chance, and saves the checksum.
         let index = bytes.get(8..16).and_then(|b| Reader(b).u64().ok());
@@ -241,7 +246,7 @@ fn read_opening(
     }
 }
 
-/// A snapshot file of the state after slot `index`.
+/// A snapshot file, after record `index`.
 pub fn snapshot(owner: Owner, index: u64, payload: &[u8]) -> Result<Vec<u8>, JournalError> {
     check_snapshot_len(payload.len() as u64)?;
     let mut bytes = opening(SNAPSHOT_MAGIC, owner, index);
@@ -252,7 +257,7 @@ pub fn snapshot(owner: Owner, index: u64, payload: &[u8]) -> Result<Vec<u8>, Jou
     Ok(bytes)
 }
 
-/// Reads a snapshot file: whose it is, after which slot, and the state.
+/// Reads a snapshot file: whose it is, after which record, and its payload.
 pub fn read_snapshot(bytes: &[u8]) -> Result<(Owner, u64, &[u8]), JournalError> {
     let (owner, index) = read_opening(bytes, SNAPSHOT_MAGIC, "snapshot", SNAPSHOT_HEADER_LEN)?;
     let (head, payload) = bytes.split_at(SNAPSHOT_HEADER_LEN);
@@ -266,15 +271,15 @@ pub fn read_snapshot(bytes: &[u8]) -> Result<(Owner, u64, &[u8]), JournalError> 
     if !fits {
         return Err(JournalError::Checksum("snapshot"));
     }
-    check_slot("snapshot", index)?;
+    check_index("snapshot", index)?;
     Ok((owner, index, payload))
 }
 
-fn check_slot(what: &'static str, slot: u64) -> Result<(), JournalError> {
-    if slot < MAX_SLOT {
+fn check_index(what: &'static str, index: u64) -> Result<(), JournalError> {
+    if index < MAX_INDEX {
         Ok(())
     } else {
-        Err(JournalError::Slot { what, slot })
+        Err(JournalError::Index { what, index })
     }
 }
 
@@ -383,26 +388,26 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_that_nobody_reaches_is_refused() {
-        for slot in [MAX_SLOT, u64::MAX - 1, u64::MAX] {
+    fn an_index_that_nobody_reaches_is_refused() {
+        for index in [MAX_INDEX, u64::MAX - 1, u64::MAX] {
             let what = "journal";
-            let refused = Err(JournalError::Slot { what, slot });
-            assert_eq!(read(&header(OWNER, slot)), refused);
+            let refused = Err(JournalError::Index { what, index });
+            assert_eq!(read(&header(OWNER, index)), refused);
             let what = "snapshot";
-            let refused = Err(JournalError::Slot { what, slot });
-            let bytes = snapshot(OWNER, slot, b"state").unwrap();
+            let refused = Err(JournalError::Index { what, index });
+            let bytes = snapshot(OWNER, index, b"state").unwrap();
             assert_eq!(read_snapshot(&bytes), refused);
         }
-        let last = file(MAX_SLOT - 1, &[vec![1], vec![2]]);
+        let last = file(MAX_INDEX - 1, &[vec![1], vec![2]]);
         assert_eq!(read(&last).unwrap().records.len(), 2);
     }
 
     #[test]
-    fn zeros_at_the_end_are_a_torn_tail() {
+    fn zeros_at_the_end_are_space_made_ahead() {
         let mut bytes = file(0, &[vec![1; 20]]);
         bytes.extend_from_slice(&[0; 4_096]);
         let journal = read(&bytes).unwrap();
-        assert_eq!((journal.records.len(), journal.torn), (1, 4_096));
+        assert_eq!((journal.records.len(), journal.torn), (1, 0));
     }
 
     proptest! {
@@ -417,7 +422,7 @@ mod tests {
                 Err(JournalError::Foreign(_)) => prop_assert!(cut < HEADER_LEN),
                 Err(other) => prop_assert!(false, "{other}"),
                 Ok(journal) => {
-                    prop_assert_eq!(journal.whole + journal.torn, cut);
+                    prop_assert!(journal.whole + journal.torn <= cut);
                     prop_assert!(cut < bytes.len() || journal.records.len() == payloads.len());
                     for ((index, record), (place, payload)) in
                         journal.records.iter().zip(payloads.iter().enumerate())

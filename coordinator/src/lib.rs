@@ -2,10 +2,10 @@
 //! who owns what.
 //!
 //! ```text
-//!  requests, replies, time ──> core::Coordinator ──> Output: persist, reply, order
+//!  requests, replies, time ──> core::Coordinator ──> Output: persist, send, reply, order
 //!                                   │    ▲
 //!                          propose  ▼    │ decided
-//!                              consensus::Consensus      (a group of one for now)
+//!                              consensus::Consensus      (one peer of a Paxos group)
 //!                                        │
 //!                                        ▼
 //!                              state::State::apply       (the same on every peer)

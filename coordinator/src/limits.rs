@@ -19,12 +19,12 @@ pub const MAX_EPOCHS_PER_MASTER: usize = 1_024;
 /// Client leases at once.
 pub const MAX_CLIENTS: usize = 65_536;
 
-/// Commands that wait to be proposed; requests beyond are refused.
-pub const MAX_PROPOSALS: usize = 16_384;
-/// Bytes of the commands that wait to be proposed; requests beyond are refused.
+/// Commands proposed and not decided; requests beyond are refused.
+pub const MAX_PROPOSALS: usize = 8_192;
+/// Bytes of the commands proposed and not decided; requests beyond are refused.
 pub const MAX_PROPOSED_BYTES: usize = 4 << 20;
-/// Commands in one journal record.
-pub const MAX_BATCH: usize = 1_024;
+/// Client leases that end at one look.
+pub const EXPIRED_AT_ONCE: usize = 1_024;
 /// Longest command: an owner took all tablets of the largest table.
 pub const MAX_COMMAND: usize = MAX_TABLETS_PER_TABLE * TABLET_BYTES + COMMAND_BYTES;
 /// Largest payload of a journal record.
@@ -79,4 +79,4 @@ const _: () = assert!(SNAPSHOT_AFTER < MAX_RECORD);
 const _: () = assert!(MAX_ADDRESSES * (MAX_ADDRESS + 2) + COMMAND_BYTES <= MAX_COMMAND);
 const _: () = assert!(MAX_TABLE_NAME + COMMAND_BYTES <= MAX_COMMAND);
 const _: () = assert!(MAX_REPLICAS * 10 + COMMAND_BYTES <= MAX_COMMAND);
-const _: () = assert!(MAX_BATCH * MAX_COMMAND + COMMAND_BYTES <= MAX_RECORD);
+const _: () = assert!(paxos::limits::MAX_BATCH_BYTES + MAX_COMMAND <= MAX_RECORD);

@@ -1,7 +1,7 @@
 //! The coordinator process: files, sockets and the clock around the core.
 //!
 //! One mutex holds the core. Whoever brings an input (a connection's worker, the journal thread,
-//! the timer, an order's reply) takes it, calls the core, and passes on what the core wants done.
+//! the timer, an order's reply, another coordinator) takes it, calls the core, and passes on what the core wants done.
 //! The journal is synced on a thread of its own, so that nobody waits for the disk but the answers
 //! that depend on it.
 //!
@@ -10,9 +10,11 @@
 //! 2. After an error of the disk nothing is persisted or answered any more: the process ends.
 
 pub mod files;
+mod group_service;
 mod hub;
 mod journal_thread;
 mod orders;
+mod peers;
 mod service;
 
 use std::future::Future;
@@ -22,14 +24,18 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use paxos::limits::Timing;
+use paxos::{Record, Snapshot, Stored};
 use ramkeep_rpc::{Address, BindError, Identity, PollMode, Router, Serving, WorkerPool, clock};
 use ramkeep_wire::coordinator::Settings;
 use ramkeep_wire::envelope::Kind;
 use ramkeep_wire::hello::SharedKey;
-use ramkeep_wire::{ClusterId, Party, PeerId};
+use ramkeep_wire::{Party, PeerId, postcards};
 
-use crate::core::{Config, Coordinator, Output, RecoverError};
-use files::{Files, FilesError};
+use crate::consensus::Unreadable;
+use crate::core::{Config, Coordinator, RecoverError};
+use files::{Files, FilesError, Recovered};
+use group_service::GroupService;
 use hub::Hub;
 use service::RequestService;
 
@@ -45,6 +51,11 @@ pub struct ShellConfig {
     pub directory: PathBuf,
     /// Which peer it is.
     pub peer: PeerId,
+    /// The coordinators that form a group, this one among them; or, for one that joins, those that
+    /// are there. Empty: this one alone.
+    pub peers: Vec<(PeerId, Address)>,
+    /// The times of the group.
+    pub timing: Timing,
     /// The cluster's shared key.
     pub key: Option<SharedKey>,
     /// Constants of the cluster, in case this start makes it.
@@ -68,9 +79,12 @@ pub enum ShellError {
     /// The address can't be listened at.
     #[error(transparent)]
     Bind(#[from] BindError),
-    /// The settings make no cluster.
-    #[error("these settings make no cluster: {0}")]
-    Settings(String),
+    /// Another coordinator took this one's place.
+    #[error("another coordinator took this one's place; its directory is of no more use")]
+    Removed,
+    /// The group has decided what this build can't read.
+    #[error(transparent)]
+    Unreadable(#[from] Unreadable),
     /// The system gives no thread or no random bytes.
     #[error("the system refuses: {0}")]
     System(#[from] io::Error),
@@ -82,48 +96,35 @@ pub struct Running {
     pool: WorkerPool,
     serving: Serving,
     journal: JoinHandle<()>,
-    cluster: ClusterId,
 }
 
 impl Running {
-    /// Recovers what the directory holds, begins to lead and listens.
+    /// Recovers what the directory holds, listens, and takes part in the group.
     ///
     /// # Errors
     /// When the directory, the address or the system don't allow it.
     pub fn start(config: &ShellConfig) -> Result<Self, ShellError> {
+        let config = &with_port(config)?;
         let (core, files) = recover(config)?;
-        let Some(constants) = core.state().constants().cloned() else {
-            return Err(ShellError::Settings(format!("{:?}", config.settings)));
-        };
-        if constants.settings != config.settings {
-            tracing::warn!(kept = ?constants.settings, asked = ?config.settings,
-                "the cluster exists with other settings, which stay as they are");
-        }
-        let cluster = constants.cluster;
-        let identity = Identity::new(config.key.clone())
-            .with_party(Party::coordinator(config.peer))
-            .with_cluster(cluster);
+        let identity =
+            Identity::new(config.key.clone()).with_party(Party::coordinator(config.peer));
         let pool = WorkerPool::start(1, PollMode::Never)?;
         let (hub, jobs) = Hub::new(core, identity.clone(), pool.runtime().clone());
-        let journal = journal_thread::start(files, jobs, hub.clone())?;
         let requests = Arc::new(RequestService::new(hub.clone()));
-        let router = Router::new().route(&[Kind::CoordinatorRequest], requests);
-        let serving = match pool.serve(&config.listen, &identity, router) {
-            Ok(serving) => serving,
-            Err(error) => {
-                hub.close_journal();
-                return Err(error.into());
-            }
-        };
-        hub.announce(serving.address().to_string());
+        let group = Arc::new(GroupService::new(hub.clone()));
+        let router = Router::new()
+            .route(&[Kind::CoordinatorRequest], requests)
+            .route(&[Kind::Group], group);
+        let serving = pool.serve(&config.listen, &identity, router)?;
+        let journal = journal_thread::start(files, jobs, hub.clone())?;
+        hub.begin();
         pool.runtime().spawn(hub::tick(hub.clone()));
-        tracing::info!(address = %serving.address(), %cluster, "coordinator listens");
+        tracing::info!(address = %serving.address(), "coordinator listens");
         Ok(Self {
             hub,
             pool,
             serving,
             journal,
-            cluster,
         })
     }
 
@@ -133,12 +134,6 @@ impl Running {
         self.serving.address()
     }
 
-    /// Which cluster it coordinates.
-    #[must_use]
-    pub fn cluster(&self) -> ClusterId {
-        self.cluster
-    }
-
     /// Serves until `stop` is ready, then stops in order.
     ///
     /// # Errors
@@ -146,7 +141,7 @@ impl Running {
     pub async fn run_until(self, stop: impl Future<Output = ()>) -> Result<(), ShellError> {
         let outcome = tokio::select! {
             () = stop => Ok(()),
-            error = self.hub.failed() => Err(error.into()),
+            error = self.hub.failed() => Err(error),
         };
         self.serving.stop(STOP_GRACE).await;
         self.hub.close_journal();
@@ -166,37 +161,60 @@ pub async fn run(config: &ShellConfig, stop: impl Future<Output = ()>) -> Result
     Running::start(config)?.run_until(stop).await
 }
 
-/// The core as the directory has it, leading already: nothing is listened at before.
+/// The same with a free port in the place of port 0: the group must know where this one is.
+fn with_port(config: &ShellConfig) -> Result<ShellConfig, ShellError> {
+    let mut config = config.clone();
+    if let Address::Tcp { host, port: 0 } = &config.listen {
+        let free = std::net::TcpListener::bind((host.as_str(), 0))?.local_addr()?;
+        config.listen = Address::Tcp {
+            host: host.clone(),
+            port: free.port(),
+        };
+    }
+    if config.peers.is_empty() {
+        config.peers = vec![(config.peer, config.listen.clone())];
+    }
+    Ok(config)
+}
+
+/// The core as the directory has it.
 fn recover(config: &ShellConfig) -> Result<(Coordinator, Files), ShellError> {
-    let (mut files, recovered) = Files::open(&config.directory, config.peer, random()?)?;
+    let (files, recovered) = Files::open(&config.directory, config.peer, random()?)?;
+    let peers = config.peers.iter();
     let core_config = Config {
         peer: config.peer,
+        incarnation: files.incarnation(),
         address: config.listen.to_string(),
+        peers: peers.map(|(id, at)| (*id, at.to_string())).collect(),
         settings: config.settings.clone(),
+        timing: config.timing,
         entropy: random()?,
     };
-    let snapshot = recovered.snapshot.as_ref();
-    let snapshot = snapshot.map(|(index, bytes)| (*index, bytes.as_slice()));
-    let mut core =
-        Coordinator::recover(core_config, snapshot, recovered.records).map_err(|error| {
-            ShellError::Recover {
-                directory: config.directory.clone(),
-                error,
-            }
+    let core = stored(&recovered)
+        .and_then(|stored| Coordinator::new(clock::now(), core_config, stored))
+        .map_err(|error| ShellError::Recover {
+            directory: config.directory.clone(),
+            error,
         })?;
-    core.start(clock::now());
-    while let Some(output) = core.poll_output() {
-        match output {
-            Output::Persist { index, bytes } => {
-                files.append(index, &bytes)?;
-                core.handle_persisted(clock::now(), index);
-            }
-            Output::Snapshot { index, bytes } => files.snapshot(index, &bytes)?,
-            // Nobody has asked yet, and orders are repeated.
-            Output::Reply { .. } | Output::Order { .. } => {}
-        }
-    }
     Ok((core, files))
+}
+
+/// What the files held, as the group has it.
+fn stored(recovered: &Recovered) -> Result<Stored, RecoverError> {
+    fn read<T: serde::de::DeserializeOwned>(what: &str, bytes: &[u8]) -> Result<T, RecoverError> {
+        postcards::decode(bytes).map_err(|why| RecoverError::Unreadable {
+            what: what.to_owned(),
+            why: why.to_string(),
+        })
+    }
+    let snapshot = recovered.snapshot.as_ref();
+    let snapshot = snapshot.map(|bytes| read::<Snapshot>("the snapshot", bytes));
+    let records = recovered.records.iter();
+    let records = records.map(|bytes| read::<Record>("a record of the journal", bytes));
+    Ok(Stored {
+        snapshot: snapshot.transpose()?,
+        records: records.collect::<Result<_, _>>()?,
+    })
 }
 
 fn random<const N: usize>() -> io::Result<[u8; N]> {

@@ -7,14 +7,15 @@
 //! 3. The tablets of a table cover all hashes, each once.
 //! 4. Nothing changes on behalf of a server decided crashed (SAFETY 4).
 //! 5. Whatever the server list shows grows its version; so do tables and tablets with theirs.
-//! 6. A refused command changes nothing.
+//! 6. A refused command changes nothing, but for the result that is kept of it.
 
 mod clients;
 mod servers;
 mod tables;
 
-use ramkeep_wire::coordinator::{Refused, ServerList, Settings, TabletMap};
-use ramkeep_wire::{Ballot, ClusterId, ListVersion, MapVersion, ServerId, TableId};
+use paxos::sessions::{Admission, Sessions};
+use ramkeep_wire::coordinator::{Once, Refused, ServerList, Settings, TabletMap};
+use ramkeep_wire::{Ballot, ClientId, ClusterId, ListVersion, MapVersion, ServerId, TableId};
 use serde::{Deserialize, Serialize};
 
 use crate::command::{Applied, Command, Outcome};
@@ -42,6 +43,8 @@ pub struct State {
     servers: Servers,
     tables: Tables,
     clients: Clients,
+    /// What came of the requests that clients may repeat.
+    results: Sessions<ClientId, Outcome>,
 }
 
 impl State {
@@ -57,9 +60,13 @@ impl State {
             Command::DeclareCrashed { server } => self.declare_crashed(*server),
             Command::Fenced { server } => self.fenced(*server),
             Command::ServerReady { server } => self.server_ready(*server),
-            Command::CreateTable { name } => self.create_table(name),
+            Command::CreateTable { name, once } => {
+                self.run_once(*once, |state| state.create_table(name))
+            }
             Command::TabletsTaken { owner, taken } => self.tablets_taken(*owner, taken),
-            Command::DropTable { name } => self.drop_table(name),
+            Command::DropTable { name, once } => {
+                self.run_once(*once, |state| state.drop_table(name))
+            }
             Command::TableDropped { table, owner } => self.table_dropped(*table, *owner),
             Command::RecordEpoch {
                 master,
@@ -75,8 +82,28 @@ impl State {
             Command::OpenClientLease { nonce } => self.clients.open(*nonce).map(Applied::Client),
             Command::ExpireClientLease { client } => {
                 self.clients.expire(*client);
+                self.results.expire(client);
                 Ok(Applied::Done)
             }
+        }
+    }
+
+    /// Runs a client's request unless it ran before; then what came of it comes again.
+    fn run_once(&mut self, once: Option<Once>, run: impl FnOnce(&mut Self) -> Outcome) -> Outcome {
+        let Some(once) = once else { return run(self) };
+        if !self.clients.holds(once.client) {
+            return Err(Refused::Unknown);
+        }
+        match self.results.admit(once.client, once.sequence, once.acked) {
+            Admission::Run => {
+                let outcome = run(self);
+                let kept = outcome.clone();
+                self.results.finish(&once.client, once.sequence, kept);
+                outcome
+            }
+            Admission::Replay(outcome) => outcome,
+            Admission::Stale => Err(Refused::Invalid("its result was received before".into())),
+            Admission::Full => Err(Refused::Limit("results that were not acknowledged".into())),
         }
     }
 

@@ -51,16 +51,22 @@ pub struct Timing {
 
 impl Default for Timing {
     fn default() -> Self {
-        Self {
-            heartbeat: Duration::from_millis(40),
-            lease: Duration::from_millis(200),
-            election: Duration::from_millis(250),
-            retry: Duration::from_millis(80),
-        }
+        Self::of_election(Duration::from_millis(250))
     }
 }
 
 impl Timing {
+    /// Times in proportion to an election timeout.
+    #[must_use]
+    pub fn of_election(election: Duration) -> Self {
+        Self {
+            heartbeat: election * 4 / 25,
+            lease: election * 4 / 5,
+            election,
+            retry: election * 8 / 25,
+        }
+    }
+
     /// How long one who granted a lease keeps to it, on its own clock.
     #[must_use]
     pub fn grant(&self) -> Duration {

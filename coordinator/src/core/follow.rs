@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use ramkeep_wire::coordinator::Roles;
-use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::order::{Command as OrderCommand, Order, TabletGrant};
 use ramkeep_wire::{ListVersion, LogPosition, Micros, ServerId, TableId};
 
@@ -12,7 +11,7 @@ use super::duties::{self, Duty};
 use super::waiting::Settled;
 use super::{Coordinator, Origin, Output};
 use crate::command::Command;
-use crate::limits::{LEASE_CHECK, PAUSE_SEEN};
+use crate::limits::{EXPIRED_AT_ONCE, LEASE_CHECK, PAUSE_SEEN};
 
 const CLOCK_RATE_PARTS: u32 = ramkeep_wire::limits::CLOCK_RATE_PARTS as u32;
 
@@ -24,6 +23,13 @@ impl Coordinator {
 
     /// Brings everything outside in line with the state. Every input ends here.
     pub(super) fn settle(&mut self) {
+        self.take_events();
+        self.act();
+        // What was proposed just now may be decided already.
+        self.take_events();
+    }
+
+    fn act(&mut self) {
         if self.leads() {
             let versions = (self.state.list_version(), self.state.map_version());
             if self.followed != versions {
@@ -36,13 +42,6 @@ impl Coordinator {
                 self.look();
             }
         }
-        if let Some((index, bytes)) = self.consensus.poll_persist() {
-            self.unsaved += bytes.len();
-            self.outputs.push_back(Output::Persist { index, bytes });
-            if mutants::active(Mutant::AnswerBeforeSync) {
-                self.persisted(index);
-            }
-        }
     }
 
     fn look(&mut self) {
@@ -50,6 +49,7 @@ impl Coordinator {
         while std::mem::take(&mut self.look) {
             self.settle_waiting();
         }
+        self.settle_replacing();
         self.judge();
         self.fence();
         self.expire_leases();
@@ -110,7 +110,7 @@ impl Coordinator {
         for settled in self.waiting.settle(self.now, &self.state) {
             match settled {
                 Settled::Answer(token, answer) => self.reply(token, answer),
-                Settled::Create(token, name) => self.create_table(token, name),
+                Settled::Create(token, name, once) => self.create_table(token, name, once),
             }
         }
     }
@@ -141,7 +141,7 @@ impl Coordinator {
                 self.order(owner, OrderCommand::DropTable(*table));
             }
         }
-        self.propose(Command::TabletsTaken { owner, taken }, Origin::Own);
+        self.propose(&Command::TabletsTaken { owner, taken }, Origin::Own);
     }
 
     fn judge(&mut self) {
@@ -168,7 +168,7 @@ impl Coordinator {
             self.order(server, OrderCommand::Probe);
         }
         for server in dead {
-            self.propose(Command::DeclareCrashed { server }, Origin::Crash(server));
+            self.propose(&Command::DeclareCrashed { server }, Origin::Crash(server));
         }
     }
 
@@ -195,7 +195,7 @@ impl Coordinator {
             if at <= self.now && at != Micros(u64::MAX) {
                 // Proposed once: the command's decision takes the entry out.
                 self.fences.insert(server, Micros(u64::MAX));
-                self.propose(Command::Fenced { server }, Origin::Own);
+                self.propose(&Command::Fenced { server }, Origin::Own);
             }
         }
     }
@@ -217,10 +217,11 @@ impl Coordinator {
         self.leases_checked = self.now;
         let now = self.now;
         let over = self.leases.iter().filter(|(_, until)| **until <= now);
+        let over = over.take(EXPIRED_AT_ONCE);
         for client in over.map(|(client, _)| *client).collect::<Vec<_>>() {
             // From here on a renewal is refused: the lease's end is as good as decided.
             self.leases.remove(&client);
-            self.propose(Command::ExpireClientLease { client }, Origin::Own);
+            self.propose(&Command::ExpireClientLease { client }, Origin::Own);
         }
     }
 

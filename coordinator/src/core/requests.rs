@@ -1,14 +1,14 @@
 //! Requests and their answers.
 
 use ramkeep_wire::coordinator::{
-    Answer, ClusterStatus, CoordinatorReport, Heartbeat, Refused, Request, ServerReport,
+    Answer, ClusterStatus, CoordinatorReport, Heartbeat, Once, Refused, Request, ServerReport,
     ServerState,
 };
 use ramkeep_wire::limits::{MAX_PAYLOAD, MAX_REPLICAS, MAX_TABLE_NAME};
-use ramkeep_wire::{ClientId, Micros, Party, ServerId, TableId};
+use ramkeep_wire::{ClientId, Micros, Party, PeerId, ServerId, TableId};
 
 use super::waiting::Wanted;
-use super::{Coordinator, Origin};
+use super::{Coordinator, Origin, Replacing};
 use crate::command::Command;
 use crate::limits::CLIENT_LEASE;
 use crate::state::check_enlist;
@@ -18,7 +18,7 @@ impl Coordinator {
     pub fn handle_request(&mut self, now: Micros, from: Party, token: u64, request: Request) {
         self.wake(now);
         if !self.leads() {
-            self.refuse(token, self.not_leader());
+            self.redirect(token);
         } else if let Err(why) = speaks_for_itself(from, &request) {
             self.refuse(token, why);
         } else {
@@ -27,19 +27,12 @@ impl Coordinator {
         self.settle();
     }
 
-    fn not_leader(&self) -> Refused {
-        Refused::NotLeader {
-            leader: None,
-            coordinators: vec![self.config.address.clone()],
-        }
-    }
-
     fn request(&mut self, token: u64, request: Request) {
         match request {
             Request::Heartbeat(report) => self.heartbeat(token, report),
             Request::Suspect { server, by } => self.suspect(token, server, by),
             Request::RenewClientLease { client } => self.renew(token, client),
-            Request::CreateTable { name, .. } => self.create_table(token, name),
+            Request::CreateTable { name, once } => self.create_table(token, name, once),
             Request::Map { known } => {
                 let newer = known != self.state.map_version();
                 let map = newer.then(|| self.state.tablet_map());
@@ -51,12 +44,13 @@ impl Coordinator {
                 self.reply(token, Answer::Servers(list));
             }
             Request::Status => self.status(token),
-            Request::CloseClientLease { .. } | Request::ReplaceCoordinator { .. } => {
-                self.refuse(token, Refused::Unknown);
+            Request::ReplaceCoordinator { lost, by } => {
+                self.replace(Replacing { token, lost, by });
             }
             Request::Enlist(_)
             | Request::RecordEpoch { .. }
             | Request::OpenClientLease { .. }
+            | Request::CloseClientLease { .. }
             | Request::DropTable { .. } => self.propose_request(token, request),
         }
     }
@@ -85,24 +79,31 @@ impl Coordinator {
                 backups,
             },
             Request::OpenClientLease { nonce } => Command::OpenClientLease { nonce },
-            Request::DropTable { name, .. } => Command::DropTable { name },
-            Request::CreateTable { name, .. } => {
-                let command = Command::CreateTable { name: name.clone() };
-                return self.propose(command, Origin::Create(token, name));
+            Request::CloseClientLease { client } => {
+                self.leases.remove(&client);
+                Command::ExpireClientLease { client }
+            }
+            Request::DropTable { name, once } => Command::DropTable { name, once },
+            Request::CreateTable { name, once } => {
+                let command = Command::CreateTable {
+                    name: name.clone(),
+                    once,
+                };
+                return self.propose(&command, Origin::Create(token, name, once));
             }
             _ => return self.refuse(token, Refused::Invalid("this needs no command".into())),
         };
-        self.propose(command, Origin::Request(token));
+        self.propose(&command, Origin::Request(token));
     }
 
-    pub(super) fn create_table(&mut self, token: u64, name: String) {
+    pub(super) fn create_table(&mut self, token: u64, name: String, once: Option<Once>) {
         if name.is_empty() || name.len() > MAX_TABLE_NAME {
             return self.refuse(token, Refused::TableName);
         }
         let known = self.state.tables().by_name(&name);
         match known.map(|record| (record.dropping.is_some(), record.table.table)) {
-            None => self.propose_request(token, Request::CreateTable { name, once: None }),
-            Some((true, _)) => self.wait(token, Wanted::Room(name)),
+            None => self.propose_request(token, Request::CreateTable { name, once }),
+            Some((true, _)) => self.wait(token, Wanted::Room(name, once)),
             Some((false, table)) => self.wait_for_table(token, table),
         }
     }
@@ -138,7 +139,7 @@ impl Coordinator {
         if ready {
             self.reported.entry(server).or_default().ready = true;
             let command = Command::ServerReady { server };
-            self.propose(command, Origin::Report(server));
+            self.propose(&command, Origin::Report(server));
         }
         if let Some((segment, epoch)) = floor {
             self.reported.entry(server).or_default().floor = floor;
@@ -147,7 +148,7 @@ impl Coordinator {
                 segment,
                 epoch,
             };
-            self.propose(command, Origin::Report(server));
+            self.propose(&command, Origin::Report(server));
         }
         self.reply(token, Answer::Heard { list });
     }
@@ -188,19 +189,43 @@ impl Coordinator {
             settings: constants.settings.clone(),
             list: self.state.server_list(),
         };
-        self.reply(token, answer);
+        self.reply_decided(token, answer);
     }
 
     pub(super) fn answer_lease(&mut self, token: u64, client: ClientId) {
         self.leases.insert(client, self.now + CLIENT_LEASE);
         self.look = true;
         let lease_us = u64::try_from(CLIENT_LEASE.as_micros()).unwrap_or(u64::MAX);
-        self.reply(token, Answer::ClientLease { client, lease_us });
+        self.reply_decided(token, Answer::ClientLease { client, lease_us });
+    }
+
+    /// The members of the group, then those who only learn.
+    fn coordinators(&self) -> Vec<CoordinatorReport> {
+        let node = self.consensus.node();
+        let micros = |silent: std::time::Duration| u64::try_from(silent.as_micros()).ok();
+        let members = node.members().into_iter().map(|member| CoordinatorReport {
+            peer: PeerId(member.member.id.0),
+            address: member.member.address,
+            member: true,
+            decided: member.decided.map(|slot| slot.0),
+            silent_us: member.silent.and_then(micros),
+        });
+        let learners = node
+            .learners()
+            .into_iter()
+            .map(|learner| CoordinatorReport {
+                peer: PeerId(learner.id.0),
+                address: learner.address,
+                member: false,
+                decided: Some(learner.decided.0),
+                silent_us: micros(learner.silent),
+            });
+        members.chain(learners).collect()
     }
 
     fn status(&mut self, token: u64) {
         let Some(constants) = self.state.constants() else {
-            return self.refuse(token, self.not_leader());
+            return self.redirect(token);
         };
         let entries = self.state.servers().entries();
         let servers = entries.map(|entry| ServerReport {
@@ -214,14 +239,8 @@ impl Coordinator {
             cluster: constants.cluster,
             settings: constants.settings.clone(),
             leader: self.config.peer,
-            decided: self.consensus.decided(),
-            coordinators: vec![CoordinatorReport {
-                peer: self.config.peer,
-                address: self.config.address.clone(),
-                member: true,
-                decided: Some(self.consensus.decided()),
-                silent_us: Some(0),
-            }],
+            decided: self.consensus.node().decided().0,
+            coordinators: self.coordinators(),
             servers: servers.collect(),
             tables: self
                 .state

@@ -1,6 +1,6 @@
 //! Requests whose answer waits for owners to confirm.
 
-use ramkeep_wire::coordinator::{Answer, Refused};
+use ramkeep_wire::coordinator::{Answer, Once, Refused};
 use ramkeep_wire::{Micros, TableId};
 
 use crate::limits::{MAX_WAITING, WAIT_MOST};
@@ -10,7 +10,7 @@ use crate::state::State;
 #[derive(Clone, Debug)]
 pub(super) enum Wanted {
     /// A table that is being dropped to be gone, so that one of its name can be made.
-    Room(String),
+    Room(String, Option<Once>),
     /// A table to be served.
     Served(TableId),
     /// A table to be gone.
@@ -23,7 +23,7 @@ pub(super) enum Settled {
     /// Answer it.
     Answer(u64, Answer),
     /// Try again to make the table.
-    Create(u64, String),
+    Create(u64, String, Option<Once>),
 }
 
 #[derive(Debug)]
@@ -68,6 +68,12 @@ impl Waiting {
         settled
     }
 
+    /// All who wait, who wait no more.
+    pub(super) fn give_up(&mut self) -> Vec<u64> {
+        let all = std::mem::take(&mut self.all);
+        all.into_iter().map(|waiter| waiter.token).collect()
+    }
+
     /// When the first has waited too long.
     pub(super) fn due(&self) -> Option<Micros> {
         self.all.iter().map(|waiter| waiter.until).min()
@@ -77,11 +83,11 @@ impl Waiting {
 fn settle(waiter: &Waiter, state: &State) -> Option<Settled> {
     let token = waiter.token;
     match &waiter.wanted {
-        Wanted::Room(name) => {
+        Wanted::Room(name, once) => {
             let record = state.tables().by_name(name);
             record
                 .is_none_or(|record| record.dropping.is_none())
-                .then(|| Settled::Create(token, name.clone()))
+                .then(|| Settled::Create(token, name.clone(), *once))
         }
         Wanted::Served(table) => match state.table(*table) {
             // A table with a crashed owner is answered as it stands: there is nothing to wait for.

@@ -2,18 +2,20 @@
 //!
 //! ```text
 //! lock       held exclusively for life, so that two processes never share a journal
-//! journal    header and records; made anew after each snapshot
+//! journal    header, records, and space for more; made anew after each snapshot
 //! snapshot   the state as of some slot; replaced whole
 //! ```
 //! # Invariants
 //! 1. A file is replaced by writing another, syncing it, renaming it over and syncing the
 //!    directory: at every instant one whole version of each is there.
-//! 2. The journal is made anew only after the snapshot that covers its records is safe.
-//! 3. `append` returns when the record is on the disk for good.
+//! 2. The journal is made anew only after the snapshot that covers its records is safe, with all
+//!    records that still count in it from the first moment.
+//! 3. `append` returns when the records are on the disk for good.
 //! 4. After an error nothing more is written: what the disk then holds is not known.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use ramkeep_wire::PeerId;
@@ -24,6 +26,8 @@ use crate::journal::{self, JournalError, Owner};
 const LOCK: &str = "lock";
 const JOURNAL: &str = "journal";
 const SNAPSHOT: &str = "snapshot";
+/// Bytes of a journal that are made ahead of its records.
+const SPACE_AHEAD: usize = if cfg!(test) { 4 << 10 } else { 1 << 20 };
 /// Largest file that is read back.
 const MAX_FILE: u64 = 2 << 30;
 
@@ -68,10 +72,10 @@ pub enum FilesError {
 /// What a directory held.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Recovered {
-    /// The last snapshot with its slot.
-    pub snapshot: Option<(u64, Vec<u8>)>,
-    /// The records, in order.
-    pub records: Vec<(u64, Vec<u8>)>,
+    /// The payload of the last snapshot.
+    pub snapshot: Option<Vec<u8>>,
+    /// The payloads of the records, in order. Some of them may be older than the snapshot.
+    pub records: Vec<Vec<u8>>,
 }
 
 /// A peer's directory, open and locked.
@@ -80,6 +84,12 @@ pub struct Files {
     directory: PathBuf,
     owner: Owner,
     journal: File,
+    /// Index of the last record.
+    last: u64,
+    /// Where the next record goes.
+    end: u64,
+    /// Up to where the file has space.
+    space: u64,
     buffer: Vec<u8>,
     failed: bool,
     _lock: File,
@@ -110,10 +120,9 @@ impl Files {
                 peer,
                 incarnation: fresh,
             };
-            return Ok((
-                Self::begin(directory, owner, 0, lock)?,
-                Recovered::default(),
-            ));
+            replace(directory, JOURNAL, &journal::header(owner, 0))?;
+            let files = Self::with_journal(directory, owner, (0, journal::HEADER_LEN), lock)?;
+            return Ok((files, Recovered::default()));
         };
         let read = bad(&path, journal::read(&bytes))?;
         check_owner(&path, peer, None, read.owner)?;
@@ -124,81 +133,110 @@ impl Files {
         if read.after > covered {
             return Err(FilesError::Missing(snapshot_path));
         }
+        if read.torn > 0 {
+            tracing::warn!(path = %path.display(), bytes = read.torn, kept = read.records.len(),
+                "cut off a torn record that was never reported as written");
+        }
         let last = read.after + read.records.len() as u64;
-        let files = if snapshot.is_some() && last <= covered {
-            // Killed between a snapshot and the new journal.
-            Self::begin(directory, read.owner, covered, lock)?
-        } else {
-            Self::go_on(directory, &read, lock)?
-        };
+        let files = Self::with_journal(directory, read.owner, (last, read.whole), lock)?;
         let recovered = Recovered {
-            snapshot: snapshot.map(|(_, index, bytes)| (index, bytes.to_vec())),
-            records: read.records,
+            snapshot: snapshot.map(|(.., bytes)| bytes.to_vec()),
+            records: read.records.into_iter().map(|(_, record)| record).collect(),
         };
         Ok((files, recovered))
     }
 
-    fn begin(directory: &Path, owner: Owner, after: u64, lock: File) -> Result<Self, FilesError> {
-        replace(directory, JOURNAL, &journal::header(owner, after))?;
-        Self::with_journal(directory, owner, lock)
+    /// Whose directory it is.
+    #[must_use]
+    pub fn incarnation(&self) -> [u8; 16] {
+        self.owner.incarnation
     }
 
-    fn go_on(directory: &Path, read: &journal::Journal, lock: File) -> Result<Self, FilesError> {
-        let files = Self::with_journal(directory, read.owner, lock)?;
-        if read.torn > 0 {
-            let path = directory.join(JOURNAL);
-            tracing::warn!(path = %path.display(), bytes = read.torn, kept = read.records.len(),
-                "cut off a torn record that was never reported as written");
-            let cut = files.journal.set_len(read.whole as u64);
-            io_at(&path, cut.and_then(|()| files.journal.sync_all()))?;
-        }
-        Ok(files)
-    }
-
-    fn with_journal(directory: &Path, owner: Owner, lock: File) -> Result<Self, FilesError> {
-        Ok(Self {
+    /// Goes on after the `last` record, which ends at byte `end`.
+    fn with_journal(
+        directory: &Path,
+        owner: Owner,
+        (last, end): (u64, usize),
+        lock: File,
+    ) -> Result<Self, FilesError> {
+        let mut files = Self {
             journal: open_journal(directory)?,
             directory: directory.to_owned(),
             owner,
+            last,
+            end: end as u64,
+            space: 0,
             buffer: Vec::new(),
             failed: false,
             _lock: lock,
-        })
+        };
+        files.begin_at_end()?;
+        Ok(files)
     }
 
-    /// Writes a record and waits until the disk has it.
-    pub fn append(&mut self, index: u64, payload: &[u8]) -> Result<(), FilesError> {
-        self.guarded(|files| files.try_append(index, payload))
+    /// Cuts off what is after the last record, and makes space.
+    fn begin_at_end(&mut self) -> Result<(), FilesError> {
+        self.space = self.end;
+        let cut = self.journal.set_len(self.end);
+        io_at(&self.directory.join(JOURNAL), cut)?;
+        self.make_space(0)?;
+        let synced = self.journal.sync_all();
+        io_at(&self.directory.join(JOURNAL), synced)
     }
 
-    fn try_append(&mut self, index: u64, payload: &[u8]) -> Result<(), FilesError> {
+    /// Writes zeros ahead, for `needed` bytes at least: records written over them change nothing
+    /// but data, and a sync of data alone is the cheaper one.
+    fn make_space(&mut self, needed: usize) -> Result<(), FilesError> {
+        let wanted = self.end + needed as u64;
+        if wanted <= self.space && self.space > self.end {
+            return Ok(());
+        }
+        let zeros = vec![0; SPACE_AHEAD + needed];
+        let written = self.journal.write_all_at(&zeros, self.space);
+        io_at(&self.directory.join(JOURNAL), written)?;
+        self.space += zeros.len() as u64;
+        Ok(())
+    }
+
+    /// Writes records and waits until the disk has them: one sync for all.
+    pub fn append(&mut self, payloads: &[Vec<u8>]) -> Result<(), FilesError> {
+        self.guarded(|files| files.try_append(payloads))
+    }
+
+    fn try_append(&mut self, payloads: &[Vec<u8>]) -> Result<(), FilesError> {
         let path = self.directory.join(JOURNAL);
         self.buffer.clear();
-        bad(
-            &path,
-            journal::append_record(&mut self.buffer, index, payload),
-        )?;
-        io_at(&path, self.journal.write_all(&self.buffer))?;
-        io_at(&path, self.journal.sync_data())
-    }
-
-    /// Keeps a snapshot of the state after slot `index`, and begins a new journal after it. All
-    /// records appended so far must be covered by it.
-    pub fn snapshot(&mut self, index: u64, payload: &[u8]) -> Result<(), FilesError> {
-        self.guarded(|files| files.try_snapshot(index, payload))
-    }
-
-    fn try_snapshot(&mut self, index: u64, payload: &[u8]) -> Result<(), FilesError> {
-        let bytes = journal::snapshot(self.owner, index, payload);
-        let bytes = bad(&self.directory.join(SNAPSHOT), bytes)?;
-        replace(&self.directory, SNAPSHOT, &bytes)?;
-        replace(
-            &self.directory,
-            JOURNAL,
-            &journal::header(self.owner, index),
-        )?;
-        self.journal = open_journal(&self.directory)?;
+        for (index, payload) in (self.last + 1..).zip(payloads) {
+            let appended = journal::append_record(&mut self.buffer, index, payload);
+            bad(&path, appended)?;
+        }
+        self.make_space(self.buffer.len())?;
+        io_at(&path, self.journal.write_all_at(&self.buffer, self.end))?;
+        io_at(&path, self.journal.sync_data())?;
+        self.last += payloads.len() as u64;
+        self.end += self.buffer.len() as u64;
         Ok(())
+    }
+
+    /// Keeps a snapshot, and begins a new journal with `records`: all that still counts.
+    pub fn snapshot(&mut self, payload: &[u8], records: &[Vec<u8>]) -> Result<(), FilesError> {
+        self.guarded(|files| files.try_snapshot(payload, records))
+    }
+
+    fn try_snapshot(&mut self, payload: &[u8], records: &[Vec<u8>]) -> Result<(), FilesError> {
+        let path = self.directory.join(JOURNAL);
+        let mut bytes = journal::header(self.owner, self.last);
+        for (index, record) in (self.last + 1..).zip(records) {
+            bad(&path, journal::append_record(&mut bytes, index, record))?;
+        }
+        let snapshot = journal::snapshot(self.owner, self.last, payload);
+        let snapshot = bad(&self.directory.join(SNAPSHOT), snapshot)?;
+        replace(&self.directory, SNAPSHOT, &snapshot)?;
+        replace(&self.directory, JOURNAL, &bytes)?;
+        self.journal = open_journal(&self.directory)?;
+        self.last += records.len() as u64;
+        self.end = bytes.len() as u64;
+        self.begin_at_end()
     }
 
     fn guarded(
@@ -278,7 +316,7 @@ fn read_file(path: &Path) -> Result<Option<Vec<u8>>, FilesError> {
 
 fn open_journal(directory: &Path) -> Result<File, FilesError> {
     let path = directory.join(JOURNAL);
-    io_at(&path, OpenOptions::new().append(true).open(&path))
+    io_at(&path, OpenOptions::new().write(true).open(&path))
 }
 
 fn replace(directory: &Path, name: &str, bytes: &[u8]) -> Result<(), FilesError> {
@@ -330,18 +368,19 @@ mod tests {
         Files::open(directory, PEER, [5; 16])
     }
 
-    fn records(count: u64) -> Vec<(u64, Vec<u8>)> {
-        (1..=count)
-            .map(|index| (index, vec![index as u8; 9]))
-            .collect()
+    fn records(count: u64) -> Vec<Vec<u8>> {
+        (1..=count).map(|index| vec![index as u8; 9]).collect()
     }
 
     fn written(directory: &Path, count: u64) {
         let (mut files, recovered) = open(directory).unwrap();
-        let from = recovered.records.len() as u64;
-        for (index, payload) in records(count).split_off(from as usize) {
-            files.append(index, &payload).unwrap();
+        for record in &records(count)[recovered.records.len()..] {
+            files.append(std::slice::from_ref(record)).unwrap();
         }
+    }
+
+    fn kept(directory: &Path) -> Vec<Vec<u8>> {
+        open(directory).unwrap().1.records
     }
 
     #[test]
@@ -349,7 +388,21 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         written(directory.path(), 3);
         written(directory.path(), 5);
-        assert_eq!(open(directory.path()).unwrap().1.records, records(5));
+        assert_eq!(kept(directory.path()), records(5));
+        let incarnation = open(directory.path()).unwrap().0.incarnation();
+        let again = Files::open(directory.path(), PEER, [6; 16]).unwrap();
+        assert_eq!(again.0.incarnation(), incarnation);
+    }
+
+    #[test]
+    fn several_records_are_appended_at_once_and_beyond_the_space_made() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut files, _) = open(directory.path()).unwrap();
+        let large = vec![vec![7; SPACE_AHEAD / 2]; 7];
+        files.append(&large).unwrap();
+        files.append(&records(2)).unwrap();
+        drop(files);
+        assert_eq!(kept(directory.path()), [large, records(2)].concat());
     }
 
     #[test]
@@ -367,14 +420,20 @@ mod tests {
         written(directory.path(), 3);
         let path = directory.path().join(JOURNAL);
         let whole = std::fs::read(&path).unwrap();
-        for cut in HEADER_LEN..whole.len() {
+        let end = HEADER_LEN + 3 * 25;
+        for cut in HEADER_LEN..end {
             std::fs::write(&path, &whole[..cut]).unwrap();
-            let kept = open(directory.path()).unwrap().1.records;
-            assert_eq!(kept, records(kept.len() as u64));
-            assert_eq!(kept.len(), (cut - HEADER_LEN) / 25);
+            let found = kept(directory.path());
+            assert_eq!(found, records(found.len() as u64));
+            assert_eq!(found.len(), (cut - HEADER_LEN) / 25);
             // And writing goes on where the torn record was.
             written(directory.path(), 4);
-            assert_eq!(open(directory.path()).unwrap().1.records, records(4));
+            assert_eq!(kept(directory.path()), records(4));
+            // The same with the space behind it.
+            let mut torn = whole.clone();
+            torn[cut..].fill(0);
+            std::fs::write(&path, &torn).unwrap();
+            assert_eq!(kept(directory.path()), found);
         }
     }
 
@@ -394,16 +453,16 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_replaces_the_records_that_it_covers() {
+    fn a_snapshot_takes_the_place_of_the_records_before_it() {
         let directory = tempfile::tempdir().unwrap();
         written(directory.path(), 3);
         let (mut files, _) = open(directory.path()).unwrap();
-        files.snapshot(3, b"state").unwrap();
-        files.append(4, b"four").unwrap();
+        files.snapshot(b"state", &[b"kept".to_vec()]).unwrap();
+        files.append(&[b"next".to_vec()]).unwrap();
         drop(files);
         let (_, recovered) = open(directory.path()).unwrap();
-        assert_eq!(recovered.snapshot, Some((3, b"state".to_vec())));
-        assert_eq!(recovered.records, [(4, b"four".to_vec())]);
+        assert_eq!(recovered.snapshot, Some(b"state".to_vec()));
+        assert_eq!(recovered.records, [b"kept".to_vec(), b"next".to_vec()]);
     }
 
     #[test]
@@ -412,42 +471,37 @@ mod tests {
         written(directory.path(), 3);
         let old = std::fs::read(directory.path().join(JOURNAL)).unwrap();
         let (mut files, _) = open(directory.path()).unwrap();
-        files.snapshot(3, b"state").unwrap();
+        files.snapshot(b"state", &[b"kept".to_vec()]).unwrap();
         drop(files);
         std::fs::write(directory.path().join(JOURNAL), old).unwrap();
         let (mut files, recovered) = open(directory.path()).unwrap();
-        assert_eq!(recovered.snapshot, Some((3, b"state".to_vec())));
-        files.append(4, b"four").unwrap();
+        assert_eq!(recovered.snapshot, Some(b"state".to_vec()));
+        assert_eq!(recovered.records, records(3));
+        files.append(&records(4)[3..]).unwrap();
         drop(files);
-        assert_eq!(
-            open(directory.path()).unwrap().1.records,
-            [(4, b"four".to_vec())]
-        );
+        assert_eq!(kept(directory.path()), records(4));
     }
 
     #[test]
     fn after_an_error_nothing_more_is_written() {
         let directory = tempfile::tempdir().unwrap();
         let (mut files, _) = open(directory.path()).unwrap();
-        files.append(1, b"one").unwrap();
+        files.append(&records(1)).unwrap();
         let too_long = vec![0; crate::limits::MAX_RECORD + 1];
         assert!(matches!(
-            files.append(2, &too_long),
+            files.append(&[too_long]),
             Err(FilesError::Bad { .. })
         ));
         assert!(matches!(
-            files.append(2, b"two"),
+            files.append(&records(1)),
             Err(FilesError::Failed(_))
         ));
         assert!(matches!(
-            files.snapshot(1, b"state"),
+            files.snapshot(b"state", &[]),
             Err(FilesError::Failed(_))
         ));
         drop(files);
-        assert_eq!(
-            open(directory.path()).unwrap().1.records,
-            [(1, b"one".to_vec())]
-        );
+        assert_eq!(kept(directory.path()), records(1));
     }
 
     #[test]
@@ -457,7 +511,7 @@ mod tests {
         let other = Files::open(directory.path(), PeerId(2), [0; 16]);
         assert!(matches!(other, Err(FilesError::Foreign { .. })));
         let (mut files, _) = open(directory.path()).unwrap();
-        files.snapshot(3, b"state").unwrap();
+        files.snapshot(b"state", &[]).unwrap();
         drop(files);
         let snapshot = directory.path().join(SNAPSHOT);
         let bytes = std::fs::read(&snapshot).unwrap();

@@ -1,8 +1,10 @@
-//! The core behind its mutex, and the ways from it to sessions, servers and the journal.
+//! The core behind its mutex, and the ways from it to sessions, servers, peers and the journal.
 //!
 //! # Invariants
 //! 1. What the core wants done is passed on before the mutex is let go, so it happens in order.
 //! 2. A reply goes to the session that asked, with the correlation of its request, or nowhere.
+//! 3. A reply that counts while a lease runs is given only if a clock that is read after the core
+//!    made it says so.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,9 +20,10 @@ use ramkeep_wire::{ListVersion, Micros, ServerId, postcards};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
-use super::files::FilesError;
+use super::ShellError;
 use super::journal_thread::Job;
 use super::orders::{self, Post};
+use super::peers::Peers;
 use crate::core::{Coordinator, Output};
 
 /// Where a session's replies wait until its connection takes them.
@@ -44,6 +47,7 @@ struct Inner {
     asked: BTreeMap<u64, (u64, Header)>,
     posts: BTreeMap<ServerId, Arc<Post>>,
     posts_of: ListVersion,
+    peers: Peers,
     next: u64,
     /// When the timer will look next.
     armed: Option<Micros>,
@@ -56,9 +60,9 @@ pub(super) struct Hub {
     runtime: Handle,
     identity: Identity,
     timer: Notify,
-    /// The disk failed: whatever the core says from then on goes nowhere.
+    /// It can't go on: whatever the core says from then on goes nowhere.
     dead: AtomicBool,
-    failure: Mutex<Option<FilesError>>,
+    failure: Mutex<Option<ShellError>>,
     failed: Notify,
 }
 
@@ -76,6 +80,7 @@ impl Hub {
                 asked: BTreeMap::new(),
                 posts: BTreeMap::new(),
                 posts_of: ListVersion(0),
+                peers: Peers::default(),
                 next: 0,
                 armed: None,
             }),
@@ -94,8 +99,8 @@ impl Hub {
         &self.identity
     }
 
-    pub(super) fn announce(&self, address: String) {
-        self.inner.lock().core.announce(address);
+    pub(super) fn runtime(&self) -> &Handle {
+        &self.runtime
     }
 
     /// Gives the core an input, and passes on what follows.
@@ -103,6 +108,17 @@ impl Hub {
         let mut inner = self.inner.lock();
         input(&mut inner.core, clock::now());
         self.pass_on(&mut inner);
+    }
+
+    /// Passes on what the core wanted done when it was made.
+    pub(super) fn begin(self: &Arc<Self>) {
+        let mut inner = self.inner.lock();
+        self.pass_on(&mut inner);
+    }
+
+    /// Looks at the connections to the other coordinators.
+    pub(super) fn with_peers<T>(&self, look: impl FnOnce(&mut Peers) -> T) -> T {
+        look(&mut self.inner.lock().peers)
     }
 
     /// Makes room for a session's replies; the number is its name.
@@ -154,13 +170,36 @@ impl Hub {
             }
             match output {
                 // A journal thread that has ended has said why.
-                Output::Persist { index, bytes } => {
-                    let _ = self.jobs.send(Job::Persist { index, bytes });
+                Output::Persist { seq, records } => {
+                    let _ = self.jobs.send(Job::Persist { seq, records });
                 }
-                Output::Snapshot { index, bytes } => {
-                    let _ = self.jobs.send(Job::Snapshot { index, bytes });
+                Output::SaveSnapshot {
+                    seq,
+                    snapshot,
+                    records,
+                } => {
+                    let _ = self.jobs.send(Job::Snapshot {
+                        seq,
+                        snapshot,
+                        records,
+                    });
                 }
-                Output::Reply { token, response } => inner.reply(token, &response),
+                Output::Send { address, message } => inner.peers.send(self, address, &message),
+                Output::Reply {
+                    token,
+                    response,
+                    until,
+                } => {
+                    let late = until.is_some_and(|until| clock::now() >= until);
+                    let response = if late {
+                        inner.core.not_leader()
+                    } else {
+                        response
+                    };
+                    inner.reply(token, &response);
+                }
+                Output::Removed => self.fail(ShellError::Removed),
+                Output::Stop(why) => self.fail(why),
                 Output::Order {
                     server,
                     addresses,
@@ -176,21 +215,32 @@ impl Hub {
             }
         }
         inner.forget_posts();
+        self.know_cluster(inner);
         let due = inner.core.next_timeout();
         if due.is_some_and(|due| inner.armed.is_none_or(|armed| due < armed)) {
             self.timer.notify_one();
         }
     }
 
-    /// The disk failed.
-    pub(super) fn fail(&self, error: FilesError) {
+    /// Once there is a cluster, nobody of another is talked to.
+    fn know_cluster(&self, inner: &Inner) {
+        if let Some(constants) = inner.core.state().constants()
+            && self.identity.cluster() != constants.cluster
+        {
+            self.identity.set_cluster(constants.cluster);
+            tracing::info!(cluster = %constants.cluster, settings = ?constants.settings, "cluster");
+        }
+    }
+
+    /// This process can't go on.
+    pub(super) fn fail(&self, error: impl Into<ShellError>) {
         self.dead.store(true, Ordering::Release);
-        *self.failure.lock() = Some(error);
+        *self.failure.lock() = Some(error.into());
         self.failed.notify_one();
     }
 
-    /// Waits until the disk fails.
-    pub(super) async fn failed(&self) -> FilesError {
+    /// Waits until it can't go on.
+    pub(super) async fn failed(&self) -> ShellError {
         loop {
             self.failed.notified().await;
             if let Some(error) = self.failure.lock().take() {

@@ -1,28 +1,39 @@
 //! The thread that owns the files: it alone waits for the disk.
+//!
+//! # Invariants
+//! 1. Jobs are done in order. Records that wait together are written together, with one sync.
 
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::thread::JoinHandle;
 
-use super::files::Files;
+use paxos::{Record, Snapshot};
+use ramkeep_wire::postcards;
+
+use super::files::{Files, FilesError};
 use super::hub::Hub;
+
+/// Bytes of records that are written with one sync, unless one job alone has more.
+const MAX_TOGETHER: usize = 4 << 20;
 
 /// What it is asked to do, in order.
 pub(super) enum Job {
-    /// Write a record, and say when it is safe.
+    /// Write records, and say when they are safe.
     Persist {
-        /// Its slot.
-        index: u64,
-        /// Its payload.
-        bytes: Vec<u8>,
+        /// Names the job.
+        seq: u64,
+        /// What to write.
+        records: Vec<Record>,
     },
-    /// Keep a snapshot.
+    /// Keep a snapshot, with the records that count beside it; say when it is safe.
     Snapshot {
-        /// The slot that it ends with.
-        index: u64,
-        /// The state.
-        bytes: Vec<u8>,
+        /// Names the job.
+        seq: u64,
+        /// Replaces the last.
+        snapshot: Snapshot,
+        /// What begins the new journal.
+        records: Vec<Record>,
     },
     /// End.
     Close,
@@ -30,25 +41,72 @@ pub(super) enum Job {
 
 /// Starts it.
 pub(super) fn start(
-    mut files: Files,
+    files: Files,
     jobs: Receiver<Job>,
     hub: Arc<Hub>,
 ) -> io::Result<JoinHandle<()>> {
     let thread = std::thread::Builder::new().name("ramkeep-journal".into());
     thread.spawn(move || {
-        for job in jobs {
-            let outcome = match job {
-                Job::Persist { index, bytes } => files.append(index, &bytes).map(|()| {
-                    hub.input(|core, now| core.handle_persisted(now, index));
-                }),
-                Job::Snapshot { index, bytes } => files.snapshot(index, &bytes),
-                Job::Close => return,
-            };
-            if let Err(error) = outcome {
-                tracing::error!(%error, "the journal can't be written: this process ends");
-                hub.fail(error);
-                return;
-            }
+        if let Err(error) = run(files, &jobs, &hub) {
+            tracing::error!(%error, "the journal can't be written: this process ends");
+            hub.fail(error);
         }
     })
+}
+
+fn run(mut files: Files, jobs: &Receiver<Job>, hub: &Arc<Hub>) -> Result<(), FilesError> {
+    let mut next = None;
+    while let Some(job) = next.take().or_else(|| jobs.recv().ok()) {
+        match job {
+            Job::Persist { seq, records } => {
+                let mut batch = Batch::default();
+                batch.add(seq, &records);
+                next = batch.gather(jobs);
+                files.append(&batch.records)?;
+                hub.input(|core, now| core.handle_persisted(now, batch.seq));
+            }
+            Job::Snapshot {
+                seq,
+                snapshot,
+                records,
+            } => {
+                let records: Vec<_> = records.iter().map(postcards::encode).collect();
+                files.snapshot(&postcards::encode(&snapshot), &records)?;
+                hub.input(|core, now| core.handle_persisted(now, seq));
+            }
+            Job::Close => return Ok(()),
+        }
+    }
+    Ok(())
+}
+
+/// Records that are written together.
+#[derive(Default)]
+struct Batch {
+    /// Of the last job in it.
+    seq: u64,
+    records: Vec<Vec<u8>>,
+    bytes: usize,
+}
+
+impl Batch {
+    fn add(&mut self, seq: u64, records: &[Record]) {
+        self.seq = seq;
+        for record in records.iter().map(postcards::encode) {
+            self.bytes += record.len();
+            self.records.push(record);
+        }
+    }
+
+    /// Adds the records that wait by now. The job that comes after them, if one does.
+    fn gather(&mut self, jobs: &Receiver<Job>) -> Option<Job> {
+        while self.bytes < MAX_TOGETHER {
+            match jobs.try_recv() {
+                Ok(Job::Persist { seq, records }) => self.add(seq, &records),
+                Ok(other) => return Some(other),
+                Err(_) => return None,
+            }
+        }
+        None
+    }
 }

@@ -126,17 +126,23 @@ mod tests {
 
     /// A leader whose server list is about as long as any.
     fn core() -> Coordinator {
-        let mut core = Coordinator::new(Config {
+        let config = Config {
             peer: PeerId(1),
+            incarnation: [1; 16],
             address: String::new(),
+            peers: vec![(PeerId(1), String::new())],
             settings: default_settings(),
+            timing: paxos::limits::Timing::default(),
             entropy: [1; 32],
-        });
-        core.start(NOW);
+        };
+        let mut core = Coordinator::new(NOW, config, paxos::Stored::default()).unwrap();
         for nonce in 0..u8::MAX {
-            while let Some(output) = core.poll_output() {
-                if let Output::Persist { index, .. } = output {
-                    core.handle_persisted(NOW, index);
+            for _ in 0..8 {
+                core.handle_tick(NOW);
+                while let Some(output) = core.poll_output() {
+                    if let Output::Persist { seq, .. } = output {
+                        core.handle_persisted(NOW, seq);
+                    }
                 }
             }
             core.handle_request(NOW, Party::NONE, 0, enlist(nonce));

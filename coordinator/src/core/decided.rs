@@ -1,0 +1,244 @@
+//! What the group decides, and what this peer makes of it: leading begins and ends, commands are
+//! applied and answered, snapshots are taken.
+
+use paxos::PeerId as GroupPeer;
+use ramkeep_wire::coordinator::{Answer, Refused};
+use ramkeep_wire::mutants::{self, Mutant};
+use ramkeep_wire::{Ballot, ClusterId, ListVersion, MapVersion, postcards};
+
+use super::duties::Duties;
+use super::waiting::Wanted;
+use super::{Coordinator, Origin, Output, Replacing};
+use crate::command::{Applied, Command, Outcome};
+use crate::consensus::{Decided, Event, Unreadable, peer, time};
+use crate::limits::{CLIENT_LEASE, SNAPSHOT_AFTER};
+use crate::state::State;
+
+impl Coordinator {
+    /// Takes in all that has happened in the group.
+    pub(super) fn take_events(&mut self) {
+        while !self.stopped {
+            match self.consensus.poll() {
+                Ok(None) => return,
+                Ok(Some(event)) => self.event(event),
+                Err(unreadable) => self.stop(unreadable),
+            }
+        }
+    }
+
+    /// Says once that it can't go on.
+    fn stop(&mut self, why: Unreadable) {
+        self.stopped = true;
+        self.outputs.push_back(Output::Stop(why));
+    }
+
+    fn event(&mut self, event: Event<Origin>) {
+        match event {
+            Event::Send(address, message) => {
+                self.outputs.push_back(Output::Send { address, message });
+            }
+            Event::Persist(seq, records) => {
+                self.outputs.push_back(Output::Persist { seq, records });
+                if mutants::active(Mutant::AnswerBeforeSync) {
+                    let now = time(self.now);
+                    self.consensus.node_mut().handle_persisted(now, seq);
+                }
+            }
+            Event::SaveSnapshot(seq, snapshot, records) => {
+                self.outputs.push_back(Output::SaveSnapshot {
+                    seq,
+                    snapshot,
+                    records,
+                });
+            }
+            Event::Restore(slot, state) => self.restore(slot, &state),
+            Event::Decided(decided) => self.apply(decided),
+            Event::Leads(ballot) => self.begin_to_lead(ballot),
+            Event::Deposed => self.cease_to_lead(),
+            Event::Lost(origin) => self.lost(&origin),
+            Event::Removed => self.outputs.push_back(Output::Removed),
+        }
+    }
+
+    fn restore(&mut self, slot: u64, state: &[u8]) {
+        match postcards::decode::<State>(state) {
+            Ok(state) => {
+                self.state = state;
+                self.applied = slot;
+                self.unsaved = 0;
+            }
+            Err(why) => self.stop(Unreadable {
+                slot,
+                why: why.to_string(),
+            }),
+        }
+    }
+
+    fn apply(&mut self, decided: Decided<Origin>) {
+        for (command, origin) in decided.commands {
+            let outcome = self.state.apply(&command);
+            self.led(&command);
+            if let Some(origin) = origin {
+                self.decided(&command, origin, outcome);
+            }
+        }
+        self.applied = decided.slot;
+        self.unsaved += decided.bytes;
+        if self.unsaved >= SNAPSHOT_AFTER {
+            self.unsaved = 0;
+            let state = postcards::encode(&self.state).into();
+            let slot = paxos::Slot(decided.slot);
+            self.consensus.node_mut().save_snapshot(slot, state);
+        }
+        self.look = true;
+    }
+
+    /// This peer was made leader; it answers once all know it.
+    fn begin_to_lead(&mut self, ballot: Ballot) {
+        if self.state.constants().is_none() {
+            let bootstrap = Command::Bootstrap {
+                cluster: ClusterId(self.entropy.draw()),
+                settings: self.config.settings.clone(),
+            };
+            self.propose(&bootstrap, Origin::Own);
+        }
+        self.propose(&Command::Lead { ballot }, Origin::Own);
+    }
+
+    /// The own ballot was applied: from here on requests are answered, and all timers are afresh.
+    fn led(&mut self, command: &Command) {
+        let Command::Lead { ballot } = command else {
+            return;
+        };
+        if self.consensus.leads() != Some(*ballot) || self.state.ballot() != *ballot {
+            return;
+        }
+        self.forget_leading();
+        self.leads = Some(*ballot);
+        self.leases_checked = self.now;
+        let until = self.now + CLIENT_LEASE;
+        self.leases = self.state.clients().iter().map(|id| (id, until)).collect();
+        tracing::info!(%ballot, "leading");
+    }
+
+    fn cease_to_lead(&mut self) {
+        if let Some(ballot) = self.leads {
+            tracing::info!(%ballot, "leading no more");
+        }
+        self.forget_leading();
+        for token in self.waiting.give_up() {
+            self.redirect(token);
+        }
+        for replacing in std::mem::take(&mut self.replacing) {
+            self.redirect(replacing.token);
+        }
+    }
+
+    /// All that only a leader knows.
+    fn forget_leading(&mut self) {
+        self.leads = None;
+        self.deposed = None;
+        self.watches.clear();
+        self.reported.clear();
+        self.fences.clear();
+        self.leases.clear();
+        self.duties = Duties::default();
+        self.followed = (ListVersion(0), MapVersion(0));
+        self.next_look = None;
+        self.look = true;
+    }
+
+    /// Nothing is known of a command, or it was not taken. Who asked may ask again: whatever can't
+    /// run twice is recognised.
+    pub(super) fn lost(&mut self, origin: &Origin) {
+        match origin {
+            Origin::Request(token) | Origin::Create(token, ..) => self.redirect(*token),
+            Origin::Report(server) => {
+                self.reported.remove(server);
+            }
+            Origin::Crash(server) => {
+                if let Some(watch) = self.watches.get_mut(server) {
+                    watch.declaring = false;
+                }
+            }
+            Origin::Own => {}
+        }
+    }
+
+    /// A command of this leader is decided and applied: its own side of it.
+    fn decided(&mut self, command: &Command, origin: Origin, outcome: Outcome) {
+        match origin {
+            Origin::Own => {
+                if let Command::Fenced { server } = command {
+                    self.fences.remove(server);
+                }
+            }
+            Origin::Request(token) => self.answer_decided(token, command, outcome),
+            Origin::Create(token, name, once) => self.create_decided(token, name, once, outcome),
+            Origin::Crash(server) => tracing::warn!(%server, "server decided crashed"),
+            Origin::Report(server) => {
+                self.reported.remove(&server);
+            }
+        }
+    }
+
+    fn answer_decided(&mut self, token: u64, command: &Command, outcome: Outcome) {
+        match (outcome, command) {
+            (Err(why), _) => self.reply_decided(token, Answer::Refused(why)),
+            (Ok(Applied::Server(server)), _) => self.answer_enlisted(token, server),
+            (Ok(Applied::Client(client)), _) => self.answer_lease(token, client),
+            (Ok(Applied::Table(table)), _) => self.wait(token, Wanted::Gone(table)),
+            (Ok(Applied::Done), Command::RecordEpoch { .. }) => {
+                self.reply_decided(token, Answer::EpochRecorded);
+            }
+            (Ok(Applied::Done), _) => self.reply_decided(token, Answer::Noted),
+        }
+    }
+
+    fn create_decided(
+        &mut self,
+        token: u64,
+        name: String,
+        once: Option<ramkeep_wire::coordinator::Once>,
+        outcome: Outcome,
+    ) {
+        match outcome {
+            Ok(Applied::Table(table)) => self.wait(token, Wanted::Served(table)),
+            Ok(_) => self.reply_decided(token, Answer::Noted),
+            Err(_) if self.is_dropping(&name) => self.wait(token, Wanted::Room(name, once)),
+            Err(why) => self.reply_decided(token, Answer::Refused(why)),
+        }
+    }
+
+    /// Answers who waits for a change of the group that has come.
+    pub(super) fn settle_replacing(&mut self) {
+        let Some(group) = self.consensus.node().group() else {
+            return;
+        };
+        let has = |id: GroupPeer| group.member(id).is_some();
+        let done = |one: &Replacing| has(peer(one.by)) && !has(peer(one.lost));
+        let (done, left) = self.replacing.iter().partition(|one| done(one));
+        self.replacing = left;
+        let done: Vec<Replacing> = done;
+        for one in done {
+            self.reply(one.token, Answer::Noted);
+        }
+    }
+
+    /// Has another coordinator take the place of one.
+    pub(super) fn replace(&mut self, replacing: Replacing) {
+        use paxos::ReplaceError::{Behind, Busy, NoLearner};
+        let Replacing { token, lost, by } = replacing;
+        match self.consensus.replace(self.now, lost, by) {
+            Ok(()) => {
+                self.replacing.push(replacing);
+                self.look = true;
+            }
+            Err(paxos::ReplaceError::NotLeader(_)) => self.redirect(token),
+            Err(why @ (Behind(..) | Busy | NoLearner(_))) => {
+                self.refuse(token, Refused::Limit(format!("{why}; ask again")));
+            }
+            Err(why) => self.refuse(token, Refused::Invalid(why.to_string())),
+        }
+    }
+}
