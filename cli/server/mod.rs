@@ -114,7 +114,7 @@ impl ServerArgs {
         let usual = || DEFAULT_COORDINATORS.map(str::to_owned).to_vec();
         let addresses = self.coordinators.clone().unwrap_or_else(usual);
         Ok(Coordinators::new(
-            coordinators::parse(&addresses)?,
+            &coordinators::parse(&addresses)?,
             identity.clone(),
         ))
     }

@@ -46,6 +46,8 @@ pub const MAX_TABLES: usize = 16_384;
 pub const MAX_TABLETS_PER_TABLE: usize = 1_024;
 /// Servers in a server list (living and kept as crashed).
 pub const MAX_SERVERS: usize = 4_096;
+/// Coordinators that a process can be given, and learns of.
+pub const MAX_COORDINATORS: usize = 16;
 /// Connections a process accepts.
 pub const MAX_CONNECTIONS: usize = 4_096;
 /// A hello must be complete within this many bytes.

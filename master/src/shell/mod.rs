@@ -20,7 +20,7 @@ use crate::store::MasterLease;
 use links::{BackupLinks, LinkSink};
 
 pub use control::{ControlConfig, ControlEnd, run_control};
-pub use coordinators::{Coordinators, Unreachable};
+pub use coordinators::{CALL_PATIENCE, Coordinators, Unreachable};
 pub use service::MasterService;
 
 /// A master with its connections: shared by the workers and the control loop.
