@@ -233,6 +233,11 @@ impl Member {
         }
     }
 
+    /// How it ended, if it did.
+    pub(super) fn ended(&mut self) -> Option<String> {
+        self.child.as_mut()?.has_ended()
+    }
+
     /// Starts it again as it was.
     pub(super) async fn restart(&mut self, coordinators: &[String]) -> Result<(), Failure> {
         let child = start_one(&self.planned, coordinators, &mut |_| {}).await?;

@@ -14,11 +14,13 @@ mod counts;
 mod ledger;
 mod metadata;
 mod outage;
+mod pause;
 mod record;
 mod rejoin;
 mod timeline;
 mod values;
 mod workload;
+mod zombie;
 
 use clap::{Args, Subcommand};
 
@@ -36,6 +38,8 @@ use timeline::Timeline;
 pub(crate) enum DrillArgs {
     /// Kill the leading coordinator, again and again, while tables are made and dropped
     Coordinator(coordinator::CoordinatorArgs),
+    /// Stop a server beyond its lease, and wake it when it is fenced
+    Pause(pause::PauseArgs),
     /// Have no coordinator for a long time while clients read and write
     Outage(outage::OutageArgs),
     /// Empty a coordinator's disk and see it come back
@@ -103,6 +107,7 @@ pub(crate) fn run(args: &DrillArgs, global: &Global) -> Result<(), Failure> {
         let drill = async {
             match args {
                 DrillArgs::Coordinator(args) => args.run(global, timeline).await,
+                DrillArgs::Pause(args) => args.run(global, timeline).await,
                 DrillArgs::Outage(args) => args.run(global, timeline).await,
                 DrillArgs::Rejoin(args) => args.run(global, timeline).await,
             }

@@ -68,6 +68,11 @@ impl Shared {
         self.records.len()
     }
 
+    /// The table of the workload.
+    pub(super) fn table(&self) -> TableId {
+        self.table
+    }
+
     /// What happened to the keys of these groups.
     pub(super) fn tally(&self, wanted: impl Fn(&Group) -> bool) -> Tally {
         let groups = self.groups.iter().filter(|group| wanted(group));

@@ -71,6 +71,11 @@ impl Child {
         }
     }
 
+    /// How it ended, if it did.
+    pub(crate) fn has_ended(&mut self) -> Option<String> {
+        self.process.try_wait().ok().flatten().map(describe)
+    }
+
     /// Sends it a signal.
     pub(crate) fn signal(&self, signal: Signal) -> Result<(), Failure> {
         let sent = self.pid().map(|pid| kill_process(pid, signal));
