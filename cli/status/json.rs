@@ -113,5 +113,12 @@ fn tablet(name: &str, tablet: &Tablet) -> Value {
         "last": format!("{:016x}", tablet.last.0),
         "owner": tablet.owner.0,
         "state": tablet_state(tablet.state),
+        "reason": why_unserved(tablet),
     })
+}
+
+/// Why a tablet is not served for good, if it is so.
+pub(super) fn why_unserved(tablet: &Tablet) -> Option<String> {
+    let crashed = tablet.state == TabletState::Down;
+    crashed.then(|| format!("server {} was decided crashed", tablet.owner))
 }

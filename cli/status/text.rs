@@ -3,9 +3,9 @@
 use std::fmt::Write;
 
 use ramkeep_wire::Ballot;
-use ramkeep_wire::coordinator::{ClusterStatus, ServerReport, TabletState};
+use ramkeep_wire::coordinator::{ClusterStatus, ServerReport, Tablet, TabletState};
 
-use super::json::{roles, server_state, tablet_state};
+use super::json::{roles, server_state, tablet_state, why_unserved};
 use super::{overhead_per_object, total};
 use crate::columns::Columns;
 use crate::units::Size;
@@ -123,11 +123,19 @@ fn tablets(status: &ClusterStatus) -> Columns<5> {
                 format!("{:016x}", tablet.first.0),
                 format!("{:016x}", tablet.last.0),
                 tablet.owner.to_string(),
-                tablet_state(tablet.state).to_owned(),
+                tablet_shown(tablet),
             ]);
         }
     }
     columns
+}
+
+fn tablet_shown(tablet: &Tablet) -> String {
+    let state = tablet_state(tablet.state);
+    match why_unserved(tablet) {
+        Some(why) => format!("{state}: {why}"),
+        None => state.to_owned(),
+    }
 }
 
 fn summary(status: &ClusterStatus) -> String {
