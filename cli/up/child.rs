@@ -97,16 +97,44 @@ impl Child {
         }
     }
 
+    /// How it ended, if it did.
+    pub(crate) fn has_ended(&mut self) -> Option<String> {
+        self.process.try_wait().ok().flatten().map(describe)
+    }
+
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, signal: Signal) -> Result<(), Failure> {
+        let sent = self.pid().map(|pid| kill_process(pid, signal));
+        match sent {
+            Some(Ok(())) => Ok(()),
+            Some(Err(error)) => Err(Failure::new(format_args!(
+                "no signal can be sent to {}: {error}",
+                self.announcement.text()
+            ))),
+            None => Err(Failure::new(format_args!(
+                "{} has ended",
+                self.announcement.text()
+            ))),
+        }
+    }
+
+    /// Ends it at once and waits until it is gone.
+    pub(crate) async fn kill(mut self) -> Result<(), Failure> {
+        let killed = self.process.kill().await;
+        killed.map_err(|error| {
+            let process = self.announcement.text();
+            Failure::new(format_args!("{process} cannot be killed: {error}"))
+        })
+    }
+
+    /// `None`: it has been waited for.
+    fn pid(&self) -> Option<Pid> {
+        Pid::from_raw(self.process.id()?.cast_signed())
+    }
+
     /// Asks it to stop, waits, and kills it if it takes too long.
     pub(crate) async fn stop(mut self) {
-        // No pid: it has been waited for.
-        let Some(pid) = self
-            .process
-            .id()
-            .and_then(|pid| Pid::from_raw(pid.cast_signed()))
-        else {
-            return;
-        };
+        let Some(pid) = self.pid() else { return };
         let asked = kill_process(pid, Signal::TERM).is_ok();
         if asked
             && tokio::time::timeout(STOP_PATIENCE, self.process.wait())

@@ -201,7 +201,8 @@ async fn start_all(
     Ok(coordinators)
 }
 
-async fn start_one(
+/// Starts one process, a server with the addresses of its coordinators.
+pub(crate) async fn start_one(
     planned: &Planned,
     coordinators: &[String],
     tell: &mut impl FnMut(&Event),
@@ -216,7 +217,7 @@ async fn start_one(
 }
 
 /// Waits until the coordinator says of all these servers that they are in service.
-async fn await_ready(
+pub(crate) async fn await_ready(
     coordinators: &[String],
     key_file: Option<&Path>,
     servers: &[u64],

@@ -7,6 +7,7 @@
 mod backups;
 mod cluster;
 mod command_line;
+mod drills;
 mod harness;
 mod leases;
 mod supervision;
