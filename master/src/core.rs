@@ -234,9 +234,8 @@ impl Master {
     }
 
     fn set_gate(&self, now: Micros, control: &mut Control) {
-        let gate = if self.is_fenced() {
-            Gate::NotReady
-        } else if self.config.settings.replicas == 0 && now >= control.granted {
+        let unvouched = self.config.settings.replicas == 0 && now >= control.granted;
+        let gate = if self.is_fenced() || unvouched {
             Gate::NotReady
         } else if control.replication.too_few_backups(now) {
             Gate::NotEnoughBackups
