@@ -3,9 +3,9 @@
 use std::fmt::Write;
 
 use ramkeep_wire::Ballot;
-use ramkeep_wire::coordinator::{ClusterStatus, ServerReport, Tablet, TabletState};
+use ramkeep_wire::coordinator::{ClusterStatus, ServerReport, TabletState};
 
-use super::json::{roles, server_state, tablet_state, why_unserved};
+use super::json::{reason, roles, server_state, tablet_state};
 use super::{overhead_per_object, total};
 use crate::columns::Columns;
 use crate::units::Size;
@@ -123,19 +123,14 @@ fn tablets(status: &ClusterStatus) -> Columns<5> {
                 format!("{:016x}", tablet.first.0),
                 format!("{:016x}", tablet.last.0),
                 tablet.owner.to_string(),
-                tablet_shown(tablet),
+                match reason(tablet) {
+                    None => tablet_state(tablet.state).to_owned(),
+                    Some(reason) => format!("{}: {reason}", tablet_state(tablet.state)),
+                },
             ]);
         }
     }
     columns
-}
-
-fn tablet_shown(tablet: &Tablet) -> String {
-    let state = tablet_state(tablet.state);
-    match why_unserved(tablet) {
-        Some(why) => format!("{state}: {why}"),
-        None => state.to_owned(),
-    }
 }
 
 fn summary(status: &ClusterStatus) -> String {

@@ -9,5 +9,6 @@ mod cluster;
 mod command_line;
 mod drills;
 mod harness;
+mod leases;
 mod supervision;
 mod tools;
