@@ -234,9 +234,9 @@ impl Master {
     }
 
     fn set_gate(&self, now: Micros, control: &mut Control) {
-        let gate = if self.is_fenced() {
-            Gate::NotReady
-        } else if self.config.settings.replicas == 0 && now >= control.granted {
+        // With no backups it writes as it reads: by the coordinator's leave.
+        let left_alone = self.config.settings.replicas == 0 && now >= control.granted;
+        let gate = if self.is_fenced() || left_alone {
             Gate::NotReady
         } else if control.replication.too_few_backups(now) {
             Gate::NotEnoughBackups

@@ -75,8 +75,7 @@ pub fn master_record(state: &State, master: ServerId) -> Option<MasterRecord> {
 /// How many backups short the recorded sets of a master's heads are: so many of its backups were
 /// decided crashed and are not made up for (SAFETY 9).
 #[must_use]
-pub fn shortfall(coordinator: &Coordinator, master: ServerId) -> usize {
-    let state = coordinator.state();
+pub fn shortfall(state: &State, master: ServerId) -> usize {
     let wanted = state.constants().map_or(0, |c| c.settings.replicas);
     let Some(server) = state.servers().by_id(master) else {
         return 0;

@@ -3,9 +3,10 @@
 //! # Invariants
 //! 1. When a reply leaves that appended nothing, nobody can have the right to serve the same data:
 //!    no backup would show a recovery a head of that master that counts as the log's end, and the
-//!    coordinator has not taken the master for fenced.
+//!    coordinators have not taken the master for fenced.
 
 use ramkeep_backup::{Backup, MemoryStore};
+use ramkeep_coordinator::State;
 use ramkeep_wire::backup::{BackupRequest, BackupResponse, ReplicaInfo};
 use ramkeep_wire::{BootId, Micros, Party, SegmentKind, ServerId};
 
@@ -13,7 +14,7 @@ use crate::check::log_end::MasterRecord;
 use crate::inspect;
 use crate::network::ProcessId;
 use crate::node::Node;
-use crate::world::{Role, World};
+use crate::world::World;
 
 impl World {
     /// Notes it if a process has just told a client of something that it had no right to tell.
@@ -33,13 +34,10 @@ impl World {
 
     /// Why this master must not answer now, if so.
     fn no_right(&mut self, master: ServerId) -> Option<String> {
-        let coordinator = (0..self.machines.len())
-            .find(|m| matches!(self.machines[*m].role, Role::Coordinator(_)))?;
-        if let Some(node) = self.coordinator(coordinator) {
-            let found = node.core().state().servers().by_id(master);
-            if found.is_none_or(|server| server.fenced) && !self.has_zombie_backups(coordinator) {
-                return Some("the coordinator has taken it for fenced".into());
-            }
+        let state = inspect::recorded(self)?;
+        let found = state.servers().by_id(master);
+        if found.is_none_or(|server| server.fenced) && !self.has_zombie_backups(&state) {
+            return Some("the coordinators have taken it for fenced".into());
         }
         let machines: Vec<usize> = self.server_machines().collect();
         let mut record = None;
@@ -60,10 +58,7 @@ impl World {
             if shown.is_empty() {
                 continue;
             }
-            let record = record.get_or_insert_with(|| {
-                let recorded = inspect::recorded(self, coordinator)?;
-                inspect::master_record(&recorded, master)
-            });
+            let record = record.get_or_insert_with(|| inspect::master_record(&state, master));
             let record = record.as_ref()?;
             if let Some(head) = shown.iter().find(|info| counts(record, boot, info)) {
                 return Some(format!(
@@ -76,13 +71,10 @@ impl World {
     }
 
     /// Whether a backup that was decided crashed lives on and doesn't know: it grants what the
-    /// coordinator can't know of. Who recovers asks the backups themselves; the coordinator by
-    /// itself goes by what the living know.
-    fn has_zombie_backups(&self, coordinator: usize) -> bool {
-        let Some(node) = self.coordinator(coordinator) else {
-            return false;
-        };
-        let servers = node.core().state().servers();
+    /// coordinators can't know of. Who recovers asks the backups themselves; the coordinators by
+    /// themselves go by what the living know.
+    fn has_zombie_backups(&self, state: &State) -> bool {
+        let servers = state.servers();
         self.server_machines().any(|machine| {
             self.server(machine).is_some_and(|node| {
                 let found = servers.by_id(node.server());

@@ -36,11 +36,15 @@ impl Node {
             self.ask_to_join();
         } else {
             for peer in self.named_others() {
-                let address = self.setup.address.clone();
-                self.send(peer, Body::Ask { address });
+                self.ask_for_group(peer);
             }
             self.found();
         }
+    }
+
+    pub(super) fn ask_for_group(&mut self, peer: PeerId) {
+        let address = self.setup.address.clone();
+        self.send(peer, Body::Ask { address });
     }
 
     fn named_others(&self) -> Vec<PeerId> {

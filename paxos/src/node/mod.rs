@@ -401,7 +401,7 @@ impl Node {
         let same_group = self.group.as_ref().map(|group| group.id) == envelope.group;
         if self.group.is_none() && envelope.group.is_some() {
             // There is a group that knows this peer, though its configuration names others.
-            return self.send(from, Body::Ask);
+            return self.ask_for_group(from);
         }
         if !same_group || envelope.group.is_none() {
             return;

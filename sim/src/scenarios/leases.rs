@@ -139,7 +139,7 @@ pub(super) fn old_and_new_head(lines: Lines) -> Played {
             stage.ask_reads(300, 200);
             return stage.innocent();
         }
-        stage.world.network.heal();
+        stage.world.network.heal(&mut stage.world.events);
         stage.until("the fill is over", Stage::idle)?;
         stage.pass(500);
     }
