@@ -313,7 +313,7 @@ fn a_machine_that_fails_keeps_any_sectors_of_the_last_record_and_no_hole() {
     let path = directory.path().join(JOURNAL);
     let before = std::fs::read(&path).unwrap();
     let (mut files, _) = open(directory.path()).unwrap();
-    // As several jobs that were written together, each looking like a record of its own.
+    // As long as several jobs that were written together.
     let record: Vec<u8> = (1..=200).flat_map(|n: u8| [n; 16]).collect();
     files.append(&record).unwrap();
     drop(files);
