@@ -17,8 +17,8 @@ use crate::limits::{MAX_COMMAND, MAX_PROPOSALS, MAX_PROPOSED_BYTES};
 /// What must be done, or has happened.
 #[derive(Debug)]
 pub enum Event<T> {
-    /// Send a message to a peer at this address, if it is known; may be lost.
-    Send(Option<String>, paxos::Envelope),
+    /// Send a message to a peer at one of these addresses; may be lost.
+    Send(Vec<String>, paxos::Envelope),
     /// Put records into the journal for good.
     Persist(u64, Vec<paxos::Record>),
     /// Keep a snapshot for good, and a new journal with these records.
@@ -178,8 +178,9 @@ impl<T> Consensus<T> {
         };
         Ok(Some(match action {
             Action::Send(envelope) => {
-                let address = self.node.address_of(envelope.to).map(str::to_owned);
-                Event::Send(address, envelope)
+                let addresses = self.node.addresses_of(envelope.to);
+                let addresses = addresses.into_iter().map(str::to_owned).collect();
+                Event::Send(addresses, envelope)
             }
             Action::Persist { seq, records } => Event::Persist(seq, records),
             Action::SaveSnapshot {

@@ -100,8 +100,8 @@ pub enum Output {
     },
     /// Send a message to another coordinator. May be lost.
     Send {
-        /// Where it is, if known.
-        address: Option<String>,
+        /// Where it may be, the likeliest first; none if that is not known.
+        addresses: Vec<String>,
         /// The message, with to whom.
         message: paxos::Envelope,
     },
@@ -411,21 +411,31 @@ impl Coordinator {
         self.reply(token, Answer::Refused(why));
     }
 
+    /// Where a coordinator is, for those who ask.
+    fn address_of(&self, id: paxos::PeerId) -> Option<String> {
+        if id == peer(self.config.peer) {
+            return Some(self.config.address.clone());
+        }
+        let addresses = self.consensus.node().addresses_of(id);
+        addresses.first().map(|address| (*address).to_owned())
+    }
+
     /// The answer of one who does not lead.
     #[must_use]
     pub fn not_leader(&self) -> Response {
         let node = self.consensus.node();
         let members = node.group().into_iter().flat_map(|group| &group.members);
         let leader = node.leader().filter(|id| *id != peer(self.config.peer));
-        let leader = leader.and_then(|id| node.address_of(id));
-        let mut coordinators: Vec<String> = members.map(|m| m.address.clone()).collect();
+        let leader = leader.and_then(|id| self.address_of(id));
+        let coordinators = members.filter_map(|member| self.address_of(member.id));
+        let mut coordinators: Vec<String> = coordinators.collect();
         if coordinators.is_empty() {
             coordinators = self.config.peers.iter().map(|(_, at)| at.clone()).collect();
         }
         Response {
             ballot: self.ballot(),
             answer: Answer::Refused(Refused::NotLeader {
-                leader: leader.map(str::to_owned),
+                leader,
                 coordinators,
             }),
         }

@@ -87,9 +87,7 @@ fn server(cluster: &Cluster, id: u64) -> Option<Value> {
 #[tokio::test]
 async fn a_server_that_slept_beyond_its_death_answers_nothing_and_joins_as_another() {
     let cluster = Cluster::start(&["--servers", "4", "--replicas", "2"]);
-    let client = Client::connect([cluster.coordinators.as_str()])
-        .await
-        .unwrap();
+    let client = Client::connect(&cluster.addresses).await.unwrap();
     let table = client.create_table("t").await.unwrap();
     for key in keys() {
         table.write(key.as_bytes(), b"v").await.unwrap();
@@ -139,7 +137,7 @@ async fn a_server_that_slept_beyond_its_death_answers_nothing_and_joins_as_anoth
 async fn a_master_without_backups_serves_nothing_once_its_coordinator_is_gone() {
     let cluster = Cluster::start(&["--servers", "1", "--replicas", "0"]);
     let client = Client::builder()
-        .coordinators([cluster.coordinators.as_str()])
+        .coordinators(&cluster.addresses)
         .deadline(Duration::from_secs(1))
         .connect()
         .await

@@ -34,8 +34,8 @@ impl Coordinator {
 
     fn event(&mut self, event: Event<Origin>) {
         match event {
-            Event::Send(address, message) => {
-                self.outputs.push_back(Output::Send { address, message });
+            Event::Send(addresses, message) => {
+                self.outputs.push_back(Output::Send { addresses, message });
             }
             Event::Persist(seq, records) => {
                 self.backlog.add(seq, &records);

@@ -215,7 +215,7 @@ impl Coordinator {
         let micros = |silent: std::time::Duration| u64::try_from(silent.as_micros()).ok();
         let members = node.members().into_iter().map(|member| CoordinatorReport {
             peer: PeerId(member.member.id.0),
-            address: member.member.address,
+            address: self.address_of(member.member.id).unwrap_or_default(),
             member: true,
             decided: member.decided.map(|slot| slot.0),
             silent_us: member.silent.and_then(micros),

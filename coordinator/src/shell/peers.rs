@@ -45,7 +45,8 @@ pub(super) struct Peers {
 
 struct Line {
     number: u64,
-    address: String,
+    /// Tried in turn.
+    addresses: Vec<String>,
     link: Option<Link>,
     waiting: VecDeque<Envelope>,
     /// When something was last said.
@@ -54,25 +55,25 @@ struct Line {
 
 impl Peers {
     /// Sends a message, or keeps it while a connection is made.
-    pub(super) fn send(&mut self, hub: &Arc<Hub>, address: Option<String>, message: &Envelope) {
+    pub(super) fn send(&mut self, hub: &Arc<Hub>, addresses: Vec<String>, message: &Envelope) {
         let to = PeerId(message.to.0);
-        let Some(address) = address else {
+        if addresses.is_empty() {
             return tracing::debug!(%to, "it is not known where a coordinator is");
-        };
+        }
         let there = self
             .lines
             .get(&to)
-            .is_some_and(|line| line.address == address);
+            .is_some_and(|line| line.addresses == addresses);
         if !there {
             self.next += 1;
             let line = Line {
                 number: self.next,
-                address,
+                addresses,
                 link: None,
                 waiting: VecDeque::new(),
                 used: clock::now(),
             };
-            let keeping = keep(hub.clone(), to, line.number, line.address.clone());
+            let keeping = keep(hub.clone(), to, line.number, line.addresses.clone());
             self.lines.insert(to, line);
             hub.runtime().spawn(keeping);
         }
@@ -125,22 +126,35 @@ impl Line {
 }
 
 /// Keeps a connection to a coordinator, as long as this line is the one to it.
-async fn keep(hub: Arc<Hub>, to: PeerId, number: u64, address: String) {
+async fn keep(hub: Arc<Hub>, to: PeerId, number: u64, addresses: Vec<String>) {
+    let mut turn = 0;
+    // Of the addresses, how many in a row have nobody.
+    let mut empty = 0;
     loop {
         let begun = clock::now();
-        match connect(&hub, to, &address).await {
+        match connect(&hub, to, &addresses[turn % addresses.len()]).await {
             Ok(link) => {
                 if !hub.with_peers(|peers| peers.connected(to, number, &link)) {
                     return;
                 }
+                empty = 0;
                 while !link.is_closed() {
                     link.ready().await;
                     link.try_receive(&mut |_| {});
                 }
                 tracing::debug!(%to, reason = ?link.closed_reason(), "a connection closed");
             }
-            Err(true) => hub.input(|core, now| core.handle_peer_gone(now, to)),
-            Err(false) => {}
+            Err(true) => {
+                empty += 1;
+                turn += 1;
+                if empty >= addresses.len() {
+                    hub.input(|core, now| core.handle_peer_gone(now, to));
+                }
+            }
+            Err(false) => {
+                empty = 0;
+                turn += 1;
+            }
         }
         if !hub.with_peers(|peers| peers.disconnected(to, number)) {
             return;
@@ -217,7 +231,7 @@ mod tests {
         drop(free);
         for to in 7..40 {
             let message = message(to);
-            hub.with_peers(|peers| peers.send(&hub, Some(address.clone()), &message));
+            hub.with_peers(|peers| peers.send(&hub, vec![address.clone()], &message));
         }
         assert_eq!(hub.with_peers(|peers| peers.lines.len()), 33);
         runtime.block_on(async {
@@ -232,7 +246,7 @@ mod tests {
     fn what_waits_for_a_connection_is_bounded() {
         let mut line = Line {
             number: 1,
-            address: String::new(),
+            addresses: Vec::new(),
             link: None,
             waiting: VecDeque::new(),
             used: Micros(0),

@@ -148,11 +148,8 @@ impl World {
                     let write = Write::Snapshot(snapshot, records);
                     machine.held.push_back((seq, write));
                 }
-                Output::Send {
-                    address: at,
-                    message,
-                } => {
-                    assert_eq!(at, Some(address(message.to.0)));
+                Output::Send { addresses, message } => {
+                    assert_eq!(addresses.first(), Some(&address(message.to.0)));
                     if !cut {
                         self.wire.push_back((Micros(now.0 + TRIP), message));
                     }

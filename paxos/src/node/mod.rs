@@ -345,18 +345,28 @@ impl Node {
         self.stats
     }
 
-    /// Where a peer is reached, if known.
+    /// Where a peer may be reached, the likeliest first: where it says it is while it learns, where
+    /// this peer was told that it is, where the group says it is. Last, where one is who asks as it:
+    /// who only asks does not say where others are.
     #[must_use]
-    pub fn address_of(&self, peer: PeerId) -> Option<&str> {
+    pub fn addresses_of(&self, peer: PeerId) -> Vec<&str> {
         let learner = self.learners.get(&peer).map(|l| l.address.as_str());
-        let caller = || self.callers.get(&peer).map(String::as_str);
-        let member = || self.group.as_ref()?.member(peer);
-        let named = || self.setup.peers.iter().find(|(id, _)| *id == peer);
-        learner
-            .or_else(|| member().map(|m: &Member| m.address.as_str()))
-            .or_else(|| named().map(|(_, address)| address.as_str()))
-            // Last: who only asks does not say where others are.
-            .or_else(caller)
+        let named = self.setup.peers.iter().find(|(id, _)| *id == peer);
+        let member = self.group.as_ref().and_then(|group| group.member(peer));
+        let caller = self.callers.get(&peer).map(String::as_str);
+        let known = [
+            learner,
+            named.map(|(_, address)| address.as_str()),
+            member.map(|member| member.address.as_str()),
+            caller,
+        ];
+        let mut addresses: Vec<&str> = Vec::new();
+        for address in known.into_iter().flatten() {
+            if !addresses.contains(&address) {
+                addresses.push(address);
+            }
+        }
+        addresses
     }
 
     fn send(&mut self, to: PeerId, body: Body) {
