@@ -135,7 +135,7 @@ async fn a_server_that_slept_beyond_its_death_answers_nothing_and_joins_as_anoth
 
 #[tokio::test]
 async fn a_master_without_backups_serves_nothing_once_its_coordinator_is_gone() {
-    let cluster = Cluster::start(&["--servers", "1", "--replicas", "0"]);
+    let cluster = Cluster::start(&["--coordinators", "1", "--servers", "1", "--replicas", "0"]);
     let client = Client::builder()
         .coordinators(&cluster.addresses)
         .deadline(Duration::from_secs(1))
