@@ -8,6 +8,7 @@ mod dice;
 mod disk;
 mod faults;
 mod machine;
+mod model;
 mod peer;
 mod plan;
 mod world;
@@ -15,6 +16,7 @@ mod world;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 pub use check::{Check, Counts, Finding};
+pub use model::{Bounds, Explored, explore};
 
 /// What came of one seed.
 #[derive(Clone, Debug)]
