@@ -8,47 +8,47 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use paxos::limits::Sizes;
 use paxos::{
-    Action, Ballot, Body, Entry, Envelope, Incarnation, Node, PeerId, Record, Setup, Slot,
-    Snapshot, Stored, Time,
+    Action, Body, Entry, Envelope, Incarnation, Node, PeerId, Record, Setup, Slot, Snapshot,
+    Stored, Time,
 };
 
-pub struct Peer {
-    pub node: Option<Node>,
-    pub disk: Stored,
-    pub incarnation: u8,
-    pub named: Vec<u32>,
+pub(crate) struct Peer {
+    pub(crate) node: Option<Node>,
+    pub(crate) disk: Stored,
+    pub(crate) incarnation: u8,
+    pub(crate) named: Vec<u32>,
     /// Writes that are not synced.
-    pub unsynced: Vec<(u64, Option<Snapshot>, Vec<Record>)>,
+    pub(crate) unsynced: Vec<(u64, Option<Snapshot>, Vec<Record>)>,
     /// Whether writes are synced at once.
-    pub syncs: bool,
-    pub applied: Vec<(Slot, Entry)>,
-    pub restored: Option<Snapshot>,
-    pub lost: Vec<(u64, bool)>,
-    pub done: Vec<u64>,
-    pub removed: bool,
+    pub(crate) syncs: bool,
+    pub(crate) applied: Vec<(Slot, Entry)>,
+    pub(crate) restored: Option<Snapshot>,
+    pub(crate) lost: Vec<(u64, bool)>,
+    pub(crate) done: Vec<u64>,
+    pub(crate) removed: bool,
 }
 
-pub struct Lab {
-    pub now: u64,
-    pub sizes: Sizes,
-    pub peers: BTreeMap<u32, Peer>,
-    pub mail: Vec<Envelope>,
+pub(crate) struct Lab {
+    pub(crate) now: u64,
+    pub(crate) sizes: Sizes,
+    pub(crate) peers: BTreeMap<u32, Peer>,
+    pub(crate) mail: Vec<Envelope>,
 }
 
-pub fn address(id: u32) -> String {
+pub(crate) fn address(id: u32) -> String {
     format!("peer-{id}")
 }
 
 impl Lab {
     /// Peers 1 to `count`, with their group founded and peer 1 leading.
-    pub fn led_by_1(count: u32) -> Self {
+    pub(crate) fn led_by_1(count: u32) -> Self {
         let mut lab = Self::new(count);
         lab.run(|_| true);
         lab.elect(1);
         lab
     }
 
-    pub fn new(count: u32) -> Self {
+    pub(crate) fn new(count: u32) -> Self {
         let mut lab = Self {
             now: 1_000_000,
             sizes: Sizes::default(),
@@ -64,7 +64,7 @@ impl Lab {
         lab
     }
 
-    pub fn add(&mut self, id: u32, named: Vec<u32>) {
+    pub(crate) fn add(&mut self, id: u32, named: Vec<u32>) {
         let peer = Peer {
             node: None,
             disk: Stored::default(),
@@ -82,7 +82,7 @@ impl Lab {
         self.start(id);
     }
 
-    pub fn start(&mut self, id: u32) {
+    pub(crate) fn start(&mut self, id: u32) {
         let (now, sizes) = (Time(self.now), self.sizes);
         let peer = self.peers.get_mut(&id).unwrap();
         let setup = Setup {
@@ -105,30 +105,30 @@ impl Lab {
     }
 
     /// The process dies; what was not synced is gone.
-    pub fn kill(&mut self, id: u32) {
+    pub(crate) fn kill(&mut self, id: u32) {
         let peer = self.peers.get_mut(&id).unwrap();
         peer.node = None;
         peer.unsynced.clear();
     }
 
-    pub fn restart(&mut self, id: u32) {
+    pub(crate) fn restart(&mut self, id: u32) {
         self.kill(id);
         self.start(id);
     }
 
     /// The process dies and its disk is lost.
-    pub fn wipe(&mut self, id: u32) {
+    pub(crate) fn wipe(&mut self, id: u32) {
         self.kill(id);
         let peer = self.peers.get_mut(&id).unwrap();
         peer.disk = Stored::default();
         peer.incarnation += 1;
     }
 
-    pub fn node(&self, id: u32) -> &Node {
+    pub(crate) fn node(&self, id: u32) -> &Node {
         self.peers[&id].node.as_ref().unwrap()
     }
 
-    pub fn input<T>(&mut self, id: u32, input: impl FnOnce(&mut Node, Time) -> T) -> T {
+    pub(crate) fn input<T>(&mut self, id: u32, input: impl FnOnce(&mut Node, Time) -> T) -> T {
         let now = Time(self.now);
         let node = self.peers.get_mut(&id).unwrap().node.as_mut().unwrap();
         let out = input(node, now);
@@ -174,7 +174,7 @@ impl Lab {
     }
 
     /// Syncs what waits, and from now on at once.
-    pub fn sync(&mut self, id: u32) {
+    pub(crate) fn sync(&mut self, id: u32) {
         let now = Time(self.now);
         let peer = self.peers.get_mut(&id).unwrap();
         peer.syncs = true;
@@ -183,7 +183,7 @@ impl Lab {
     }
 
     /// Delivers the messages that are wanted, and those that follow; the others are lost.
-    pub fn run(&mut self, wanted: impl Fn(&Envelope) -> bool) {
+    pub(crate) fn run(&mut self, wanted: impl Fn(&Envelope) -> bool) {
         for _ in 0..10_000 {
             if self.mail.is_empty() {
                 return;
@@ -196,7 +196,7 @@ impl Lab {
         panic!("peers never fall silent");
     }
 
-    pub fn deliver(&mut self, envelope: Envelope) {
+    pub(crate) fn deliver(&mut self, envelope: Envelope) {
         let to = envelope.to.0;
         if self.peers.get(&to).is_some_and(|peer| peer.node.is_some()) {
             self.now += 10;
@@ -205,14 +205,14 @@ impl Lab {
     }
 
     /// Takes messages of a kind from the mail.
-    pub fn take(&mut self, which: impl Fn(&Envelope) -> bool) -> Vec<Envelope> {
+    pub(crate) fn take(&mut self, which: impl Fn(&Envelope) -> bool) -> Vec<Envelope> {
         let (taken, left) = std::mem::take(&mut self.mail).into_iter().partition(which);
         self.mail = left;
         taken
     }
 
     /// Lets time pass for some peers, in steps, with the messages that are wanted.
-    pub fn pass(&mut self, millis: u64, ids: &[u32], wanted: impl Fn(&Envelope) -> bool) {
+    pub(crate) fn pass(&mut self, millis: u64, ids: &[u32], wanted: impl Fn(&Envelope) -> bool) {
         for _ in 0..millis.div_ceil(5) {
             self.now += 5_000;
             for id in ids {
@@ -226,11 +226,11 @@ impl Lab {
     }
 
     /// Lets time pass for one peer until it leads.
-    pub fn elect(&mut self, id: u32) {
+    pub(crate) fn elect(&mut self, id: u32) {
         self.elect_among(id, |_| true);
     }
 
-    pub fn elect_among(&mut self, id: u32, wanted: impl Fn(&Envelope) -> bool) {
+    pub(crate) fn elect_among(&mut self, id: u32, wanted: impl Fn(&Envelope) -> bool) {
         for _ in 0..400 {
             if self.node(id).leads().is_some() {
                 return;
@@ -240,14 +240,14 @@ impl Lab {
         panic!("peer {id} does not come to lead");
     }
 
-    pub fn propose(&mut self, id: u32, text: &str, token: u64) {
+    pub(crate) fn propose(&mut self, id: u32, text: &str, token: u64) {
         let command = Bytes::copy_from_slice(text.as_bytes());
         self.input(id, |node, now| node.propose(now, command, token))
             .unwrap();
     }
 
     /// The commands that a peer has applied, in order.
-    pub fn commands(&self, id: u32) -> Vec<String> {
+    pub(crate) fn commands(&self, id: u32) -> Vec<String> {
         let entries = self.peers[&id].applied.iter().map(|(_, entry)| entry);
         let commands = entries.filter_map(|entry| match entry {
             Entry::Commands(commands) => Some(commands),
@@ -257,12 +257,12 @@ impl Lab {
         commands.flatten().map(text).collect()
     }
 
-    pub fn holds_lease(&self, id: u32) -> bool {
+    pub(crate) fn holds_lease(&self, id: u32) -> bool {
         let until = self.node(id).lease_until();
         until.is_some_and(|until| Time(self.now) < until)
     }
 
-    pub fn member_ids(&self, id: u32) -> Vec<u32> {
+    pub(crate) fn member_ids(&self, id: u32) -> Vec<u32> {
         let group = self.node(id).group().unwrap();
         group.members.iter().map(|member| member.id.0).collect()
     }
@@ -282,15 +282,29 @@ impl Peer {
 }
 
 /// Messages between these peers.
-pub fn among(ids: &'static [u32]) -> impl Fn(&Envelope) -> bool {
+pub(crate) fn among(ids: &'static [u32]) -> impl Fn(&Envelope) -> bool {
     move |envelope| ids.contains(&envelope.from.0) && ids.contains(&envelope.to.0)
 }
 
-pub fn ballot_of(body: &Body) -> Option<Ballot> {
-    match body {
-        Body::Prepare { ballot, .. }
-        | Body::Accept { ballot, .. }
-        | Body::Heartbeat { ballot, .. } => Some(*ballot),
-        _ => None,
-    }
+/// A slot is decided by the new group while its change is known to the old one only as a proposal.
+/// What the leaders before and after have applied then.
+pub(crate) fn decided_in_the_new_group_before_another_leads() -> (Vec<String>, Vec<String>) {
+    let mut lab = Lab::led_by_1(3);
+    lab.add(4, vec![1, 2, 3]);
+    lab.pass(500, &[1, 2, 3, 4], |_| true);
+    lab.input(1, |node, now| node.replace(now, PeerId(3), PeerId(4)))
+        .unwrap();
+    lab.run(among(&[1, 3, 4]));
+    lab.propose(1, "x", 1);
+    lab.run(among(&[1, 4]));
+    let before = lab.commands(1);
+    lab.kill(1);
+    // Peer 2 has the old group's promises. The new member hears what it proposes, not what it asks.
+    let proposals = |body: &Body| matches!(body, Body::Accept { .. } | Body::Accepted { .. });
+    lab.pass(2_000, &[2], |envelope| {
+        among(&[2, 3])(envelope) || (among(&[2, 4])(envelope) && proposals(&envelope.body))
+    });
+    lab.pass(3_000, &[2, 4], among(&[2, 3, 4]));
+    lab.elect_among(2, among(&[2, 3, 4]));
+    (before, lab.commands(2))
 }
