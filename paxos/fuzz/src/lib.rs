@@ -8,6 +8,7 @@ mod dice;
 mod disk;
 mod faults;
 mod machine;
+mod model;
 mod peer;
 mod plan;
 mod world;
@@ -15,6 +16,7 @@ mod world;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 pub use check::{Check, Counts, Finding};
+pub use model::{Bounds, Explored, explore};
 
 /// What came of one seed.
 #[derive(Clone, Debug)]
@@ -42,14 +44,17 @@ pub fn run(seed: u64, trace: bool) -> Outcome {
     }
 }
 
-/// The first of some seeds with a finding, while a fault is planted.
+/// The first of some seeds in which this check fails while a fault is planted.
 #[cfg(feature = "mutants")]
 #[must_use]
-pub fn hunt(mutant: paxos::mutants::Mutant, seeds: std::ops::Range<u64>) -> Option<(u64, Finding)> {
+pub fn hunt(
+    mutant: paxos::mutants::Mutant,
+    check: Check,
+    seeds: std::ops::Range<u64>,
+) -> Option<u64> {
     let before = paxos::mutants::plant(Some(mutant));
-    let found = seeds
-        .into_iter()
-        .find_map(|seed| run(seed, false).finding.map(|finding| (seed, finding)));
+    let fails = |seed: &u64| run(*seed, false).finding.is_some_and(|f| f.check == check);
+    let found = seeds.into_iter().find(fails);
     paxos::mutants::plant(before);
     found
 }

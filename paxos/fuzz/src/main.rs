@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use paxos_fuzz::{Counts, Finding, run};
+use paxos_fuzz::{Bounds, Counts, Finding, explore, run};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -24,6 +24,9 @@ fn main() -> ExitCode {
         };
         paxos::mutants::plant(Some(mutant));
     }
+    if arguments.iter().any(|argument| argument == "--exhaustive") {
+        return exhaustive();
+    }
     if let Some(seed) = value("--seed").and_then(|seed| seed.parse().ok()) {
         return one(seed, trace);
     }
@@ -39,6 +42,60 @@ fn main() -> ExitCode {
         .and_then(|jobs| jobs.parse().ok())
         .unwrap_or(1);
     many(low, high, jobs)
+}
+
+/// All states of small worlds of three peers, one after the other.
+fn exhaustive() -> ExitCode {
+    const MOST: usize = 400_000;
+    let worlds = [
+        ("one leads", bounds([1, 0, 0], 0, 0, 0)),
+        ("one leads, a command", bounds([1, 0, 0], 1, 0, 0)),
+        ("two want to lead", bounds([1, 1, 0], 0, 0, 0)),
+        ("one leads, a crash", bounds([1, 0, 0], 0, 1, 0)),
+        ("two want to lead, a command", bounds([1, 1, 0], 1, 0, 0)),
+        (
+            "two want to lead, two messages come twice",
+            bounds([1, 1, 0], 0, 0, 2),
+        ),
+        ("two want to lead, a crash", bounds([1, 1, 0], 0, 1, 0)),
+        ("all of it", bounds([2, 1, 1], 1, 1, 1)),
+    ];
+    let begun = Instant::now();
+    let mut code = ExitCode::SUCCESS;
+    for (name, bounds) in worlds {
+        let explored = explore(bounds, MOST);
+        let all = if explored.complete {
+            "all"
+        } else {
+            "the first"
+        };
+        println!(
+            "{name}: {all} {} states, {} of them with a decision; {} steps; depth {}; {:.1} s",
+            explored.states,
+            explored.deciding,
+            explored.steps,
+            explored.depth,
+            begun.elapsed().as_secs_f64()
+        );
+        if let Some((what, way)) = explored.broken {
+            println!("BROKEN: {what}");
+            for step in way {
+                println!("    {step}");
+            }
+            code = ExitCode::FAILURE;
+        }
+    }
+    code
+}
+
+fn bounds(timeouts: [u8; 3], commands: u8, crashes: u8, doubles: u8) -> Bounds {
+    Bounds {
+        timeouts,
+        commands,
+        crashes,
+        doubles,
+        slow_disks: crashes > 0,
+    }
 }
 
 fn one(seed: u64, trace: bool) -> ExitCode {

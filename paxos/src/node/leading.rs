@@ -50,7 +50,8 @@ impl Node {
         };
         let blocked = leader.barrier.is_some() && !mutants::active(Mutant::SkipBarrier);
         let prepared = leader.prepared(group)
-            || (leader.leads && mutants::active(Mutant::SkipPrepareOfNewGroup));
+            || (mutants::active(Mutant::SkipPrepareOfNewGroup)
+                && self.groups.values().any(|before| leader.prepared(before)));
         let room = leader.in_flight.len() < MAX_IN_FLIGHT;
         if !leader.usable || !prepared || blocked || !room {
             return None;

@@ -231,6 +231,9 @@ impl Node {
 
     /// What a member promised and granted went with its disk.
     fn forget_lost_disks(&mut self, group: &Group) {
+        if mutants::active(Mutant::SkipPrepareOfNewGroup) {
+            return;
+        }
         let (Role::Leading(leader), Some(old)) = (&mut self.role, &self.group) else {
             return;
         };
