@@ -108,6 +108,7 @@ impl Master {
             slow_copy_us: lease_us * SLOW_COPY_LEASES,
             renew_us: lease_us / RENEWALS_PER_LEASE,
             retry_us: lease_us,
+            coordinator_fresh_us: u64::from(settings.heartbeat_us) * FRESH_HEARTBEATS,
             backup_wait_us: u64::from(settings.backup_wait_us),
             seed: config.seed,
         });
@@ -383,7 +384,8 @@ impl Master {
         response: Option<&Response>,
     ) {
         let mut control = self.control.lock();
-        control.replication.coordinator_answers(response.is_some());
+        let heard = response.map(|_| sent);
+        control.replication.coordinator_answered(heard);
         if let Some(response) = response {
             control.ballot = control.ballot.max(response.ballot);
             if response.answer == Answer::Refused(Refused::Crashed) {
@@ -511,6 +513,9 @@ fn listed(list: &ServerList, server: ServerId) -> Option<&ServerEntry> {
 /// A backup may keep the copy of a closed segment waiting for this many lease lengths before it is
 /// replaced.
 const SLOW_COPY_LEASES: u64 = 4;
+
+/// A leader that answered what was sent so many heartbeats ago is there to record a change.
+const FRESH_HEARTBEATS: u64 = 2;
 
 /// Reports of a master without backups in one lease.
 const COORDINATOR_RENEWALS: u64 = 4;

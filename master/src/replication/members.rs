@@ -119,10 +119,10 @@ impl Replication {
     }
 
     /// Replaces backups that have let a message wait too long, if others are there. Backs off: a loaded machine doesn't answer slowness with copying
-    /// (SAFETY 10). While no coordinator answers, a change could not be recorded, and one who is
-    /// slow is better than one who is gone.
+    /// (SAFETY 10). Without a coordinator a change could not be recorded, and one who is slow is
+    /// better than one who is gone: that it answered a while ago is not enough.
     pub(super) fn replace_slow(&mut self, now: Micros) {
-        if now < self.next_change_not_before || !self.coordinator_answers {
+        if now < self.next_change_not_before || !self.coordinator_is_there(now) {
             return;
         }
         let quiet = now.since(self.next_change_not_before).as_micros();
@@ -142,6 +142,12 @@ impl Replication {
             self.backups.doubt(slow, Health::Suspect { until });
             self.replace(slow);
         }
+    }
+
+    fn coordinator_is_there(&self, now: Micros) -> bool {
+        let fresh = Duration::from_micros(self.config.coordinator_fresh_us);
+        let heard = self.coordinator_heard;
+        heard.is_some_and(|heard| now.since(heard) <= fresh)
     }
 
     /// A backup that has let a message wait too long and can be replaced.

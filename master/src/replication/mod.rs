@@ -97,6 +97,9 @@ pub struct Config {
     pub renew_us: u64,
     /// How long a backup is left alone after its connection broke or it found no frame.
     pub retry_us: u64,
+    /// How long ago the coordinator must have been asked what it answered, at most, when a head's
+    /// backup is given up for being slow: the change needs its record.
+    pub coordinator_fresh_us: u64,
     /// How long writes wait for enough backups before they are refused (SAFETY 9).
     pub backup_wait_us: u64,
     /// Seeds the placement of replicas.
@@ -158,9 +161,8 @@ pub struct Replication {
     leases: Leases,
     /// When `pump` was called last.
     pumped: Micros,
-    /// Whether the coordinator answered when it was asked last: a change of a head's backups needs
-    /// its record.
-    coordinator_answers: bool,
+    /// When the coordinator was asked what it answered last; none: it was asked in vain since.
+    coordinator_heard: Option<Micros>,
     next_change_not_before: Micros,
     change_back_off_us: u64,
 }
@@ -182,7 +184,7 @@ impl Replication {
             short_since: None,
             leases: Leases::default(),
             pumped: Micros(0),
-            coordinator_answers: true,
+            coordinator_heard: Some(Micros(0)),
             next_change_not_before: Micros(0),
             change_back_off_us: 0,
         }
@@ -344,9 +346,9 @@ impl Replication {
         }
     }
 
-    /// Whether the coordinator answered when it was asked last.
-    pub fn coordinator_answers(&mut self, answers: bool) {
-        self.coordinator_answers = answers;
+    /// The coordinator answered what it was asked at `heard`; `None`: it was asked in vain.
+    pub fn coordinator_answered(&mut self, heard: Option<Micros>) {
+        self.coordinator_heard = heard;
     }
 
     /// The coordinator recorded `epoch` for `segment`.

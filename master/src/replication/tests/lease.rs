@@ -188,13 +188,31 @@ fn a_slow_backup_is_kept_while_no_coordinator_answers() {
     let mut world = World::new(2, 4);
     run(&mut world, 2_000, &[], true);
     let on = world.replication.backups_of(FIRST);
-    world.replication.coordinator_answers(false);
+    world.replication.coordinator_answered(None);
     run(&mut world, 20_000, &on[..1], false);
     assert_eq!(world.replication.backups_of(FIRST), on);
     run(&mut world, 1_000, &[], false);
     assert!(lease_left(&world) > 0, "it is back, and so is the lease");
-    world.replication.coordinator_answers(true);
+    let now = world.now;
+    world.replication.coordinator_answered(Some(now));
     run(&mut world, 2_000, &on[..1], true);
+    assert!(!world.replication.backups_of(FIRST).contains(&on[0]));
+}
+
+#[test]
+fn a_slow_backup_is_kept_when_the_coordinator_was_heard_of_too_long_ago() {
+    let mut world = World::new(2, 4);
+    world.replication.config.coordinator_fresh_us = 500;
+    run(&mut world, 2_000, &[], true);
+    let on = world.replication.backups_of(FIRST);
+    let now = world.now;
+    world.replication.coordinator_answered(Some(now));
+    // It is slow only after longer than that.
+    run(&mut world, 20_000, &on[..1], false);
+    assert_eq!(world.replication.backups_of(FIRST), on);
+    let now = world.now;
+    world.replication.coordinator_answered(Some(now));
+    run(&mut world, 500, &on[..1], true);
     assert!(!world.replication.backups_of(FIRST).contains(&on[0]));
 }
 

@@ -19,6 +19,7 @@ fn config(replicas: usize) -> Config {
         slow_copy_us: 1_000,
         renew_us: 400,
         retry_us: 500,
+        coordinator_fresh_us: u64::MAX,
         backup_wait_us: 2_000,
         seed: 1,
     }
