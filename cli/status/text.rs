@@ -42,7 +42,9 @@ fn coordinators(status: &ClusterStatus) -> Columns<5> {
             false => "learns",
         };
         let decided = coordinator.decided.map(|slot| slot.to_string());
-        let heard = coordinator.silent_us.map(|us| format!("{} ms ago", us / 1_000));
+        let heard = coordinator
+            .silent_us
+            .map(|us| format!("{} ms ago", us / 1_000));
         columns.row([
             coordinator.peer.to_string(),
             coordinator.address.clone(),
