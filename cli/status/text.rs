@@ -5,7 +5,7 @@ use std::fmt::Write;
 use ramkeep_wire::Ballot;
 use ramkeep_wire::coordinator::{ClusterStatus, ServerReport, TabletState};
 
-use super::json::{roles, server_state, tablet_state};
+use super::json::{reason, roles, server_state, tablet_state};
 use super::{overhead_per_object, total};
 use crate::columns::Columns;
 use crate::units::Size;
@@ -125,7 +125,10 @@ fn tablets(status: &ClusterStatus) -> Columns<5> {
                 format!("{:016x}", tablet.first.0),
                 format!("{:016x}", tablet.last.0),
                 tablet.owner.to_string(),
-                tablet_state(tablet.state).to_owned(),
+                match reason(tablet) {
+                    None => tablet_state(tablet.state).to_owned(),
+                    Some(reason) => format!("{}: {reason}", tablet_state(tablet.state)),
+                },
             ]);
         }
     }

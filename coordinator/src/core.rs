@@ -13,6 +13,7 @@
 //!    after a server has seen a higher one.
 //! 4. A new leader starts all timers afresh (SAFETY 8).
 
+mod backlog;
 mod decided;
 mod detector;
 mod duties;
@@ -25,6 +26,7 @@ use std::collections::{BTreeMap, VecDeque};
 use paxos::limits::Timing;
 use paxos::{Record, RestoreError, Setup, Snapshot, Stored};
 use ramkeep_wire::coordinator::{Answer, Once, Refused, Response, Settings};
+use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::order::{Command as OrderCommand, Order, OrderReply};
 use ramkeep_wire::{
     Ballot, ClientId, ListVersion, MapVersion, Micros, PeerId, ReplicationEpoch, SegmentId,
@@ -36,6 +38,7 @@ use crate::consensus::{Consensus, Unreadable, peer, time};
 use crate::entropy::Entropy;
 use crate::limits::PAUSE_SEEN;
 use crate::state::State;
+use backlog::Backlog;
 use detector::Watch;
 use duties::Duties;
 use waiting::{Waiting, Wanted};
@@ -186,8 +189,9 @@ pub struct Coordinator {
     leads: Option<Ballot>,
     /// A ballot above its own that a server has seen.
     deposed: Option<Ballot>,
-    /// The last slot applied.
-    applied: u64,
+    backlog: Backlog,
+    /// Members that have this slot know who the members are.
+    regrouped: u64,
     /// Bytes of commands applied since the last snapshot.
     unsaved: usize,
     /// It can't go on.
@@ -231,7 +235,8 @@ impl Coordinator {
             now,
             leads: None,
             deposed: None,
-            applied: 0,
+            backlog: Backlog::default(),
+            regrouped: 0,
             unsaved: 0,
             stopped: false,
             watches: BTreeMap::new(),
@@ -292,6 +297,7 @@ impl Coordinator {
     /// All records and snapshots up to `seq` are on the disk for good.
     pub fn handle_persisted(&mut self, now: Micros, seq: u64) {
         self.wake(now);
+        self.backlog.done(seq);
         self.consensus.node_mut().handle_persisted(time(now), seq);
         self.settle();
     }
@@ -299,7 +305,11 @@ impl Coordinator {
     /// Another coordinator's message came in.
     pub fn handle_message(&mut self, now: Micros, message: paxos::Envelope) {
         self.wake(now);
-        self.consensus.node_mut().handle_message(time(now), message);
+        if self.backlog.is_full() {
+            tracing::debug!("the disk is far behind: a message is lost");
+        } else {
+            self.consensus.node_mut().handle_message(time(now), message);
+        }
         self.settle();
     }
 
@@ -379,6 +389,7 @@ impl Coordinator {
     /// Answers from the state: counts while the lease runs.
     fn reply(&mut self, token: u64, answer: Answer) {
         let until = Some(self.consensus.lease_until());
+        let until = until.filter(|_| !mutants::active(Mutant::AnswerWithoutLease));
         self.push_reply(token, answer, until);
     }
 
@@ -436,12 +447,10 @@ impl Coordinator {
         }
     }
 
-    fn is_dropping(&self, name: &str) -> bool {
-        let record = self.state.tables().by_name(name);
-        record.is_some_and(|record| record.dropping.is_some())
-    }
-
     fn wait(&mut self, token: u64, wanted: Wanted) {
+        if !self.leads() {
+            return self.redirect(token);
+        }
         self.look = true;
         if let Err(why) = self.waiting.add(self.now, token, wanted) {
             self.refuse(token, why);
@@ -454,6 +463,7 @@ impl Coordinator {
                 tracing::error!(%server, %seen, ours = %self.ballot(),
                     "a server has seen a higher ballot: this coordinator leads no more");
                 self.deposed = Some(seen);
+                self.redirect_all();
             }
             (OrderCommand::TakeTablets(grants), OrderReply::Taken(positions))
                 if grants.len() == positions.len() =>
