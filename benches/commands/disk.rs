@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use hdrhistogram::Histogram;
+use ramkeep_benches::median;
 use rustix::fs::{FallocateFlags, fallocate, fdatasync, statfs};
 use serde::Serialize;
 use tempfile::TempDir;
@@ -15,7 +16,7 @@ use crate::{Failure, Outcome};
 /// Bytes of one append.
 const BLOCK: usize = 4096;
 /// Appends that are measured.
-const APPENDS: usize = 1_000;
+const APPENDS: usize = 300;
 /// Syncs above this count as this. Nanoseconds.
 const HIGHEST: u64 = 60_000_000_000;
 /// Type numbers of file systems in memory: tmpfs and ramfs.
@@ -39,6 +40,22 @@ pub(crate) struct DiskCost {
     pub(crate) written_before: SyncCost,
     /// The blocks were reserved by `fallocate` only, as etcd does it.
     pub(crate) reserved_only: SyncCost,
+}
+
+impl DiskCost {
+    /// The medians of several measurements.
+    pub(crate) fn median(all: &[Self]) -> Self {
+        let of = |figure: &dyn Fn(&Self) -> f64| median(all.iter().map(figure).collect());
+        let cost = |way: fn(&Self) -> SyncCost| SyncCost {
+            p50_us: of(&|one| way(one).p50_us),
+            p99_us: of(&|one| way(one).p99_us),
+            per_s: of(&|one| way(one).per_s),
+        };
+        Self {
+            written_before: cost(|one| one.written_before),
+            reserved_only: cost(|one| one.reserved_only),
+        }
+    }
 }
 
 /// A directory of its own in `parent`, which must lie on a disk.

@@ -72,9 +72,7 @@ pub(crate) async fn drive<W: Worker, T>(
     let own = [std::process::id()];
     reach(begin, &mut tasks).await?;
     let (before, first) = ((cpu_time(&own)?, cpu_time(servers)?), edge()?);
-    let began = Instant::now();
     reach(end, &mut tasks).await?;
-    let elapsed = began.elapsed();
     let (after, last) = ((cpu_time(&own)?, cpu_time(servers)?), edge()?);
     while let Some(done) = timeout_at(end + SILENCE, tasks.join_next())
         .await
@@ -85,7 +83,7 @@ pub(crate) async fn drive<W: Worker, T>(
     let latency = latency.lock();
     let run = Run {
         commands: latency.len(),
-        elapsed,
+        elapsed: length.counted,
         percentiles: [50.0, 99.0].map(|p| latency.value_at_percentile(p)),
         client_cpu: after.0.saturating_sub(before.0),
         server_cpu: after.1.saturating_sub(before.1),

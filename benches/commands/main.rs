@@ -18,6 +18,7 @@ use clap::Parser;
 pub(crate) use ramkeep_benches::{Failure, Outcome, process};
 use ramkeep_rpc::PollMode;
 
+use crate::disk::DiskCost;
 use crate::engine::Length;
 use crate::report::Report;
 use crate::systems::{Running, Sample, Setting, System};
@@ -81,7 +82,6 @@ fn compare(args: &Args) -> Outcome<()> {
         )));
     }
     let directory = disk::directory(&args.data)?;
-    let disk = disk::measure(directory.path())?;
     let setting = Setting {
         members: args.members.into(),
         data: directory.path(),
@@ -91,8 +91,9 @@ fn compare(args: &Args) -> Outcome<()> {
         .enable_all()
         .build()?;
     let mut failures = Vec::new();
-    let samples = runtime.block_on(run(args, setting, &mut failures));
-    let report = Report::new(setting.members, disk, &samples);
+    let mut disks = Vec::new();
+    let samples = runtime.block_on(run(args, setting, &mut disks, &mut failures))?;
+    let report = Report::new(setting.members, &disks, &samples);
     if args.json {
         println!("{}", serde_json::to_string(&report)?);
     } else {
@@ -102,7 +103,12 @@ fn compare(args: &Args) -> Outcome<()> {
 }
 
 /// Starts the systems and measures them in turns. One that fails takes no further turn.
-async fn run(args: &Args, setting: Setting<'_>, failures: &mut Vec<Failure>) -> Vec<Sample> {
+async fn run(
+    args: &Args,
+    setting: Setting<'_>,
+    disks: &mut Vec<DiskCost>,
+    failures: &mut Vec<Failure>,
+) -> Outcome<Vec<Sample>> {
     let (rounds, seconds) = if args.quick { (2, 1) } else { (5, 3) };
     let counted = Duration::from_secs(args.seconds.unwrap_or(seconds).into());
     let length = Length {
@@ -120,6 +126,7 @@ async fn run(args: &Args, setting: Setting<'_>, failures: &mut Vec<Failure>) -> 
     }
     let mut samples = Vec::new();
     for _ in 0..args.rounds.unwrap_or(rounds) {
+        disks.push(disk::measure(setting.data)?);
         for &outstanding in &args.outstanding {
             let mut still = Vec::new();
             for one in running {
@@ -140,5 +147,5 @@ async fn run(args: &Args, setting: Setting<'_>, failures: &mut Vec<Failure>) -> 
         // Whoever goes first in one round goes last in the next.
         running.reverse();
     }
-    samples
+    Ok(samples)
 }

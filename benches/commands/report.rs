@@ -73,7 +73,7 @@ pub(crate) struct Report {
 
 impl Report {
     /// Medians of the samples; rows stay in the order of concurrency, then of systems.
-    pub(crate) fn new(members: usize, disk: DiskCost, samples: &[Sample]) -> Self {
+    pub(crate) fn new(members: usize, disk: &[DiskCost], samples: &[Sample]) -> Self {
         let mut keys: Vec<(usize, System)> = Vec::new();
         for sample in samples {
             let key = (sample.outstanding, sample.system);
@@ -96,7 +96,7 @@ impl Report {
         let goals = goals(&rows, &ratios);
         Self {
             members,
-            disk,
+            disk: DiskCost::median(disk),
             rows,
             ratios,
             goals,
@@ -307,7 +307,7 @@ mod tests {
             sample(System::Ramkeep, 1, 2_000, 80),
             sample(System::Etcd, 1, 1_000, 100),
         ];
-        let report = Report::new(3, disk, &samples);
+        let report = Report::new(3, &[disk], &samples);
         let ratios: Vec<_> = (report.ratios.iter())
             .map(|r| (r.outstanding, r.commands_per_s, r.p50))
             .collect();

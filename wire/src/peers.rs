@@ -16,8 +16,10 @@ use crate::{Ballot, Micros};
 
 /// A coordinator that owes an answer, or a connection, for this long is given up for the next.
 pub const PATIENCE: Duration = Duration::from_millis(500);
-/// One that was silent is not asked again for this long while others are known.
-pub const AVOID: Duration = Duration::from_secs(1);
+/// One that was silent is not asked again for this long while others are known, though they name it
+/// as the leader: with [`PATIENCE`], longer than they take to elect another. Nor much longer: it may
+/// have been slow only.
+pub const AVOID: Duration = Duration::from_millis(300);
 /// Longest rest before all are asked anew while some say that they don't lead.
 pub const ELECTION_REST: Duration = Duration::from_millis(20);
 /// First rest after all were asked in vain; each further one is twice as long.
