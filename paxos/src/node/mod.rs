@@ -26,7 +26,7 @@ use crate::limits::{Sizes, Timing};
 use crate::message::{Body, Envelope};
 use crate::record::{Record, Snapshot};
 use crate::rng::SplitMix;
-use crate::types::{Ballot, Entry, Group, Incarnation, Member, PeerId, Slot, Time};
+use crate::types::{Ballot, Entry, Group, Incarnation, PeerId, Slot, Time};
 
 use acceptor::Acceptor;
 use disk::Disk;
