@@ -158,8 +158,8 @@ pub(super) fn a_wiped_coordinator(lines: Lines) -> Played {
     let mut stage = Stage::with_group(3, 3, lines)?;
     stage.write("k", "v")?;
     let leader = stage.leader()?;
-    let others = stage.coordinators.iter().copied().filter(|m| *m != leader);
-    let wiped = others.last().ok_or("there are others")?;
+    let mut others = stage.coordinators.iter().copied().filter(|m| *m != leader);
+    let wiped = others.next_back().ok_or("there are others")?;
     stage.world.kill(stage.process(wiped), Death::Kill);
     stage.world.wipe(wiped);
     tables_can_be_made(&mut stage)?;
