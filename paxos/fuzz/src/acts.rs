@@ -60,6 +60,7 @@ impl World {
             Action::Leads(ballot) => {
                 self.counts.leaders += 1;
                 self.trace(|_| format!("{id} leads {ballot}"));
+                self.check_durability(id);
             }
             Action::Deposed => self.trace(|_| format!("{id} is deposed")),
             Action::Removed => self.trace(|_| format!("{id} is removed")),
@@ -223,13 +224,13 @@ impl World {
             self.counts.slots += 1;
             self.check_quorum(id, slot, digest);
         }
-        if let Entry::Reconfigure(group) = entry {
-            if !self.truth.groups.contains_key(&slot) {
-                self.counts.replacements += 1;
-                if !self.truth.regroup(slot, group) {
-                    let detail = format!("slot {slot} makes {} {group:?}", group.generation);
-                    self.fail(Check::OneChange, detail);
-                }
+        if let Entry::Reconfigure(group) = entry
+            && !self.truth.groups.contains_key(&slot)
+        {
+            self.counts.replacements += 1;
+            if !self.truth.regroup(slot, group) {
+                let detail = format!("slot {slot} makes {} {group:?}", group.generation);
+                self.fail(Check::OneChange, detail);
             }
         }
         if !self.truth.decide(slot, digest, history) {
@@ -270,6 +271,24 @@ impl World {
                 self.fail(Check::ExactlyOnce, detail);
             }
             Outcome::Stale => {}
+        }
+    }
+
+    /// Who leads has all that any client was told is done.
+    pub(crate) fn check_durability(&mut self, id: PeerId) {
+        let Some(peer) = self.peers.get(&id) else {
+            return;
+        };
+        let has = |client: u32| peer.machine.last.get(client as usize).copied().unwrap_or(0);
+        let lost = self.clients.iter().find(|c| has(c.number) < c.known);
+        if let Some(client) = lost {
+            let detail = format!(
+                "peer {id} has command {} of client {}, which was told that {} is done",
+                has(client.number),
+                client.number,
+                client.known
+            );
+            self.fail(Check::Durability, detail);
         }
     }
 

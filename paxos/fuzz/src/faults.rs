@@ -245,7 +245,7 @@ impl World {
         }
         let mut outcome = None;
         self.input(leader, |node, now| {
-            outcome = Some(node.replace(now, out, by))
+            outcome = Some(node.replace(now, out, by));
         });
         self.trace(|_| format!("{leader} replaces {out} by {by}: {outcome:?}"));
         if matches!(outcome, Some(Err(ReplaceError::Leads(_)))) && self.dice.chance(100) {

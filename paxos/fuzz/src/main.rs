@@ -8,6 +8,8 @@ use std::time::Instant;
 
 use paxos_fuzz::{Bounds, Counts, Finding, explore, run};
 
+type Total = Mutex<(Counts, Vec<(u64, Finding)>)>;
+
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let value = |name: &str| {
@@ -16,6 +18,10 @@ fn main() -> ExitCode {
     };
     let trace = arguments.iter().any(|argument| argument == "--trace");
     #[cfg(feature = "mutants")]
+    if arguments.iter().any(|argument| argument == "--mutants") {
+        return all_mutants();
+    }
+    #[cfg(feature = "mutants")]
     if let Some(name) = value("--mutant") {
         let all = paxos::mutants::Mutant::ALL;
         let Some(mutant) = all.into_iter().find(|mutant| format!("{mutant:?}") == name) else {
@@ -23,6 +29,13 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         };
         paxos::mutants::plant(Some(mutant));
+        // A planted fault is of one thread.
+        if let Some((low, high)) = value("--seeds").as_deref().and_then(range) {
+            let total = Total::default();
+            let begun = Instant::now();
+            worker(&AtomicU64::new(low), high, &total);
+            return report(low, high, begun, total);
+        }
     }
     if arguments.iter().any(|argument| argument == "--exhaustive") {
         return exhaustive();
@@ -30,18 +43,43 @@ fn main() -> ExitCode {
     if let Some(seed) = value("--seed").and_then(|seed| seed.parse().ok()) {
         return one(seed, trace);
     }
-    let range = value("--seeds").unwrap_or_else(|| "0..2000".to_owned());
-    let bounds = range
-        .split_once("..")
-        .and_then(|(low, high)| Some((low.parse::<u64>().ok()?, high.parse::<u64>().ok()?)));
-    let Some((low, high)) = bounds else {
-        eprintln!("--seeds takes a range such as 0..2000, not {range}");
+    let seeds = value("--seeds").unwrap_or_else(|| "0..2000".to_owned());
+    let Some((low, high)) = range(&seeds) else {
+        eprintln!("--seeds takes a range such as 0..2000, not {seeds}");
         return ExitCode::from(2);
     };
     let jobs = value("--jobs")
         .and_then(|jobs| jobs.parse().ok())
         .unwrap_or(1);
     many(low, high, jobs)
+}
+
+/// Runs 400 seeds with each fault, in a process of its own: some make the code panic.
+#[cfg(feature = "mutants")]
+fn all_mutants() -> ExitCode {
+    let Ok(program) = std::env::current_exe() else {
+        return ExitCode::FAILURE;
+    };
+    let mut missed = 0;
+    for mutant in paxos::mutants::Mutant::ALL {
+        let name = format!("{mutant:?}");
+        let mut child = std::process::Command::new(&program);
+        child.args(["--mutant", &name, "--seeds", "0..400"]);
+        let Ok(output) = child.output() else {
+            return ExitCode::FAILURE;
+        };
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let first = text.lines().find(|line| line.starts_with("seed "));
+        missed += u32::from(first.is_none() && output.status.success());
+        let none = if output.status.success() {
+            "nothing in 400 seeds"
+        } else {
+            "a panic"
+        };
+        println!("{name}: {}", first.unwrap_or(none));
+    }
+    println!("{missed} not caught by seeds; those have a scenario in tests/mutants.rs");
+    ExitCode::SUCCESS
 }
 
 /// All states of small worlds of three peers, one after the other.
@@ -112,13 +150,22 @@ fn one(seed: u64, trace: bool) -> ExitCode {
 
 fn many(low: u64, high: u64, jobs: usize) -> ExitCode {
     let next = AtomicU64::new(low);
-    let total = Mutex::new((Counts::default(), Vec::<(u64, Finding)>::new()));
+    let total = Total::default();
     let begun = Instant::now();
     std::thread::scope(|scope| {
         for _ in 0..jobs.max(1) {
             scope.spawn(|| worker(&next, high, &total));
         }
     });
+    report(low, high, begun, total)
+}
+
+fn range(text: &str) -> Option<(u64, u64)> {
+    let (low, high) = text.split_once("..")?;
+    Some((low.parse().ok()?, high.parse().ok()?))
+}
+
+fn report(low: u64, high: u64, begun: Instant, total: Total) -> ExitCode {
     let seconds = begun.elapsed().as_secs_f64();
     let Ok((counts, mut findings)) = total.into_inner() else {
         return ExitCode::FAILURE;
@@ -137,7 +184,7 @@ fn many(low: u64, high: u64, jobs: usize) -> ExitCode {
     ExitCode::from(u8::from(!findings.is_empty()))
 }
 
-fn worker(next: &AtomicU64, high: u64, total: &Mutex<(Counts, Vec<(u64, Finding)>)>) {
+fn worker(next: &AtomicU64, high: u64, total: &Total) {
     let (mut counts, mut findings) = (Counts::default(), Vec::new());
     loop {
         let seed = next.fetch_add(1, Ordering::Relaxed);

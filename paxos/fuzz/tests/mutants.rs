@@ -29,7 +29,7 @@ fn caught_by(mutant: Mutant) -> Option<Check> {
         Mutant::AdoptLowestBallot | Mutant::CommitAnyBallot => Check::Agreement,
         Mutant::TrimPastSnapshot | Mutant::SkipNoop => Check::Progress,
         Mutant::ApplyOutOfOrder => Check::Order,
-        Mutant::SkipOpening => Check::StaleRead,
+        Mutant::SkipOpening => Check::Durability,
         Mutant::DoubleApply => Check::ExactlyOnce,
         Mutant::SkipBarrier => Check::OneChange,
         Mutant::SkipPrepareOfNewGroup => return None,
@@ -52,7 +52,7 @@ fn every_planted_fault_is_caught_by_its_check() {
                     let Some(check) = caught_by(mutant) else {
                         continue;
                     };
-                    match hunt(mutant, check, 0..SEEDS) {
+                    match hunt(mutant, check, &[], 0..SEEDS) {
                         Some(seed) => println!("{mutant:?}: {check} in seed {seed}"),
                         None => missed.lock().unwrap().push((mutant, check)),
                     }
@@ -72,4 +72,25 @@ fn a_leader_without_promises_of_the_new_group_overrules_what_that_has_decided() 
     mutants::plant(before);
     assert_eq!(decided, ["x"]);
     assert_ne!(then, decided, "the fault shows");
+}
+
+#[test]
+fn the_checks_of_effects_bite_where_those_of_steps_look_away() {
+    const STEPS: &[Check] = &[
+        Check::QuorumOnDisk,
+        Check::PersistFirst,
+        Check::PromiseKept,
+        Check::LeaseExclusive,
+    ];
+    for (mutant, check) in [
+        (Mutant::ReadWithoutLease, Check::StaleRead),
+        (Mutant::PromiseInGrant, Check::StaleRead),
+        (Mutant::HalfIsEnough, Check::Agreement),
+        (Mutant::ForgetPromise, Check::Agreement),
+        (Mutant::CountWipedMember, Check::Agreement),
+    ] {
+        let seed = hunt(mutant, check, STEPS, 0..SEEDS);
+        println!("{mutant:?}: {check} in seed {seed:?}");
+        assert!(seed.is_some(), "{mutant:?}: {check}");
+    }
 }
