@@ -5,7 +5,7 @@ use std::fmt::Write;
 use ramkeep_wire::Ballot;
 use ramkeep_wire::coordinator::{ClusterStatus, ServerReport, TabletState};
 
-use super::json::{roles, server_state, tablet_state};
+use super::json::{reason, roles, server_state, tablet_state};
 use super::{overhead_per_object, total};
 use crate::columns::Columns;
 use crate::units::Size;
@@ -33,13 +33,25 @@ pub(super) fn status(status: &ClusterStatus, ballot: Ballot) -> String {
     text
 }
 
-fn coordinators(status: &ClusterStatus) -> Columns<3> {
-    let mut columns = Columns::new([">id", "address", ""]);
+fn coordinators(status: &ClusterStatus) -> Columns<5> {
+    let mut columns = Columns::new([">id", "address", "", ">decided", ">heard"]);
     for coordinator in &status.coordinators {
-        let leads = coordinator.peer == status.leader;
-        let leads = if leads { "leads" } else { "" };
-        let (peer, address) = (coordinator.peer, &coordinator.address);
-        columns.row([peer.to_string(), address.clone(), leads.to_owned()]);
+        let role = match coordinator.member {
+            true if coordinator.peer == status.leader => "leads",
+            true => "follows",
+            false => "learns",
+        };
+        let decided = coordinator.decided.map(|slot| slot.to_string());
+        let heard = coordinator
+            .silent_us
+            .map(|us| format!("{} ms ago", us / 1_000));
+        columns.row([
+            coordinator.peer.to_string(),
+            coordinator.address.clone(),
+            role.to_owned(),
+            decided.unwrap_or_else(|| "?".to_owned()),
+            heard.unwrap_or_else(|| "never".to_owned()),
+        ]);
     }
     columns
 }
@@ -113,7 +125,10 @@ fn tablets(status: &ClusterStatus) -> Columns<5> {
                 format!("{:016x}", tablet.first.0),
                 format!("{:016x}", tablet.last.0),
                 tablet.owner.to_string(),
-                tablet_state(tablet.state).to_owned(),
+                match reason(tablet) {
+                    None => tablet_state(tablet.state).to_owned(),
+                    Some(reason) => format!("{}: {reason}", tablet_state(tablet.state)),
+                },
             ]);
         }
     }

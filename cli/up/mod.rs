@@ -25,10 +25,10 @@ use plan::Plan;
 /// Flags of `up`.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct UpArgs {
-    /// Coordinators
+    /// Coordinators: 1, 3 or 5
     #[arg(
         long,
-        default_value_t = 1,
+        default_value_t = 3,
         env = "RAMKEEP_UP_COORDINATORS",
         hide_env = true
     )]
@@ -97,7 +97,7 @@ async fn supervise(plan: &Plan, output: Output) -> Result<(), Failure> {
     let ended = loop {
         tokio::select! {
             () = signals.recv() => break Ok(()),
-            event = cluster.next_exit() => match event {
+            event = cluster.next_event() => match event {
                 Some(event) => tell(output, &event),
                 None => break Err(Failure::new("every process of the cluster has ended; stopping")),
             },

@@ -11,6 +11,7 @@ use std::io::ErrorKind;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 
+use paxos::limits::GROUP_SIZES;
 use ramkeep_wire::limits::{MAX_REPLICAS, SEGMENT_SIZE};
 
 use super::UpArgs;
@@ -57,9 +58,10 @@ impl Plan {
         let coordinator_ports = coordinator_ports(args)?;
         let server_ports = server_ports(args)?;
         let place = Place::open(args.data.as_deref(), bytes_of_frames(args))?;
+        let peers = peers(&coordinator_ports);
         let coordinators = (1..)
             .zip(coordinator_ports)
-            .map(|(id, port)| coordinator((args, global), id, port, &place))
+            .map(|(id, port)| coordinator((args, global), (id, port), &peers, &place))
             .collect::<Result<_, _>>()?;
         let masters = (1..=args.servers).map(|n| (Role::Server, n));
         let backups = (1..=args.backups).map(|n| (Role::Backup, n));
@@ -78,9 +80,9 @@ impl Plan {
 }
 
 fn check(args: &UpArgs) -> Result<(), Failure> {
-    if args.coordinators != 1 {
+    if !GROUP_SIZES.contains(&(args.coordinators as usize)) {
         return Err(Failure::usage(format_args!(
-            "--coordinators {}: this version runs exactly one coordinator; use --coordinators 1",
+            "--coordinators {}: a group has 1, 3 or 5",
             args.coordinators
         )));
     }
@@ -108,13 +110,12 @@ fn check(args: &UpArgs) -> Result<(), Failure> {
 }
 
 fn coordinator_ports(args: &UpArgs) -> Result<Vec<u16>, Failure> {
-    let ports: Vec<u16> = if args.port == 0 {
-        vec![0; args.coordinators as usize]
-    } else {
-        (args.port..=u16::MAX)
-            .take(args.coordinators as usize)
-            .collect()
-    };
+    if args.port == 0 {
+        return free_ports(args.coordinators as usize);
+    }
+    let ports: Vec<u16> = (args.port..=u16::MAX)
+        .take(args.coordinators as usize)
+        .collect();
     for &port in &ports {
         TcpListener::bind((Ipv4Addr::LOCALHOST, port)).map_err(|error| match error.kind() {
             ErrorKind::AddrInUse => Failure::new(format_args!(
@@ -125,6 +126,24 @@ fn coordinator_ports(args: &UpArgs) -> Result<Vec<u16>, Failure> {
         })?;
     }
     Ok(ports)
+}
+
+/// Ports that are free now, all held until the last is found. The coordinators must know each
+/// other's before they start.
+fn free_ports(count: usize) -> Result<Vec<u16>, Failure> {
+    let held: std::io::Result<Vec<TcpListener>> = (0..count)
+        .map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))
+        .collect();
+    let ports = held.and_then(|held| held.iter().map(|l| Ok(l.local_addr()?.port())).collect());
+    ports.map_err(|error| Failure::new(format_args!("no free port to listen on: {error}")))
+}
+
+/// The group as each coordinator is told of it.
+fn peers(ports: &[u16]) -> String {
+    let peers = (1..)
+        .zip(ports)
+        .map(|(id, port)| format!("{id}=127.0.0.1:{port}"));
+    peers.collect::<Vec<_>>().join(",")
 }
 
 /// Ports that are free now; a process that finds its port taken after all says so and ends.
@@ -161,13 +180,14 @@ fn bytes_of_frames(args: &UpArgs) -> u64 {
 
 fn coordinator(
     (args, global): (&UpArgs, &Global),
-    id: u32,
-    port: u16,
+    (id, port): (u32, u16),
+    peers: &str,
     place: &Place,
 ) -> Result<Planned, Failure> {
     let mut line = Line::new("coordinator", global);
     line.flag("--listen", format!("127.0.0.1:{port}"))
         .flag("--id", id.to_string())
+        .flag("--peers", peers)
         .flag("--data", place.directory(&format!("coordinator-{id}"))?)
         .flag("--replicas", args.replicas.to_string())
         .flag(
@@ -270,11 +290,11 @@ mod tests {
     }
 
     #[test]
-    fn a_group_of_coordinators_is_refused_for_now() {
-        assert!(matches!(
-            check(&args("--coordinators 3")),
-            Err(Failure::Usage(_))
-        ));
+    fn a_group_has_one_three_or_five_coordinators() {
+        for count in 0..7 {
+            let args = args(&format!("--coordinators {count}"));
+            assert_eq!(check(&args).is_ok(), [1, 3, 5].contains(&count), "{count}");
+        }
     }
 
     #[test]
@@ -309,7 +329,7 @@ mod tests {
                 planned.arguments.get(at + 1)
             })
             .collect();
-        assert_eq!(directories.len(), 4);
+        assert_eq!(directories.len(), 6);
         assert!(
             directories
                 .iter()

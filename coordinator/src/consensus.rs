@@ -17,8 +17,8 @@ use crate::limits::{MAX_COMMAND, MAX_PROPOSALS, MAX_PROPOSED_BYTES};
 /// What must be done, or has happened.
 #[derive(Debug)]
 pub enum Event<T> {
-    /// Send a message to a peer at this address, if it is known; may be lost.
-    Send(Option<String>, paxos::Envelope),
+    /// Send a message to a peer at one of these addresses; may be lost.
+    Send(Vec<String>, paxos::Envelope),
     /// Put records into the journal for good.
     Persist(u64, Vec<paxos::Record>),
     /// Keep a snapshot for good, and a new journal with these records.
@@ -44,6 +44,8 @@ pub struct Decided<T> {
     pub slot: u64,
     /// Bytes of its commands.
     pub bytes: usize,
+    /// Whether the members are others from here on.
+    pub regroups: bool,
     /// The commands, those proposed here with their origins.
     pub commands: Vec<(Command, Option<T>)>,
 }
@@ -176,8 +178,9 @@ impl<T> Consensus<T> {
         };
         Ok(Some(match action {
             Action::Send(envelope) => {
-                let address = self.node.address_of(envelope.to).map(str::to_owned);
-                Event::Send(address, envelope)
+                let addresses = self.node.addresses_of(envelope.to);
+                let addresses = addresses.into_iter().map(str::to_owned).collect();
+                Event::Send(addresses, envelope)
             }
             Action::Persist { seq, records } => Event::Persist(seq, records),
             Action::SaveSnapshot {
@@ -207,6 +210,7 @@ impl<T> Consensus<T> {
         entry: Entry,
         tokens: Vec<u64>,
     ) -> Result<Decided<T>, Unreadable> {
+        let regroups = matches!(entry, Entry::Reconfigure(_));
         let commands = match entry {
             Entry::Commands(commands) => commands,
             Entry::Noop | Entry::Reconfigure(_) => Vec::new(),
@@ -215,6 +219,7 @@ impl<T> Consensus<T> {
         let mut decided = Decided {
             slot,
             bytes: 0,
+            regroups,
             commands: Vec::with_capacity(commands.len()),
         };
         for bytes in commands {

@@ -13,6 +13,7 @@
 //!    after a server has seen a higher one.
 //! 4. A new leader starts all timers afresh (SAFETY 8).
 
+mod backlog;
 mod decided;
 mod detector;
 mod duties;
@@ -37,6 +38,7 @@ use crate::consensus::{Consensus, Unreadable, peer, time};
 use crate::entropy::Entropy;
 use crate::limits::PAUSE_SEEN;
 use crate::state::State;
+use backlog::Backlog;
 use detector::Watch;
 use duties::Duties;
 use waiting::{Waiting, Wanted};
@@ -98,8 +100,8 @@ pub enum Output {
     },
     /// Send a message to another coordinator. May be lost.
     Send {
-        /// Where it is, if known.
-        address: Option<String>,
+        /// Where it may be, the likeliest first; none if that is not known.
+        addresses: Vec<String>,
         /// The message, with to whom.
         message: paxos::Envelope,
     },
@@ -187,8 +189,9 @@ pub struct Coordinator {
     leads: Option<Ballot>,
     /// A ballot above its own that a server has seen.
     deposed: Option<Ballot>,
-    /// The last slot applied.
-    applied: u64,
+    backlog: Backlog,
+    /// Members that have this slot know who the members are.
+    regrouped: u64,
     /// Bytes of commands applied since the last snapshot.
     unsaved: usize,
     /// It can't go on.
@@ -232,7 +235,8 @@ impl Coordinator {
             now,
             leads: None,
             deposed: None,
-            applied: 0,
+            backlog: Backlog::default(),
+            regrouped: 0,
             unsaved: 0,
             stopped: false,
             watches: BTreeMap::new(),
@@ -293,6 +297,7 @@ impl Coordinator {
     /// All records and snapshots up to `seq` are on the disk for good.
     pub fn handle_persisted(&mut self, now: Micros, seq: u64) {
         self.wake(now);
+        self.backlog.done(seq);
         self.consensus.node_mut().handle_persisted(time(now), seq);
         self.settle();
     }
@@ -300,7 +305,11 @@ impl Coordinator {
     /// Another coordinator's message came in.
     pub fn handle_message(&mut self, now: Micros, message: paxos::Envelope) {
         self.wake(now);
-        self.consensus.node_mut().handle_message(time(now), message);
+        if self.backlog.is_full() {
+            tracing::debug!("the disk is far behind: a message is lost");
+        } else {
+            self.consensus.node_mut().handle_message(time(now), message);
+        }
         self.settle();
     }
 
@@ -402,21 +411,31 @@ impl Coordinator {
         self.reply(token, Answer::Refused(why));
     }
 
+    /// Where a coordinator is, for those who ask.
+    fn address_of(&self, id: paxos::PeerId) -> Option<String> {
+        if id == peer(self.config.peer) {
+            return Some(self.config.address.clone());
+        }
+        let addresses = self.consensus.node().addresses_of(id);
+        addresses.first().map(|address| (*address).to_owned())
+    }
+
     /// The answer of one who does not lead.
     #[must_use]
     pub fn not_leader(&self) -> Response {
         let node = self.consensus.node();
         let members = node.group().into_iter().flat_map(|group| &group.members);
         let leader = node.leader().filter(|id| *id != peer(self.config.peer));
-        let leader = leader.and_then(|id| node.address_of(id));
-        let mut coordinators: Vec<String> = members.map(|m| m.address.clone()).collect();
+        let leader = leader.and_then(|id| self.address_of(id));
+        let coordinators = members.filter_map(|member| self.address_of(member.id));
+        let mut coordinators: Vec<String> = coordinators.collect();
         if coordinators.is_empty() {
             coordinators = self.config.peers.iter().map(|(_, at)| at.clone()).collect();
         }
         Response {
             ballot: self.ballot(),
             answer: Answer::Refused(Refused::NotLeader {
-                leader: leader.map(str::to_owned),
+                leader,
                 coordinators,
             }),
         }
@@ -438,12 +457,10 @@ impl Coordinator {
         }
     }
 
-    fn is_dropping(&self, name: &str) -> bool {
-        let record = self.state.tables().by_name(name);
-        record.is_some_and(|record| record.dropping.is_some())
-    }
-
     fn wait(&mut self, token: u64, wanted: Wanted) {
+        if !self.leads() {
+            return self.redirect(token);
+        }
         self.look = true;
         if let Err(why) = self.waiting.add(self.now, token, wanted) {
             self.refuse(token, why);
@@ -456,6 +473,7 @@ impl Coordinator {
                 tracing::error!(%server, %seen, ours = %self.ballot(),
                     "a server has seen a higher ballot: this coordinator leads no more");
                 self.deposed = Some(seen);
+                self.redirect_all();
             }
             (OrderCommand::TakeTablets(grants), OrderReply::Taken(positions))
                 if grants.len() == positions.len() =>

@@ -23,6 +23,10 @@ pub const MAX_CLIENTS: usize = 65_536;
 pub const MAX_PROPOSALS: usize = 8_192;
 /// Bytes of the commands proposed and not decided; requests beyond are refused.
 pub const MAX_PROPOSED_BYTES: usize = 4 << 20;
+/// Bytes given to the disk and not on it; with more this peer takes no part.
+pub const MAX_UNWRITTEN_BYTES: usize = 8 << 20;
+/// Writes given to the disk and not on it; with more this peer takes no part.
+pub const MAX_UNWRITTEN_JOBS: usize = 16_384;
 /// Client leases that end at one look.
 pub const EXPIRED_AT_ONCE: usize = 1_024;
 /// Longest command: an owner took all tablets of the largest table.
@@ -35,6 +39,9 @@ pub const MAX_SNAPSHOT: usize = 1 << 30;
 pub const SNAPSHOT_AFTER: usize = 4 << 20;
 /// Requests that wait for owners to confirm.
 pub const MAX_WAITING: usize = 16_384;
+
+/// Requests that wait for a coordinator to be replaced.
+pub const MAX_REPLACING: usize = 64;
 
 /// How long a client lease lasts without renewal.
 pub const CLIENT_LEASE: Duration = Duration::from_secs(60);

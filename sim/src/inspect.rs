@@ -72,6 +72,21 @@ pub fn master_record(state: &State, master: ServerId) -> Option<MasterRecord> {
     })
 }
 
+/// How many backups short the recorded sets of a master's heads are: so many of its backups were
+/// decided crashed and are not made up for (SAFETY 9).
+#[must_use]
+pub fn shortfall(state: &State, master: ServerId) -> usize {
+    let wanted = state.constants().map_or(0, |c| c.settings.replicas);
+    let Some(server) = state.servers().by_id(master) else {
+        return 0;
+    };
+    let low = server.floor.map_or(SegmentId(0), |floor| floor.0);
+    let sets = server.epochs.range(low..);
+    sets.map(|(_, recorded)| usize::from(wanted).saturating_sub(recorded.backups.len()))
+        .max()
+        .unwrap_or(0)
+}
+
 /// The tablets that a master owns, or owned when it died.
 #[must_use]
 pub fn tablets(state: &State, owner: ServerId) -> Vec<(TableId, KeyHash, KeyHash)> {

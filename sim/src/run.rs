@@ -305,6 +305,9 @@ impl Run {
                 Some(Some(step)) => done = self.act(step),
                 Some(None) => self.notice_deaths(),
             }
+            if let Some(wrong) = self.world.wrongs.pop() {
+                self.report.findings.push(wrong);
+            }
             for found in self.world.group.findings().to_vec() {
                 self.find(&found);
             }

@@ -168,6 +168,8 @@ pub struct World {
     pub deaths: u64,
     /// Times that frames were lost.
     pub losses: usize,
+    /// What was told by who had no right to (SAFETY 1).
+    pub wrongs: Vec<String>,
     coordinators: Vec<String>,
     processes: BTreeMap<ProcessId, Running>,
     listeners: BTreeMap<String, ProcessId>,
@@ -190,6 +192,7 @@ impl World {
             wiped: Vec::new(),
             deaths: 0,
             losses: 0,
+            wrongs: Vec::new(),
             coordinators: Vec::new(),
             processes: BTreeMap::new(),
             listeners: BTreeMap::new(),
@@ -401,6 +404,33 @@ impl World {
         Some(result)
     }
 
+    /// A process's node, for one who looks on from outside.
+    pub(crate) fn with_node<R>(
+        &mut self,
+        process: ProcessId,
+        look: impl FnOnce(&mut Node) -> R,
+    ) -> Option<R> {
+        let running = self.processes.get_mut(&process)?;
+        Some(look(&mut running.node))
+    }
+
+    /// What a machine's clock shows.
+    #[must_use]
+    pub fn shown(&self, machine: usize) -> Micros {
+        self.machines[machine].clock.shows(self.events.now())
+    }
+
+    /// Has a machine's clock run faster than true time by so many parts per million, from now on.
+    pub fn set_rate(&mut self, machine: usize, ppm: i64) {
+        let now = self.events.now();
+        let place = &mut self.machines[machine];
+        place.clock = place.clock.at_rate(now, ppm);
+        let (clock, process) = (place.clock, place.process);
+        if let Some(running) = process.and_then(|process| self.processes.get_mut(&process)) {
+            running.clock = clock;
+        }
+    }
+
     /// Handles the next event; `Some` for one that is for whoever drives the world.
     pub fn step(&mut self) -> Option<Option<u32>> {
         let event = self.events.pop()?;
@@ -448,6 +478,7 @@ impl World {
             Event::Timer { number, .. } if running.timer.0 == number => {
                 running.timer.1 = None;
                 self.with(process, |node, context| node.timer(context));
+                self.judge_answers(process);
             }
             Event::Persisted { index, .. } => {
                 self.with(process, |node, context| {
@@ -479,6 +510,7 @@ impl World {
             });
         }
         self.with(process, |node, context| node.net(context, event));
+        self.judge_answers(process);
         if dies.is_some() {
             self.kill(process, Death::Kill);
         }

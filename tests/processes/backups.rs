@@ -17,9 +17,7 @@ const AFTER: u32 = 700;
 #[tokio::test]
 async fn killing_one_backup_during_writes_fails_none_and_loses_none() {
     let cluster = Cluster::start(&["--servers", "1", "--backups", "3", "--replicas", "2"]);
-    let client = Client::connect([cluster.coordinators.as_str()])
-        .await
-        .unwrap();
+    let client = Client::connect(&cluster.addresses).await.unwrap();
     let table = client.create_table("t").await.unwrap();
     let mut acknowledged = BTreeMap::new();
     for number in 0..BEFORE + AFTER {

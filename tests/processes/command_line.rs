@@ -13,7 +13,7 @@ fn wrong_usage_is_exit_code_2() {
         &["get", "table"],
         &["put", "t", "k", "v", "--if-absent", "--if-version", "3"],
         &["up", "--memory", "64 bananas"],
-        &["up", "--coordinators", "3"],
+        &["up", "--coordinators", "2"],
         &["up", "--servers", "2", "--replicas", "2"],
         &["server", "--listen", "nowhere", "--data", "unused"],
     ] {

@@ -98,7 +98,10 @@ impl Member {
 pub(crate) struct Cluster {
     pub(crate) up: Child,
     pub(crate) members: Vec<Member>,
+    /// The coordinators, as `--coordinators` takes them.
     pub(crate) coordinators: String,
+    /// The coordinators, one by one.
+    pub(crate) addresses: Vec<String>,
     events: Receiver<Value>,
 }
 
@@ -131,6 +134,7 @@ impl Cluster {
                     up,
                     members,
                     coordinators: all.join(","),
+                    addresses: all,
                     events,
                 };
             }

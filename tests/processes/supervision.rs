@@ -74,7 +74,7 @@ fn a_cluster_with_a_directory_starts_again_with_new_servers() {
     first.json(&["table", "create", "t"]);
     first.end(Signal::TERM);
     let again = Cluster::start(&flags);
-    let newest = first.members.iter().map(|member| member.id).max();
+    let newest = first.of_role("server").iter().map(|member| member.id).max();
     assert!(
         again
             .of_role("server")

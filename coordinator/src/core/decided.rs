@@ -11,7 +11,7 @@ use super::waiting::Wanted;
 use super::{Coordinator, Origin, Output, Replacing};
 use crate::command::{Applied, Command, Outcome};
 use crate::consensus::{Decided, Event, Unreadable, peer, time};
-use crate::limits::{CLIENT_LEASE, SNAPSHOT_AFTER};
+use crate::limits::{CLIENT_LEASE, MAX_REPLACING, SNAPSHOT_AFTER};
 use crate::state::State;
 
 impl Coordinator {
@@ -34,10 +34,11 @@ impl Coordinator {
 
     fn event(&mut self, event: Event<Origin>) {
         match event {
-            Event::Send(address, message) => {
-                self.outputs.push_back(Output::Send { address, message });
+            Event::Send(addresses, message) => {
+                self.outputs.push_back(Output::Send { addresses, message });
             }
             Event::Persist(seq, records) => {
+                self.backlog.add(seq, &records);
                 self.outputs.push_back(Output::Persist { seq, records });
                 if mutants::active(Mutant::AnswerBeforeSync) {
                     let now = time(self.now);
@@ -45,6 +46,7 @@ impl Coordinator {
                 }
             }
             Event::SaveSnapshot(seq, snapshot, records) => {
+                self.backlog.add(seq, &records);
                 self.outputs.push_back(Output::SaveSnapshot {
                     seq,
                     snapshot,
@@ -64,7 +66,7 @@ impl Coordinator {
         match postcards::decode::<State>(state) {
             Ok(state) => {
                 self.state = state;
-                self.applied = slot;
+                self.regrouped = slot;
                 self.unsaved = 0;
             }
             Err(why) => self.stop(Unreadable {
@@ -82,7 +84,9 @@ impl Coordinator {
                 self.decided(&command, origin, outcome);
             }
         }
-        self.applied = decided.slot;
+        if decided.regroups {
+            self.regrouped = decided.slot;
+        }
         self.unsaved += decided.bytes;
         if self.unsaved >= SNAPSHOT_AFTER {
             self.unsaved = 0;
@@ -126,6 +130,11 @@ impl Coordinator {
             tracing::info!(%ballot, "leading no more");
         }
         self.forget_leading();
+        self.redirect_all();
+    }
+
+    /// Whoever waits here is to ask the leader.
+    pub(super) fn redirect_all(&mut self) {
         for token in self.waiting.give_up() {
             self.redirect(token);
         }
@@ -205,21 +214,31 @@ impl Coordinator {
         match outcome {
             Ok(Applied::Table(table)) => self.wait(token, Wanted::Served(table)),
             Ok(_) => self.reply_decided(token, Answer::Noted),
-            Err(_) if self.is_dropping(&name) => self.wait(token, Wanted::Room(name, once)),
+            Err(_) if self.state.tables().is_dropping(&name) => {
+                self.wait(token, Wanted::Room(name, once));
+            }
             Err(why) => self.reply_decided(token, Answer::Refused(why)),
         }
     }
 
-    /// Answers who waits for a change of the group that has come.
+    /// Answers who waits for a change of the group that has come. It is known to a quorum of the new
+    /// group then: one that is known to this leader alone would be lost with it, and so might the
+    /// group, whose other members still count on the one that was lost.
     pub(super) fn settle_replacing(&mut self) {
-        let Some(group) = self.consensus.node().group() else {
+        let node = self.consensus.node();
+        let Some(group) = node.group().filter(|_| !self.replacing.is_empty()) else {
             return;
         };
+        let slot = Some(paxos::Slot(self.regrouped));
+        let members = node.members();
+        let know = members.iter().filter(|member| member.decided >= slot);
+        if know.count() < group.majority() {
+            return;
+        }
         let has = |id: GroupPeer| group.member(id).is_some();
         let done = |one: &Replacing| has(peer(one.by)) && !has(peer(one.lost));
-        let (done, left) = self.replacing.iter().partition(|one| done(one));
+        let (done, left): (Vec<_>, Vec<_>) = self.replacing.iter().copied().partition(done);
         self.replacing = left;
-        let done: Vec<Replacing> = done;
         for one in done {
             self.reply(one.token, Answer::Noted);
         }
@@ -229,11 +248,12 @@ impl Coordinator {
     pub(super) fn replace(&mut self, replacing: Replacing) {
         use paxos::ReplaceError::{Behind, Busy, NoLearner};
         let Replacing { token, lost, by } = replacing;
+        if self.replacing.len() >= MAX_REPLACING {
+            return self.refuse(token, Refused::Limit(format!("{MAX_REPLACING} waiting")));
+        }
         match self.consensus.replace(self.now, lost, by) {
-            Ok(()) => {
-                self.replacing.push(replacing);
-                self.look = true;
-            }
+            // Settled as soon as it is known.
+            Ok(()) => self.replacing.push(replacing),
             Err(paxos::ReplaceError::NotLeader(_)) => self.redirect(token),
             Err(why @ (Behind(..) | Busy | NoLearner(_))) => {
                 self.refuse(token, Refused::Limit(format!("{why}; ask again")));

@@ -32,6 +32,7 @@ impl Coordinator {
 
     fn act(&mut self) {
         if self.leads() {
+            self.settle_replacing();
             let versions = (self.state.list_version(), self.state.map_version());
             if self.followed != versions {
                 self.followed = versions;
@@ -50,7 +51,6 @@ impl Coordinator {
         while std::mem::take(&mut self.look) {
             self.settle_waiting();
         }
-        self.settle_replacing();
         self.judge();
         self.fence();
         self.expire_leases();
@@ -176,7 +176,9 @@ impl Coordinator {
     }
 
     /// A crashed master can't serve any more once all living backups know that it crashed, and
-    /// refuse it, and what they had granted it before has run out. That holds while fewer than all
+    /// refuse it, and what they had granted it before has run out; or what a coordinator granted it,
+    /// if it has no backups: grants to it end with the decision, so that a whole lease from here on
+    /// is enough, also for a leader that doesn't know when the last was granted. That holds while fewer than all
     /// backups of a head of it are zombies themselves; recovery, when it fences by inventory,
     /// needs no such clause.
     fn fence(&mut self) {

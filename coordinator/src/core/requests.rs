@@ -59,7 +59,7 @@ impl Coordinator {
         if let Err(why) = fits(&request) {
             return self.refuse(token, why);
         }
-        if !self.consensus.has_room() {
+        if !self.consensus.has_room() || self.backlog.is_full() {
             return self.refuse(token, Refused::Limit("commands under way".into()));
         }
         let command = match request {
@@ -129,6 +129,16 @@ impl Coordinator {
         let floor = report
             .floor
             .filter(|floor| known.is_none_or(|k| k < *floor));
+        // Without backups nobody else could grant it (SAFETY 7). A crash that is decided ends this:
+        // `fence` waits out the last grant from then on.
+        let lease_us = self.state.constants().map_or(0, |constants| {
+            let alone = constants.settings.replicas == 0 && found.roles.master;
+            if alone {
+                constants.settings.lease_us
+            } else {
+                0
+            }
+        });
         let newer = report.list < self.state.list_version();
         let list = newer.then(|| self.state.server_list());
         self.list_confirmed(server, report.list);
@@ -150,7 +160,7 @@ impl Coordinator {
             };
             self.propose(&command, Origin::Report(server));
         }
-        self.reply(token, Answer::Heard { list });
+        self.reply(token, Answer::Heard { list, lease_us });
     }
 
     fn suspect(&mut self, token: u64, server: ServerId, by: ServerId) {
@@ -205,7 +215,7 @@ impl Coordinator {
         let micros = |silent: std::time::Duration| u64::try_from(silent.as_micros()).ok();
         let members = node.members().into_iter().map(|member| CoordinatorReport {
             peer: PeerId(member.member.id.0),
-            address: member.member.address,
+            address: self.address_of(member.member.id).unwrap_or_default(),
             member: true,
             decided: member.decided.map(|slot| slot.0),
             silent_us: member.silent.and_then(micros),

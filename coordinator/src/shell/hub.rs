@@ -184,7 +184,9 @@ impl Hub {
                         records,
                     });
                 }
-                Output::Send { address, message } => inner.peers.send(self, address, &message),
+                Output::Send { addresses, message } => {
+                    inner.peers.send(self, addresses, &message);
+                }
                 Output::Reply {
                     token,
                     response,

@@ -32,12 +32,42 @@ pub(super) struct Disk {
     pending: Vec<Record>,
     /// The last `Decided` written.
     decided: Slot,
+    /// With which sequence the promise was written.
+    pub(super) promised: u64,
+    /// With which it was written that the last change of the group is decided.
+    pub(super) regrouped: u64,
     deferred: VecDeque<(u64, Deferred)>,
 }
 
 impl Node {
     pub(super) fn record(&mut self, record: Record) {
         self.disk.pending.push(record);
+    }
+
+    /// A change of the group is known for good only when the disk has it: those who decided it may
+    /// be gone then.
+    pub(super) fn record_regrouped(&mut self, slot: Slot) {
+        self.disk.decided = slot;
+        self.record(Record::Decided(slot));
+        self.disk.regrouped = self.seq_of_all();
+    }
+
+    /// The last decided slot as it is told to a leader: a change of the group not before the disk
+    /// has it.
+    pub(super) fn told_decided(&self) -> Slot {
+        let changed = self.groups.last_key_value().map(|(slot, _)| *slot);
+        match changed {
+            Some(slot) if self.disk.regrouped > self.disk.durable => {
+                self.learning.decided.min(Slot(slot.0.saturating_sub(1)))
+            }
+            _ => self.learning.decided,
+        }
+    }
+
+    /// Forgets what loading would have written again.
+    pub(super) fn nothing_to_write(&mut self) {
+        self.disk.pending.clear();
+        self.disk.regrouped = 0;
     }
 
     /// Keeps `deferred` until all records so far are durable.
@@ -49,11 +79,23 @@ impl Node {
             Deferred::Snapshot(..) => None,
         };
         let skip = fault.is_some_and(mutants::active);
-        let seq = if skip { 0 } else { self.seq_of_all() };
+        if skip {
+            return self.disk.deferred.push_front((0, deferred));
+        }
+        let seq = self.seq_of_all();
         self.disk.deferred.push_back((seq, deferred));
     }
 
-    fn seq_of_all(&self) -> u64 {
+    /// Sends what depends on the promise only: at once, usually, however slow the disk is.
+    pub(super) fn after_promise(&mut self, envelope: Envelope) {
+        if self.disk.promised <= self.disk.durable {
+            self.actions.push_back(Action::Send(envelope));
+        } else {
+            self.after_disk(Deferred::Send(envelope));
+        }
+    }
+
+    pub(super) fn seq_of_all(&self) -> u64 {
         self.disk.written + u64::from(!self.disk.pending.is_empty())
     }
 
@@ -84,7 +126,8 @@ impl Node {
             // What was accepted below was perhaps never decided.
             snapshot.slot.next()
         } else {
-            self.acceptor.kept_from(snapshot.slot)
+            self.acceptor
+                .kept_from(snapshot.slot, self.sizes.kept_bytes)
         };
         let retained = self.retained(&snapshot, from);
         self.actions.push_back(Action::SaveSnapshot {
@@ -113,10 +156,7 @@ impl Node {
     /// Carries out what waited and waits no longer. Whether there was anything.
     pub(super) fn release(&mut self) -> bool {
         let mut any = false;
-        while let Some(at) = self.first_released() {
-            let Some((_, deferred)) = self.disk.deferred.remove(at) else {
-                break;
-            };
+        while let Some(deferred) = self.released() {
             any = true;
             match deferred {
                 Deferred::Send(envelope) => self.actions.push_back(Action::Send(envelope)),
@@ -128,11 +168,13 @@ impl Node {
         any
     }
 
-    fn first_released(&self) -> Option<usize> {
+    /// The next that waits no longer: later ones never wait for less.
+    fn released(&mut self) -> Option<Deferred> {
         let durable = self.disk.durable;
-        self.disk
-            .deferred
-            .iter()
-            .position(|(seq, _)| *seq <= durable)
+        let first = self.disk.deferred.front()?;
+        if first.0 > durable {
+            return None;
+        }
+        self.disk.deferred.pop_front().map(|(_, deferred)| deferred)
     }
 }

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use super::leader::quorum;
 use super::{Node, Role};
-use crate::limits::{CAUGHT_UP, MAX_ADDRESS, MAX_LEARNERS};
+use crate::limits::{MAX_ADDRESS, MAX_LEARNERS};
 use crate::message::Body;
+use crate::mutants::{self, Mutant};
 use crate::types::{Group, Incarnation, Member, PeerId, Slot, Time};
 
 /// One who learns without being a member.
@@ -69,7 +71,7 @@ fn since(now: Time, then: Time) -> Duration {
 
 impl Node {
     /// Puts `by`, who has asked to join, in the place of `out`. Takes effect when decided; done
-    /// already is done.
+    /// already is done. `out` may be stopped for good once [`Node::is_settled`] too.
     ///
     /// # Errors
     /// When it can't be, or not yet.
@@ -94,9 +96,12 @@ impl Node {
         if group.member(out).is_none() {
             return Err(ReplaceError::NoMember(out));
         }
+        if by != out && group.member(by).is_some() {
+            return Err(ReplaceError::NoLearner(by));
+        }
         let learner = self.learners.get(&by).ok_or(ReplaceError::NoLearner(by))?;
         let behind = self.learning.decided.0.saturating_sub(learner.decided.0);
-        if behind > CAUGHT_UP {
+        if behind > self.sizes.caught_up {
             return Err(ReplaceError::Behind(by, behind));
         }
         let member = Member {
@@ -115,7 +120,8 @@ impl Node {
         if leader.change == wanted {
             return Ok(());
         }
-        if leader.change.is_some() || leader.barrier.is_some() {
+        let blocked = leader.barrier.is_some() && !mutants::active(Mutant::SkipBarrier);
+        if leader.change.is_some() || blocked {
             return Err(ReplaceError::Busy);
         }
         leader.change = wanted;
@@ -135,6 +141,7 @@ impl Node {
             return;
         }
         let Some(ballot) = self.leads() else {
+            self.called(from, address);
             return self.tell_group(from);
         };
         let learner = Learner {
@@ -143,8 +150,11 @@ impl Node {
             decided,
             heard: self.now,
         };
-        self.learners.insert(from, learner);
-        self.forget_learners();
+        // One who became a member meanwhile is about to hear of it.
+        if !self.is_member_of_group(from, incarnation) {
+            self.learners.insert(from, learner);
+            self.forget_learners();
+        }
         let body = Body::Heartbeat {
             ballot,
             commit: self.learning.decided,
@@ -153,7 +163,7 @@ impl Node {
         self.send(from, body);
         let member = self.group.as_ref().and_then(|group| group.member(from));
         let wiped = member.is_some_and(|member| member.incarnation != incarnation);
-        let near = decided.0 + CAUGHT_UP >= self.learning.decided.0;
+        let near = decided.0 + self.sizes.caught_up >= self.learning.decided.0;
         if wiped && near && from != self.setup.me {
             let by = Member {
                 id: from,
@@ -162,6 +172,19 @@ impl Node {
             };
             // If another change is under way it asks again.
             let _ = self.begin_change(from, by);
+        }
+    }
+
+    /// One who is no member asks, and must be found to be answered.
+    pub(super) fn called(&mut self, from: PeerId, address: String) {
+        if address.len() > MAX_ADDRESS {
+            return;
+        }
+        self.callers.insert(from, address);
+        while self.callers.len() > MAX_LEARNERS {
+            let other = self.callers.keys().find(|id| **id != from).copied();
+            let Some(other) = other else { return };
+            self.callers.remove(&other);
         }
     }
 
@@ -184,14 +207,19 @@ impl Node {
         self.groups.insert(slot, group.clone());
         for member in &group.members {
             self.learners.remove(&member.id);
+            self.callers.remove(&member.id);
         }
         let known = self.group.as_ref().map(|group| group.generation);
         if known.is_none_or(|known| known <= group.generation) {
             self.forget_lost_disks(&group);
             self.group = Some(group);
         }
+        if let Role::Leading(leader) = &mut self.role {
+            // It was meant for the group before.
+            leader.change = None;
+        }
         if was_member && !self.is_member() {
-            self.leave();
+            self.lose_place();
         } else if !was_member && self.is_member() {
             self.rest_before_election();
         }
@@ -203,6 +231,9 @@ impl Node {
 
     /// What a member promised and granted went with its disk.
     fn forget_lost_disks(&mut self, group: &Group) {
+        if mutants::active(Mutant::SkipPrepareOfNewGroup) {
+            return;
+        }
         let (Role::Leading(leader), Some(old)) = (&mut self.role, &self.group) else {
             return;
         };
@@ -219,6 +250,25 @@ impl Node {
         let reached = self.groups.last_key_value().map(|(_, g)| g.generation);
         let known = self.group.as_ref().map(|group| group.generation);
         reached.is_some() && reached >= known
+    }
+
+    /// Whether most members have on their disks that they are the members, as this leader knows:
+    /// only then may a peer that was replaced be stopped. Until then its vote may be needed to
+    /// decide its replacement once more.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        let (Role::Leading(leader), Some(group)) = (&self.role, &self.group) else {
+            return false;
+        };
+        let Some((slot, _)) = self.groups.last_key_value() else {
+            return false;
+        };
+        let knows = |id: PeerId| {
+            let told = leader.progress.get(&id).map(|progress| progress.decided);
+            let own = (id == self.setup.me).then(|| self.told_decided());
+            told.or(own).is_some_and(|decided| decided >= *slot)
+        };
+        leader.leads && quorum(group, knows)
     }
 
     /// The members, as far as this leader knows.

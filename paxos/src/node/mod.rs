@@ -22,7 +22,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 
-use crate::limits::Timing;
+use crate::limits::{Sizes, Timing};
 use crate::message::{Body, Envelope};
 use crate::record::{Record, Snapshot};
 use crate::rng::SplitMix;
@@ -165,6 +165,7 @@ enum Role {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Node {
     setup: Setup,
+    sizes: Sizes,
     rng: SplitMix,
     now: Time,
     /// After the decided slots; what it was founded with or found before that.
@@ -184,6 +185,8 @@ pub struct Node {
     /// When this peer asks to lead.
     election_due: Option<Time>,
     learners: BTreeMap<PeerId, membership::Learner>,
+    /// Where those are who asked and are no members.
+    callers: BTreeMap<PeerId, String>,
     removed: bool,
     actions: VecDeque<Action>,
     stats: Stats,
@@ -342,15 +345,28 @@ impl Node {
         self.stats
     }
 
-    /// Where a peer is reached, if known.
+    /// Where a peer may be reached, the likeliest first: where it says it is while it learns, where
+    /// this peer was told that it is, where the group says it is. Last, where one is who asks as it:
+    /// who only asks does not say where others are.
     #[must_use]
-    pub fn address_of(&self, peer: PeerId) -> Option<&str> {
+    pub fn addresses_of(&self, peer: PeerId) -> Vec<&str> {
         let learner = self.learners.get(&peer).map(|l| l.address.as_str());
-        let member = || self.group.as_ref()?.member(peer);
-        let named = || self.setup.peers.iter().find(|(id, _)| *id == peer);
-        learner
-            .or_else(|| member().map(|m: &Member| m.address.as_str()))
-            .or_else(|| named().map(|(_, address)| address.as_str()))
+        let named = self.setup.peers.iter().find(|(id, _)| *id == peer);
+        let member = self.group.as_ref().and_then(|group| group.member(peer));
+        let caller = self.callers.get(&peer).map(String::as_str);
+        let known = [
+            learner,
+            named.map(|(_, address)| address.as_str()),
+            member.map(|member| member.address.as_str()),
+            caller,
+        ];
+        let mut addresses: Vec<&str> = Vec::new();
+        for address in known.into_iter().flatten() {
+            if !addresses.contains(&address) {
+                addresses.push(address);
+            }
+        }
+        addresses
     }
 
     fn send(&mut self, to: PeerId, body: Body) {
@@ -388,12 +404,16 @@ impl Node {
     fn message(&mut self, envelope: Envelope) {
         let (from, incarnation) = (envelope.from, envelope.incarnation);
         let body = match envelope.body {
-            Body::Ask | Body::Fresh { .. } | Body::Grouped { .. } => {
+            Body::Ask { .. } | Body::Fresh { .. } | Body::Grouped { .. } => {
                 return self.formation_message(from, incarnation, envelope.body);
             }
             body => body,
         };
         let same_group = self.group.as_ref().map(|group| group.id) == envelope.group;
+        if self.group.is_none() && envelope.group.is_some() {
+            // There is a group that knows this peer, though its configuration names others.
+            return self.ask_for_group(from);
+        }
         if !same_group || envelope.group.is_none() {
             return;
         }

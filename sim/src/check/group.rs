@@ -114,7 +114,7 @@ impl GroupWatch {
                 self.map = self.map.max(version.unwrap_or_default());
                 true
             }
-            Answer::Servers(list) | Answer::Heard { list } => {
+            Answer::Servers(list) | Answer::Heard { list, .. } => {
                 let version = list.as_ref().map(|list| list.version);
                 if version.is_some_and(|version| version < self.list) {
                     self.find(format!("an answer goes back to list {version:?}"));

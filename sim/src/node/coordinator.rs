@@ -341,7 +341,10 @@ impl CoordinatorNode {
                     snapshot,
                     records,
                 } => self.persist(context, seq, Some(snapshot), records),
-                Output::Send { address, message } => self.lines.send(context, address, &message),
+                Output::Send { addresses, message } => {
+                    let address = addresses.into_iter().next();
+                    self.lines.send(context, address, &message);
+                }
                 Output::Reply {
                     token,
                     response,

@@ -8,6 +8,7 @@
 
 mod asks;
 mod backups;
+mod told;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -23,6 +24,7 @@ use ramkeep_wire::order::{Command, Order, OrderReply};
 use ramkeep_wire::replicate::Replicate;
 use ramkeep_wire::{Ballot, BootId, Micros, Party, ServerId, postcards};
 
+use self::told::Asked;
 use super::{Context, delivered};
 use crate::network::{ConnectionId, NetEvent};
 
@@ -78,6 +80,7 @@ struct BackupLink {
 #[derive(Debug, Default)]
 struct Inbound {
     data: DataSession,
+    asked: Asked,
 }
 
 /// A server process.
@@ -98,6 +101,8 @@ pub struct ServerNode {
     inbound: BTreeMap<ConnectionId, Inbound>,
     next_tick: Micros,
     next_heartbeat: Micros,
+    /// It has told a client of what it looked up, since this was asked last.
+    told: bool,
 }
 
 impl ServerNode {
@@ -123,7 +128,13 @@ impl ServerNode {
             inbound: BTreeMap::new(),
             next_tick: now,
             next_heartbeat: now,
+            told: false,
         }
+    }
+
+    /// Whether it has told a client of what it looked up, since this was asked last.
+    pub fn take_told(&mut self) -> bool {
+        std::mem::take(&mut self.told)
     }
 
     /// Its identity; 0 until it is enlisted.
@@ -327,9 +338,11 @@ impl ServerNode {
             return context.close(connection);
         };
         let mut out = Vec::new();
+        inbound.asked.note(envelope);
         let mut batch = inbound.data.begin(master.store(), &mut out);
         let read = batch.envelope(&envelope.header, envelope.payload);
-        batch.end(master.lease());
+        batch.end(|| master.lease(context.now));
+        self.told |= inbound.asked.is_told(&out);
         if !out.is_empty() {
             context.send(connection, &out);
         }
@@ -484,9 +497,9 @@ impl ServerNode {
                 continue;
             }
             let mut out = Vec::new();
-            inbound
-                .data
-                .release(master.store(), master.lease(), &mut out);
+            let lease = || master.lease(context.now);
+            inbound.data.release(master.store(), lease, &mut out);
+            self.told |= inbound.asked.is_told(&out);
             if !out.is_empty() {
                 context.send(*connection, &out);
             }

@@ -79,6 +79,7 @@ impl Run {
         // Frames that were lost count against the promise until they are made up for, though their
         // machine may hold new ones by now. A killed process comes back with its frames: it may be
         // taken for lost, or not.
+        let lost = lost + inspect::shortfall(coordinator, record.master);
         let none = BTreeSet::new();
         for (down, lost) in [(down, lost + down.len()), (&none, lost)] {
             let Some(more) = (self.replicas - 1).checked_sub(lost) else {

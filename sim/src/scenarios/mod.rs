@@ -3,6 +3,7 @@
 mod end_of_the_log;
 mod fencing;
 mod group;
+mod leases;
 mod replication;
 mod stage;
 
@@ -27,6 +28,22 @@ pub struct Scenario {
 /// All of them.
 pub const ALL: &[Scenario] = &[
     Scenario {
+        name: "safety_01_a_zombie_that_wakes_up_answers_nothing",
+        play: leases::a_zombie_that_wakes_up,
+    },
+    Scenario {
+        name: "safety_01_a_master_cut_off_from_all_but_a_client_stops_answering",
+        play: leases::cut_off_from_all_but_a_client,
+    },
+    Scenario {
+        name: "safety_01_a_grant_that_comes_late_counts_from_when_it_was_asked_for",
+        play: leases::a_grant_that_comes_late,
+    },
+    Scenario {
+        name: "safety_01_old_and_new_head_are_needed_while_the_log_rolls_over",
+        play: leases::old_and_new_head,
+    },
+    Scenario {
         name: "safety_02_a_miss_waits_for_the_removal_that_it_saw",
         play: replication::a_miss_waits,
     },
@@ -47,12 +64,36 @@ pub const ALL: &[Scenario] = &[
         play: replication::a_record_that_comes_late,
     },
     Scenario {
+        name: "safety_03_old_and_new_backups_are_needed_while_a_change_is_under_way",
+        play: leases::old_and_new_backups,
+    },
+    Scenario {
         name: "safety_04_nothing_is_taken_from_the_dead",
         play: fencing::nothing_from_the_dead,
     },
     Scenario {
+        name: "safety_05_a_backup_waits_out_its_grant",
+        play: leases::a_backup_waits_out_its_grant,
+    },
+    Scenario {
         name: "safety_06_a_restarted_backup_is_not_the_one_before",
         play: fencing::a_restarted_backup,
+    },
+    Scenario {
+        name: "safety_06_a_restarted_backup_waits_for_what_it_has_forgotten",
+        play: leases::a_restarted_backup_waits,
+    },
+    Scenario {
+        name: "safety_07_clock_rates_at_the_bound_change_nothing",
+        play: leases::clocks_at_the_bound,
+    },
+    Scenario {
+        name: "safety_07_without_backups_the_coordinator_grants",
+        play: leases::without_backups,
+    },
+    Scenario {
+        name: "safety_08_without_a_coordinator_everything_goes_on",
+        play: leases::without_a_coordinator,
     },
     Scenario {
         name: "safety_09_with_one_backup_too_few_reads_go_on_and_writes_are_refused",
@@ -61,6 +102,10 @@ pub const ALL: &[Scenario] = &[
     Scenario {
         name: "safety_10_suspicion_is_bounded",
         play: replication::suspicion_is_bounded,
+    },
+    Scenario {
+        name: "safety_10_a_lost_backup_is_not_seen_by_readers",
+        play: leases::a_lost_backup_is_not_seen_by_readers,
     },
     Scenario {
         name: "safety_11_no_third_head_and_nothing_acknowledged_before_the_old_one_closes",

@@ -44,15 +44,24 @@ pub struct Stage {
 impl Stage {
     /// A cluster with so many backups and two clients, ready to serve.
     pub fn new(backups: usize, lines: Lines) -> Result<Self, String> {
-        Self::with_group(1, backups, lines)
+        Self::build(REPLICAS, 1, backups, lines)
+    }
+
+    /// The same, with another number of copies.
+    pub fn with(replicas: u8, backups: usize, lines: Lines) -> Result<Self, String> {
+        Self::build(replicas, 1, backups, lines)
     }
 
     /// The same with a group of so many coordinators.
     pub fn with_group(group: u32, backups: usize, lines: Lines) -> Result<Self, String> {
+        Self::build(REPLICAS, group, backups, lines)
+    }
+
+    fn build(replicas: u8, group: u32, backups: usize, lines: Lines) -> Result<Self, String> {
         let mut world = World::new(WorldConfig {
             seed: 1,
             settings: Settings {
-                replicas: REPLICAS,
+                replicas,
                 lease_us: 50_000,
                 backup_wait_us: 500_000,
                 heartbeat_us: 50_000,
@@ -121,7 +130,12 @@ impl Stage {
 
     /// Lets so many milliseconds pass.
     pub fn pass(&mut self, milliseconds: u64) {
-        let end = self.world.events.now() + Duration::from_millis(milliseconds);
+        self.pass_us(milliseconds * 1_000);
+    }
+
+    /// Lets so many microseconds pass.
+    pub fn pass_us(&mut self, microseconds: u64) {
+        let end = self.world.events.now() + Duration::from_micros(microseconds);
         self.world.events.at(end, crate::world::Event::Step(0));
         while self.world.events.now() < end && self.world.step().is_some() {}
     }
@@ -188,10 +202,22 @@ impl Stage {
     /// The last operation on a key.
     #[must_use]
     pub fn last(&self, key: &str) -> &Operation {
-        (self.world.history)
-            .of(&(self.table(), key.as_bytes().to_vec()))
-            .last()
-            .expect("the script began one")
+        self.operations(key).last().expect("the script began one")
+    }
+
+    /// All operations on a key.
+    #[must_use]
+    pub fn operations(&self, key: &str) -> &[Operation] {
+        let place = (self.table(), key.as_bytes().to_vec());
+        self.world.history.of(&place)
+    }
+
+    /// Nobody told a client what it had no right to tell.
+    pub fn innocent(&self) -> Played {
+        match self.world.wrongs.first() {
+            None => Ok(()),
+            Some(wrong) => Err(wrong.clone()),
+        }
     }
 
     /// Whether the last operation on a key is answered.
@@ -301,6 +327,15 @@ impl Stage {
             .map_err(|why| why.to_string())
     }
 
+    /// Begins to write more than the head has room for.
+    pub fn begin_fill(&mut self) {
+        let head = self.head();
+        for number in 0..=SEGMENT / 900 {
+            let key = format!("fill{}-{number}", head.0);
+            self.begin_write(0, &key, &".".repeat(900));
+        }
+    }
+
     /// Fills the head so that the log rolls over.
     pub fn roll(&mut self) -> Played {
         let head = self.head();
@@ -359,6 +394,7 @@ impl Stage {
             }
         }
         self.until("everybody is answered", Stage::idle)?;
+        self.innocent()?;
         self.group_is_sound()?;
         let verdict = check_history(&self.world.history);
         match verdict.violations.first() {
