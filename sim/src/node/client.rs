@@ -67,7 +67,7 @@ pub struct ClientNode {
     pub complaints: Vec<String>,
     /// Operations that ended, and those that were not refused.
     pub ended: (u64, u64),
-    /// Operations that ended in an answer which is no failure: a rejection, or no counter.
+    /// Operations that ended in a refusal which is no failure: a rejection, no counter, no memory.
     pub rejected: u64,
 }
 
@@ -365,7 +365,10 @@ impl ClientNode {
         };
         self.ended.0 += 1;
         self.ended.1 += u64::from(result.is_ok());
-        let rejected = matches!(result, Err(Error::Rejected { .. } | Error::NotACounter));
+        let rejected = matches!(
+            result,
+            Err(Error::Rejected { .. } | Error::NotACounter | Error::OutOfMemory)
+        );
         let made = matches!(under, Under::Create) && result.is_err();
         self.rejected += u64::from(rejected || made);
         if context.trace.wants_lines() {

@@ -71,8 +71,8 @@ pub struct CoordinatorNode {
     config: CoordinatorConfig,
     core: Coordinator,
     disk: CoordinatorDisk,
-    /// A sync is under way.
-    syncing: bool,
+    /// A sync up to here is under way.
+    syncing: Option<u64>,
     /// Syncs take so many times as long.
     slow: u64,
     lines: Lines,
@@ -101,7 +101,7 @@ impl CoordinatorNode {
             config,
             core,
             disk,
-            syncing: false,
+            syncing: None,
             slow: 1,
             inbound: BTreeMap::new(),
             tokens: BTreeMap::new(),
@@ -140,6 +140,14 @@ impl CoordinatorNode {
         self.slow = factor;
     }
 
+    /// The disk is as it should be, and what is under way takes no longer than it should.
+    pub fn mend_disk(&mut self, context: &mut Context<'_>) {
+        self.slow = 1;
+        if let Some(index) = self.syncing {
+            self.await_sync(context, index);
+        }
+    }
+
     pub(super) fn start(&mut self, context: &mut Context<'_>) {
         self.act(context);
     }
@@ -157,8 +165,11 @@ impl CoordinatorNode {
 
     /// The disk has synced everything up to `seq`.
     pub fn persisted(&mut self, context: &mut Context<'_>, seq: u64) {
+        if self.syncing != Some(seq) {
+            return;
+        }
         self.disk.sync(seq);
-        self.syncing = false;
+        self.syncing = None;
         self.core.handle_persisted(context.now, seq);
         self.sync(context);
         self.act(context);
@@ -402,10 +413,14 @@ impl CoordinatorNode {
 
     /// Begins a sync of all that waits, unless one is under way.
     fn sync(&mut self, context: &mut Context<'_>) {
-        let Some(index) = self.disk.unsynced().filter(|_| !self.syncing) else {
+        let Some(index) = self.disk.unsynced().filter(|_| self.syncing.is_none()) else {
             return;
         };
-        self.syncing = true;
+        self.syncing = Some(index);
+        self.await_sync(context, index);
+    }
+
+    fn await_sync(&self, context: &mut Context<'_>, index: u64) {
         let (least, most) = self.config.sync;
         let delay = context.rng.micros(least * self.slow..most * self.slow + 1);
         let process = context.me;

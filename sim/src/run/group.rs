@@ -20,9 +20,9 @@ impl Run {
     pub(super) fn group_must_work(&mut self) {
         for machine in self.world.coordinator_machines().collect::<Vec<_>>() {
             if let Some(process) = self.world.machines[machine].process {
-                self.world.with(process, |node, _| {
+                self.world.with(process, |node, context| {
                     if let Node::Coordinator(node) = node {
-                        node.slow_disk(1);
+                        node.mend_disk(context);
                     }
                 });
             }

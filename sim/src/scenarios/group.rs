@@ -63,9 +63,10 @@ pub(super) fn a_long_outage(lines: Lines) -> Played {
         stage.cut(server, coordinator, Direction::Both, 1_500);
     }
     stage.until("somebody leads", |stage| stage.world.leader().is_some())?;
-    works_for(&mut stage, 5_000)?;
+    stage.pass(3_000);
     let dead = dead(&stage)?;
     ensure(dead.is_empty(), &format!("{dead:?} were decided dead"))?;
+    works_for(&mut stage, 2_000)?;
     tables_can_be_made(&mut stage)?;
     stage.survives_and(&[], 1)?;
     stage.close()
@@ -90,9 +91,10 @@ pub(super) fn cut_off_together(lines: Lines) -> Played {
     }
     works_for(&mut stage, 11_000)?;
     stage.until("somebody leads", |stage| stage.world.leader().is_some())?;
-    works_for(&mut stage, 5_000)?;
+    stage.pass(3_000);
     let dead = dead(&stage)?;
     ensure(dead.is_empty(), &format!("{dead:?} were decided dead"))?;
+    works_for(&mut stage, 2_000)?;
     tables_can_be_made(&mut stage)?;
     stage.close()
 }

@@ -132,6 +132,14 @@ pub(super) fn late_bytes_of_an_older_epoch(lines: Lines) -> Played {
 
 /// What the master wanted recorded earlier and arrives late does not undo what is recorded.
 pub(super) fn a_record_that_comes_late(lines: Lines) -> Played {
+    // Late enough for the next change to be recorded before, and early enough that the floor, which
+    // would refuse it as well, has not risen to that yet: one of these is.
+    [15, 20, 25, 30, 40]
+        .into_iter()
+        .try_for_each(|late| a_record_so_late(late, lines))
+}
+
+fn a_record_so_late(late: u64, lines: Lines) -> Played {
     let mut stage = Stage::new(5, lines)?;
     stage.write("k", "before")?;
     let head = stage.head();
@@ -143,9 +151,7 @@ pub(super) fn a_record_that_comes_late(lines: Lines) -> Played {
     let tried = stage.backups_of(head);
     let new = (tried.iter().copied()).find(|m| !first.contains(m));
     let new = new.ok_or("another backup took the place of the lost one")?;
-    // Late enough for the next change to be recorded before, and early enough that the floor, which
-    // would refuse it as well, has not risen to that yet.
-    stage.sever_late(stage.master, stage.coordinator, 15);
+    stage.sever_late(stage.master, stage.coordinator, late);
     stage.cut(stage.master, new, Direction::Both, 400);
     stage.sever(stage.master, new);
     stage.until("the second change is recorded", |stage| {
@@ -153,7 +159,7 @@ pub(super) fn a_record_that_comes_late(lines: Lines) -> Played {
         record.is_some_and(|r| r.epochs.get(&head).is_some_and(|e| e.0 > 2))
     })?;
     let recorded = stage.record()?.epochs.get(&head).copied();
-    stage.pass(10);
+    stage.pass(late);
     ensure(
         recorded == stage.record()?.epochs.get(&head).copied(),
         "a record that came late changed what is recorded",
