@@ -44,6 +44,8 @@ pub struct Decided<T> {
     pub slot: u64,
     /// Bytes of its commands.
     pub bytes: usize,
+    /// Whether the members are others from here on.
+    pub regroups: bool,
     /// The commands, those proposed here with their origins.
     pub commands: Vec<(Command, Option<T>)>,
 }
@@ -207,6 +209,7 @@ impl<T> Consensus<T> {
         entry: Entry,
         tokens: Vec<u64>,
     ) -> Result<Decided<T>, Unreadable> {
+        let regroups = matches!(entry, Entry::Reconfigure(_));
         let commands = match entry {
             Entry::Commands(commands) => commands,
             Entry::Noop | Entry::Reconfigure(_) => Vec::new(),
@@ -215,6 +218,7 @@ impl<T> Consensus<T> {
         let mut decided = Decided {
             slot,
             bytes: 0,
+            regroups,
             commands: Vec::with_capacity(commands.len()),
         };
         for bytes in commands {

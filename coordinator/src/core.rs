@@ -13,6 +13,7 @@
 //!    after a server has seen a higher one.
 //! 4. A new leader starts all timers afresh (SAFETY 8).
 
+mod backlog;
 mod decided;
 mod detector;
 mod duties;
@@ -36,6 +37,7 @@ use crate::consensus::{Consensus, Unreadable, peer, time};
 use crate::entropy::Entropy;
 use crate::limits::PAUSE_SEEN;
 use crate::state::State;
+use backlog::Backlog;
 use detector::Watch;
 use duties::Duties;
 use waiting::{Waiting, Wanted};
@@ -188,6 +190,9 @@ pub struct Coordinator {
     deposed: Option<Ballot>,
     /// The last slot applied.
     applied: u64,
+    backlog: Backlog,
+    /// Members that have this slot know who the members are.
+    regrouped: u64,
     /// Bytes of commands applied since the last snapshot.
     unsaved: usize,
     /// It can't go on.
@@ -232,6 +237,8 @@ impl Coordinator {
             leads: None,
             deposed: None,
             applied: 0,
+            backlog: Backlog::default(),
+            regrouped: 0,
             unsaved: 0,
             stopped: false,
             watches: BTreeMap::new(),
@@ -292,6 +299,7 @@ impl Coordinator {
     /// All records and snapshots up to `seq` are on the disk for good.
     pub fn handle_persisted(&mut self, now: Micros, seq: u64) {
         self.wake(now);
+        self.backlog.done(seq);
         self.consensus.node_mut().handle_persisted(time(now), seq);
         self.settle();
     }
@@ -299,7 +307,11 @@ impl Coordinator {
     /// Another coordinator's message came in.
     pub fn handle_message(&mut self, now: Micros, message: paxos::Envelope) {
         self.wake(now);
-        self.consensus.node_mut().handle_message(time(now), message);
+        if self.backlog.is_full() {
+            tracing::debug!("the disk is far behind: a message is lost");
+        } else {
+            self.consensus.node_mut().handle_message(time(now), message);
+        }
         self.settle();
     }
 
@@ -434,11 +446,6 @@ impl Coordinator {
         if let Err(origin) = self.consensus.propose(self.now, command, origin) {
             self.lost(&origin);
         }
-    }
-
-    fn is_dropping(&self, name: &str) -> bool {
-        let record = self.state.tables().by_name(name);
-        record.is_some_and(|record| record.dropping.is_some())
     }
 
     fn wait(&mut self, token: u64, wanted: Wanted) {

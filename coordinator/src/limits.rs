@@ -23,6 +23,10 @@ pub const MAX_CLIENTS: usize = 65_536;
 pub const MAX_PROPOSALS: usize = 8_192;
 /// Bytes of the commands proposed and not decided; requests beyond are refused.
 pub const MAX_PROPOSED_BYTES: usize = 4 << 20;
+/// Bytes given to the disk and not on it; with more this peer takes no part.
+pub const MAX_UNWRITTEN_BYTES: usize = 8 << 20;
+/// Writes given to the disk and not on it; with more this peer takes no part.
+pub const MAX_UNWRITTEN_JOBS: usize = 16_384;
 /// Client leases that end at one look.
 pub const EXPIRED_AT_ONCE: usize = 1_024;
 /// Longest command: an owner took all tablets of the largest table.

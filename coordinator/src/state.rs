@@ -61,11 +61,13 @@ impl State {
             Command::Fenced { server } => self.fenced(*server),
             Command::ServerReady { server } => self.server_ready(*server),
             Command::CreateTable { name, once } => {
-                self.run_once(*once, |state| state.create_table(name))
+                // Refused for now, and tried again by the leader once the name is free.
+                let kept = !self.tables.is_dropping(name);
+                self.run_once(*once, kept, |state| state.create_table(name))
             }
             Command::TabletsTaken { owner, taken } => self.tablets_taken(*owner, taken),
             Command::DropTable { name, once } => {
-                self.run_once(*once, |state| state.drop_table(name))
+                self.run_once(*once, true, |state| state.drop_table(name))
             }
             Command::TableDropped { table, owner } => self.table_dropped(*table, *owner),
             Command::RecordEpoch {
@@ -88,8 +90,14 @@ impl State {
         }
     }
 
-    /// Runs a client's request unless it ran before; then what came of it comes again.
-    fn run_once(&mut self, once: Option<Once>, run: impl FnOnce(&mut Self) -> Outcome) -> Outcome {
+    /// Runs a client's request unless it ran before; then what came of it comes again, if that was
+    /// to be `kept`.
+    fn run_once(
+        &mut self,
+        once: Option<Once>,
+        kept: bool,
+        run: impl FnOnce(&mut Self) -> Outcome,
+    ) -> Outcome {
         let Some(once) = once else { return run(self) };
         if !self.clients.holds(once.client) {
             return Err(Refused::Unknown);
@@ -97,8 +105,10 @@ impl State {
         match self.results.admit(once.client, once.sequence, once.acked) {
             Admission::Run => {
                 let outcome = run(self);
-                let kept = outcome.clone();
-                self.results.finish(&once.client, once.sequence, kept);
+                if kept {
+                    let result = outcome.clone();
+                    self.results.finish(&once.client, once.sequence, result);
+                }
                 outcome
             }
             Admission::Replay(outcome) => outcome,

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 use ramkeep_coordinator::core::default_settings;
 use ramkeep_coordinator::{Applied, Command, State};
-use ramkeep_wire::coordinator::{Enlist, Refused, Roles, ServerState, TabletState};
+use ramkeep_wire::coordinator::{Enlist, Once, Refused, Roles, ServerState, TabletState};
 use ramkeep_wire::order::TabletGrant;
 use ramkeep_wire::{
     BootId, CertificateKey, ClientId, ClusterId, KeyHash, LogPosition, ReplicationEpoch, SegmentId,
@@ -55,7 +55,38 @@ fn up(state: &mut State, nonce: u8) -> ServerId {
 }
 
 fn create(name: &str) -> Command {
-    Command::CreateTable { name: name.into() }
+    create_once(name, None)
+}
+
+fn create_once(name: &str, once: Option<Once>) -> Command {
+    Command::CreateTable {
+        name: name.into(),
+        once,
+    }
+}
+
+fn drop_once(name: &str, once: Option<Once>) -> Command {
+    Command::DropTable {
+        name: name.into(),
+        once,
+    }
+}
+
+fn leased(state: &mut State, nonce: u8) -> ClientId {
+    let open = Command::OpenClientLease { nonce: [nonce; 16] };
+    let Ok(Applied::Client(client)) = state.apply(&open) else {
+        unreachable!("a lease has a client");
+    };
+    client
+}
+
+fn once(client: ClientId, sequence: u64) -> Option<Once> {
+    let acked = 0;
+    Some(Once {
+        client,
+        sequence,
+        acked,
+    })
 }
 
 fn grants(state: &State, table: TableId) -> Vec<(ServerId, TabletGrant)> {
@@ -258,7 +289,7 @@ fn a_table_is_gone_when_every_owner_let_go_or_is_fenced() {
     let Ok(Applied::Table(table)) = state.apply(&create("t")) else {
         panic!("no table");
     };
-    let drop = Command::DropTable { name: "t".into() };
+    let drop = drop_once("t", None);
     state.apply(&drop).unwrap();
     assert_eq!(state.apply(&drop), Ok(Applied::Table(table)), "under way");
     assert!(
@@ -277,6 +308,73 @@ fn a_table_is_gone_when_every_owner_let_go_or_is_fenced() {
     assert_eq!(state.apply(&drop), Err(Refused::NoSuchTable));
     let again = state.apply(&create("t"));
     assert!(matches!(again, Ok(Applied::Table(new)) if new > table));
+}
+
+/// All owners let go of a table.
+fn let_go(state: &mut State, table: TableId) {
+    for (owner, _) in grants(state, table) {
+        state
+            .apply(&Command::TableDropped { table, owner })
+            .unwrap();
+    }
+}
+
+#[test]
+fn what_a_client_repeats_runs_once() {
+    let mut state = bootstrapped();
+    up(&mut state, 1);
+    let client = leased(&mut state, 1);
+    let Ok(Applied::Table(first)) = state.apply(&create_once("t", once(client, 1))) else {
+        panic!("no table");
+    };
+    let dropped = state.apply(&drop_once("t", once(client, 2)));
+    assert_eq!(dropped, Ok(Applied::Table(first)));
+    let_go(&mut state, first);
+    let Ok(Applied::Table(second)) = state.apply(&create("t")) else {
+        panic!("no table");
+    };
+    let before = postcards::encode(&state);
+    for (again, ran) in [
+        (create_once("t", once(client, 1)), first),
+        (drop_once("t", once(client, 2)), first),
+    ] {
+        assert_eq!(state.apply(&again), Ok(Applied::Table(ran)));
+    }
+    assert_eq!(postcards::encode(&state), before);
+    assert!(state.table(second).is_some());
+    // Nor does a late one whose result the client has, or that of a client that is gone.
+    let received = Some(Once {
+        client,
+        sequence: 9,
+        acked: 3,
+    });
+    let missing = state.apply(&drop_once("u", received));
+    assert_eq!(missing, Err(Refused::NoSuchTable));
+    let late = state.apply(&drop_once("t", once(client, 2)));
+    assert!(matches!(late, Err(Refused::Invalid(_))), "{late:?}");
+    state.apply(&Command::ExpireClientLease { client }).unwrap();
+    let late = state.apply(&drop_once("t", once(client, 9)));
+    assert_eq!(late, Err(Refused::Unknown));
+    assert!(state.table(second).is_some());
+}
+
+#[test]
+fn a_table_that_could_not_be_made_while_its_name_was_taken_can_be_made_later() {
+    let mut state = bootstrapped();
+    up(&mut state, 1);
+    let client = leased(&mut state, 1);
+    let Ok(Applied::Table(first)) = state.apply(&create("t")) else {
+        panic!("no table");
+    };
+    state.apply(&drop_once("t", None)).unwrap();
+    let wish = create_once("t", once(client, 1));
+    assert!(state.apply(&wish).is_err(), "the name is not free yet");
+    let_go(&mut state, first);
+    let Ok(Applied::Table(second)) = state.apply(&wish) else {
+        panic!("the same wish is not granted when it can be");
+    };
+    assert!(second > first);
+    assert_eq!(state.apply(&wish), Ok(Applied::Table(second)), "once");
 }
 
 #[test]
@@ -342,6 +440,11 @@ fn the_tablet_map_is_bounded_in_bytes() {
 
 #[test]
 fn golden_commands_never_change() {
+    let golden = Some(Once {
+        client: ClientId(7),
+        sequence: 3_840,
+        acked: 2,
+    });
     let commands = vec![
         Command::Bootstrap {
             cluster: ClusterId([1; 16]),
@@ -364,6 +467,7 @@ fn golden_commands_never_change() {
             server: ServerId(2),
         },
         create("t"),
+        create_once("t", golden),
         Command::TabletsTaken {
             owner: ServerId(2),
             taken: vec![(
@@ -375,7 +479,8 @@ fn golden_commands_never_change() {
                 LogPosition(5),
             )],
         },
-        Command::DropTable { name: "t".into() },
+        drop_once("t", None),
+        drop_once("t", golden),
         Command::TableDropped {
             table: TableId(1),
             owner: ServerId(2),
@@ -416,8 +521,8 @@ fn any_command() -> impl Strategy<Value = Command> {
         1 => any_server().prop_map(|server| Command::DeclareCrashed { server }),
         1 => any_server().prop_map(|server| Command::Fenced { server }),
         4 => any_server().prop_map(|server| Command::ServerReady { server }),
-        2 => any_name().prop_map(|name| Command::CreateTable { name }),
-        2 => any_name().prop_map(|name| Command::DropTable { name }),
+        2 => any_name().prop_map(|name| Command::CreateTable { name, once: None }),
+        2 => any_name().prop_map(|name| Command::DropTable { name, once: None }),
         3 => (any_server(), 1..6_u32).prop_map(|(owner, table)| Command::TableDropped {
             table: TableId(table),
             owner,
@@ -491,7 +596,7 @@ proptest! {
                 (Ok(Applied::Server(server)), Command::Enlist { request, .. }) => {
                     prop_assert_eq!(*nonces.entry(*server).or_insert(request.nonce), request.nonce);
                 }
-                (Ok(Applied::Table(table)), Command::CreateTable { name }) => {
+                (Ok(Applied::Table(table)), Command::CreateTable { name, .. }) => {
                     prop_assert_eq!(names.entry(*table).or_insert_with(|| name.clone()), name);
                 }
                 (Ok(Applied::Client(client)), Command::OpenClientLease { nonce }) => {

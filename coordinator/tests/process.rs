@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use paxos::limits::Timing;
 use ramkeep_coordinator::core::default_settings;
 use ramkeep_coordinator::shell::{Running, ShellConfig, ShellError};
 use ramkeep_rpc::{
@@ -32,6 +33,8 @@ fn config(directory: &Path) -> ShellConfig {
         listen: "127.0.0.1:0".parse().unwrap(),
         directory: directory.to_owned(),
         peer: PeerId(1),
+        peers: Vec::new(),
+        timing: Timing::default(),
         key: None,
         settings: default_settings(),
     }
@@ -177,7 +180,14 @@ impl Server {
 async fn connect(process: &Process) -> Caller {
     let identity = Identity::new(None);
     let link = Link::connect(&process.address, &identity, Party::NONE, PollMode::Never).await;
-    Caller::new(link.unwrap())
+    let caller = Caller::new(link.unwrap());
+    // It leads once its disk has that it does.
+    while let Answer::Refused(Refused::NotLeader { .. }) =
+        ask(&caller, &Request::Status).await.answer
+    {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    caller
 }
 
 async fn ask(caller: &Caller, request: &Request) -> Response {

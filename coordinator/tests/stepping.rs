@@ -1,9 +1,11 @@
 //! The core in virtual time: what the leader says, orders and decides, and when.
 #![allow(clippy::unwrap_used, reason = "helpers of tests panic like tests")]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use ramkeep_coordinator::core::default_settings;
+use paxos::limits::{MAX_IN_FLIGHT, Timing};
+use paxos::{Record, Snapshot, Stored};
+use ramkeep_coordinator::core::{RecoverError, default_settings};
 use ramkeep_coordinator::limits::{CLIENT_LEASE, MAX_ADDRESSES, SNAPSHOT_AFTER};
 use ramkeep_coordinator::{Config, Coordinator, Output};
 use ramkeep_wire::coordinator::{
@@ -16,24 +18,34 @@ use ramkeep_wire::{
     SegmentId, ServerId, TableId,
 };
 
+const ADDRESS: &str = "127.0.0.1:7100";
+
 fn config(seed: u8) -> Config {
     Config {
         peer: PeerId(1),
-        address: "127.0.0.1:7100".into(),
+        incarnation: [9; 16],
+        address: ADDRESS.into(),
+        peers: vec![(PeerId(1), ADDRESS.into())],
         settings: default_settings(),
+        timing: Timing::default(),
         entropy: [seed; 32],
     }
+}
+
+/// What the disk is asked to do.
+enum Write {
+    Records(Vec<Record>),
+    Snapshot(Snapshot, Vec<Record>),
 }
 
 /// A coordinator with a disk, and everything that it said.
 struct World {
     core: Coordinator,
     now: Micros,
-    disk: Vec<(u64, Vec<u8>)>,
-    snapshot: Option<(u64, Vec<u8>)>,
+    disk: Stored,
     /// Persisted at once unless held.
     hold_disk: bool,
-    held: Option<(u64, Vec<u8>)>,
+    held: VecDeque<(u64, Write)>,
     persists: usize,
     answers: BTreeMap<u64, Answer>,
     orders: Vec<(ServerId, Order)>,
@@ -44,51 +56,64 @@ struct World {
 
 impl World {
     fn new() -> Self {
+        let now = Micros(5_000_000);
         let mut world = Self {
-            core: Coordinator::new(config(1)),
-            now: Micros(5_000_000),
-            disk: Vec::new(),
-            snapshot: None,
+            core: Coordinator::new(now, config(1), Stored::default()).unwrap(),
+            now,
+            disk: Stored::default(),
             hold_disk: false,
-            held: None,
+            held: VecDeque::new(),
             persists: 0,
             answers: BTreeMap::new(),
             orders: Vec::new(),
             tokens: 0,
             alive: BTreeSet::new(),
         };
-        world.core.start(world.now);
-        world.pump();
-        assert!(world.core.leads());
+        world.begin();
         world
     }
 
     /// Killed and started again with what its disk has.
     fn restart(&mut self) {
-        let snapshot = self.snapshot.as_ref().map(|(i, b)| (*i, b.as_slice()));
         let seed = self.tokens as u8;
-        self.core = Coordinator::recover(config(seed), snapshot, self.disk.clone()).unwrap();
-        (self.held, self.hold_disk) = (None, false);
+        self.core = Coordinator::new(self.now, config(seed), self.disk.clone()).unwrap();
+        self.held.clear();
+        self.hold_disk = false;
         self.orders.clear();
-        self.core.start(self.now);
+        self.begin();
+    }
+
+    /// One who is alone leads as soon as its disk has that it does.
+    fn begin(&mut self) {
         self.pump();
+        while !self.core.leads() {
+            let due = self.core.next_timeout().expect("it has something to do");
+            assert!(due <= self.now, "nothing to wait for");
+            self.core.handle_tick(self.now);
+            self.pump();
+        }
     }
 
     fn pump(&mut self) {
         while let Some(output) = self.core.poll_output() {
             match output {
-                Output::Persist { index, bytes } => {
+                Output::Persist { seq, records } => {
                     self.persists += 1;
-                    self.held = Some((index, bytes));
-                    if !self.hold_disk {
-                        self.sync();
-                    }
+                    self.held.push_back((seq, Write::Records(records)));
                 }
-                Output::Snapshot { index, bytes } => {
-                    self.disk.retain(|(at, _)| *at > index);
-                    self.snapshot = Some((index, bytes));
-                }
-                Output::Reply { token, response } => {
+                Output::SaveSnapshot {
+                    seq,
+                    snapshot,
+                    records,
+                } => self
+                    .held
+                    .push_back((seq, Write::Snapshot(snapshot, records))),
+                Output::Reply {
+                    token,
+                    response,
+                    until,
+                } => {
+                    assert!(until.is_none_or(|until| until > self.now), "alone");
                     assert!(response.ballot >= self.core.state().ballot());
                     assert!(self.answers.insert(token, response.answer).is_none());
                 }
@@ -96,14 +121,29 @@ impl World {
                     assert_eq!(order.ballot, self.core.ballot());
                     self.orders.push((server, order));
                 }
+                output @ (Output::Send { .. } | Output::Removed | Output::Stop(_)) => {
+                    panic!("{output:?} of one who is alone")
+                }
             }
+        }
+        if !self.hold_disk && !self.held.is_empty() {
+            self.sync();
         }
     }
 
+    /// The oldest that is held is on the disk for good.
     fn sync(&mut self) {
-        if let Some((index, bytes)) = self.held.take() {
-            self.disk.push((index, bytes));
-            self.core.handle_persisted(self.now, index);
+        if let Some((seq, write)) = self.held.pop_front() {
+            match write {
+                Write::Records(records) => self.disk.records.extend(records),
+                Write::Snapshot(snapshot, records) => {
+                    self.disk = Stored {
+                        snapshot: Some(snapshot),
+                        records,
+                    };
+                }
+            }
+            self.core.handle_persisted(self.now, seq);
             self.pump();
         }
     }
@@ -294,10 +334,15 @@ fn requests_during_a_sync_share_the_next_one() {
     for nonce in 1..=100 {
         world.ask(enlist(nonce));
     }
-    assert_eq!(world.persists, before + 1);
+    assert_eq!(world.persists, before + MAX_IN_FLIGHT);
     world.sync();
-    assert_eq!((world.answers.len(), world.persists), (1, before + 2));
-    world.sync();
+    assert_eq!(
+        (world.answers.len(), world.persists),
+        (1, before + MAX_IN_FLIGHT + 1)
+    );
+    for _ in 0..MAX_IN_FLIGHT {
+        world.sync();
+    }
     assert_eq!(world.answers.len(), 100);
 }
 
@@ -775,11 +820,10 @@ fn a_snapshot_and_what_came_after_make_the_same_state() {
         }
     }
     world.up(2);
-    let (index, _) = world.snapshot.as_ref().unwrap();
-    assert!(
-        *index > 10_000 && world.disk.len() < 1_000,
-        "old records went"
-    );
+    let snapshot = world.disk.snapshot.as_ref().unwrap();
+    assert!(snapshot.slot.0 > 10_000, "{}", snapshot.slot);
+    let kept = world.disk.records.len() as u64;
+    assert!(kept < snapshot.slot.0, "old records went: {kept} left");
     let before = world.core.state().clone();
     world.restart();
     assert_eq!(world.core.state().server_list(), before.server_list());
@@ -791,8 +835,13 @@ fn a_gap_in_the_journal_is_refused() {
     let mut world = World::new();
     world.up(1);
     world.up(2);
-    world.disk.remove(2);
-    assert!(Coordinator::recover(config(2), None, world.disk).is_err());
+    let accepted = |record: &Record| matches!(record, Record::Accepted { slot, .. } if slot.0 == 3);
+    let at = world.disk.records.iter().position(accepted).unwrap();
+    world.disk.records.remove(at);
+    assert!(matches!(
+        Coordinator::new(world.now, config(2), world.disk),
+        Err(RecoverError::Restore(_))
+    ));
 }
 
 #[test]

@@ -35,7 +35,10 @@ pub struct Reported {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Body {
     /// One without a group asks whether there is one.
-    Ask,
+    Ask {
+        /// Where it is reached: who joins is in nobody's list.
+        address: String,
+    },
     /// To `Ask`: the sender has no group either.
     Fresh {
         /// The disk of the one who asked: answers to an earlier life don't count.

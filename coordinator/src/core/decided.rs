@@ -38,6 +38,7 @@ impl Coordinator {
                 self.outputs.push_back(Output::Send { address, message });
             }
             Event::Persist(seq, records) => {
+                self.backlog.add(seq, &records);
                 self.outputs.push_back(Output::Persist { seq, records });
                 if mutants::active(Mutant::AnswerBeforeSync) {
                     let now = time(self.now);
@@ -45,6 +46,7 @@ impl Coordinator {
                 }
             }
             Event::SaveSnapshot(seq, snapshot, records) => {
+                self.backlog.add(seq, &records);
                 self.outputs.push_back(Output::SaveSnapshot {
                     seq,
                     snapshot,
@@ -65,6 +67,7 @@ impl Coordinator {
             Ok(state) => {
                 self.state = state;
                 self.applied = slot;
+                self.regrouped = slot;
                 self.unsaved = 0;
             }
             Err(why) => self.stop(Unreadable {
@@ -83,6 +86,9 @@ impl Coordinator {
             }
         }
         self.applied = decided.slot;
+        if decided.regroups {
+            self.regrouped = decided.slot;
+        }
         self.unsaved += decided.bytes;
         if self.unsaved >= SNAPSHOT_AFTER {
             self.unsaved = 0;
@@ -205,21 +211,31 @@ impl Coordinator {
         match outcome {
             Ok(Applied::Table(table)) => self.wait(token, Wanted::Served(table)),
             Ok(_) => self.reply_decided(token, Answer::Noted),
-            Err(_) if self.is_dropping(&name) => self.wait(token, Wanted::Room(name, once)),
+            Err(_) if self.state.tables().is_dropping(&name) => {
+                self.wait(token, Wanted::Room(name, once))
+            }
             Err(why) => self.reply_decided(token, Answer::Refused(why)),
         }
     }
 
-    /// Answers who waits for a change of the group that has come.
+    /// Answers who waits for a change of the group that has come. It is known to a quorum of the new
+    /// group then: one that is known to this leader alone would be lost with it, and so might the
+    /// group, whose other members still count on the one that was lost.
     pub(super) fn settle_replacing(&mut self) {
-        let Some(group) = self.consensus.node().group() else {
+        let node = self.consensus.node();
+        let Some(group) = node.group().filter(|_| !self.replacing.is_empty()) else {
             return;
         };
+        let slot = Some(paxos::Slot(self.regrouped));
+        let members = node.members();
+        let know = members.iter().filter(|member| member.decided >= slot);
+        if know.count() < group.majority() {
+            return;
+        }
         let has = |id: GroupPeer| group.member(id).is_some();
         let done = |one: &Replacing| has(peer(one.by)) && !has(peer(one.lost));
-        let (done, left) = self.replacing.iter().partition(|one| done(one));
+        let (done, left): (Vec<_>, Vec<_>) = self.replacing.iter().copied().partition(done);
         self.replacing = left;
-        let done: Vec<Replacing> = done;
         for one in done {
             self.reply(one.token, Answer::Noted);
         }
@@ -230,10 +246,8 @@ impl Coordinator {
         use paxos::ReplaceError::{Behind, Busy, NoLearner};
         let Replacing { token, lost, by } = replacing;
         match self.consensus.replace(self.now, lost, by) {
-            Ok(()) => {
-                self.replacing.push(replacing);
-                self.look = true;
-            }
+            // Settled as soon as it is known.
+            Ok(()) => self.replacing.push(replacing),
             Err(paxos::ReplaceError::NotLeader(_)) => self.redirect(token),
             Err(why @ (Behind(..) | Busy | NoLearner(_))) => {
                 self.refuse(token, Refused::Limit(format!("{why}; ask again")));

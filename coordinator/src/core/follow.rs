@@ -31,6 +31,7 @@ impl Coordinator {
 
     fn act(&mut self) {
         if self.leads() {
+            self.settle_replacing();
             let versions = (self.state.list_version(), self.state.map_version());
             if self.followed != versions {
                 self.followed = versions;
@@ -49,7 +50,6 @@ impl Coordinator {
         while std::mem::take(&mut self.look) {
             self.settle_waiting();
         }
-        self.settle_replacing();
         self.judge();
         self.fence();
         self.expire_leases();

@@ -59,7 +59,7 @@ impl Coordinator {
         if let Err(why) = fits(&request) {
             return self.refuse(token, why);
         }
-        if !self.consensus.has_room() {
+        if !self.consensus.has_room() || self.backlog.is_full() {
             return self.refuse(token, Refused::Limit("commands under way".into()));
         }
         let command = match request {

@@ -90,6 +90,13 @@ impl Tables {
         self.by_id.get(self.names.get(name)?)
     }
 
+    /// Whether a table of this name is being dropped.
+    #[must_use]
+    pub fn is_dropping(&self, name: &str) -> bool {
+        let record = self.by_name(name);
+        record.is_some_and(|record| record.dropping.is_some())
+    }
+
     /// All, by id.
     pub fn iter(&self) -> impl Iterator<Item = &TableRecord> + '_ {
         self.by_id.values()

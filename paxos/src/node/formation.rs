@@ -34,7 +34,8 @@ impl Node {
             self.ask_to_join();
         } else {
             for peer in self.named_others() {
-                self.send(peer, Body::Ask);
+                let address = self.setup.address.clone();
+                self.send(peer, Body::Ask { address });
             }
             self.found();
         }
@@ -110,7 +111,10 @@ impl Node {
 
     pub(super) fn formation_message(&mut self, from: PeerId, of: Incarnation, body: Body) {
         match body {
-            Body::Ask => self.tell_group_or_fresh(from, of),
+            Body::Ask { address } => {
+                self.called(from, address);
+                self.tell_group_or_fresh(from, of);
+            }
             Body::Fresh { asker } if asker == self.setup.incarnation && self.group.is_none() => {
                 self.formation.fresh.insert(from, of);
                 self.found();

@@ -135,6 +135,7 @@ impl Node {
             return;
         }
         let Some(ballot) = self.leads() else {
+            self.called(from, address);
             return self.tell_group(from);
         };
         let learner = Learner {
@@ -143,8 +144,11 @@ impl Node {
             decided,
             heard: self.now,
         };
-        self.learners.insert(from, learner);
-        self.forget_learners();
+        // One who became a member meanwhile is about to hear of it.
+        if !self.is_member_of_group(from, incarnation) {
+            self.learners.insert(from, learner);
+            self.forget_learners();
+        }
         let body = Body::Heartbeat {
             ballot,
             commit: self.learning.decided,
@@ -162,6 +166,19 @@ impl Node {
             };
             // If another change is under way it asks again.
             let _ = self.begin_change(from, by);
+        }
+    }
+
+    /// One who is no member asks, and must be found to be answered.
+    pub(super) fn called(&mut self, from: PeerId, address: String) {
+        if address.len() > MAX_ADDRESS {
+            return;
+        }
+        self.callers.insert(from, address);
+        while self.callers.len() > MAX_LEARNERS {
+            let other = self.callers.keys().find(|id| **id != from).copied();
+            let Some(other) = other else { return };
+            self.callers.remove(&other);
         }
     }
 
@@ -184,6 +201,7 @@ impl Node {
         self.groups.insert(slot, group.clone());
         for member in &group.members {
             self.learners.remove(&member.id);
+            self.callers.remove(&member.id);
         }
         let known = self.group.as_ref().map(|group| group.generation);
         if known.is_none_or(|known| known <= group.generation) {

@@ -184,6 +184,8 @@ pub struct Node {
     /// When this peer asks to lead.
     election_due: Option<Time>,
     learners: BTreeMap<PeerId, membership::Learner>,
+    /// Where those are who asked and are no members.
+    callers: BTreeMap<PeerId, String>,
     removed: bool,
     actions: VecDeque<Action>,
     stats: Stats,
@@ -346,9 +348,11 @@ impl Node {
     #[must_use]
     pub fn address_of(&self, peer: PeerId) -> Option<&str> {
         let learner = self.learners.get(&peer).map(|l| l.address.as_str());
+        let caller = || self.callers.get(&peer).map(String::as_str);
         let member = || self.group.as_ref()?.member(peer);
         let named = || self.setup.peers.iter().find(|(id, _)| *id == peer);
         learner
+            .or_else(caller)
             .or_else(|| member().map(|m: &Member| m.address.as_str()))
             .or_else(|| named().map(|(_, address)| address.as_str()))
     }
@@ -388,7 +392,7 @@ impl Node {
     fn message(&mut self, envelope: Envelope) {
         let (from, incarnation) = (envelope.from, envelope.incarnation);
         let body = match envelope.body {
-            Body::Ask | Body::Fresh { .. } | Body::Grouped { .. } => {
+            Body::Ask { .. } | Body::Fresh { .. } | Body::Grouped { .. } => {
                 return self.formation_message(from, incarnation, envelope.body);
             }
             body => body,

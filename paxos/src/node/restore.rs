@@ -64,6 +64,7 @@ impl Node {
             leader: None,
             election_due: None,
             learners: BTreeMap::new(),
+            callers: BTreeMap::new(),
             removed: false,
             actions: VecDeque::new(),
             stats: Stats::default(),
