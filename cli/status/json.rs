@@ -2,7 +2,7 @@
 
 use ramkeep_wire::Ballot;
 use ramkeep_wire::coordinator::{
-    BackupStats, ClusterStatus, MasterStats, Roles, ServerReport, ServerState, Table, Tablet,
+    BackupStats, ClusterStatus, MasterStats, RecoveryReport, Roles, ServerReport, ServerState, Table, Tablet,
     TabletState,
 };
 use serde_json::{Value, json};
@@ -35,12 +35,22 @@ pub(super) fn status(status: &ClusterStatus, ballot: Ballot) -> Value {
         "tablets": status.tables.iter()
             .flat_map(|table| table.tablets.iter().map(|one| tablet(&table.name, one)))
             .collect::<Vec<_>>(),
-        "recoveries": [],
+        "recoveries": status.recoveries.iter().map(recovery).collect::<Vec<_>>(),
     })
 }
 
 fn table(table: &Table) -> Value {
     json!({ "id": table.table.0, "name": table.name, "tablets": table.tablets.len() })
+}
+
+fn recovery(report: &RecoveryReport) -> Value {
+    json!({
+        "master": report.master.0,
+        "phase": report.phase,
+        "stuck": report.stuck,
+        "tablets": report.tablets,
+        "since_ms": report.since_us / 1_000,
+    })
 }
 
 /// Roles by name.
@@ -67,6 +77,7 @@ pub(super) fn tablet_state(state: TabletState) -> &'static str {
         TabletState::Normal => "normal",
         TabletState::Down => "down",
         TabletState::Dropping => "dropping",
+        TabletState::Recovering => "recovering",
     }
 }
 
@@ -79,6 +90,7 @@ fn server(report: &ServerReport) -> Value {
         "address": report.entry.addresses.first(),
         "addresses": report.entry.addresses,
         "replaces": report.entry.replaces.map(|server| server.0),
+        "recovered": report.entry.recovered,
         "resident": heartbeat.map(|heartbeat| heartbeat.resident),
         "memory": heartbeat.and_then(|heartbeat| heartbeat.master.as_ref()).map(memory),
         "frames": heartbeat.and_then(|heartbeat| heartbeat.backup.as_ref()).map(frames),

@@ -6,8 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 use ramkeep_coordinator::core::default_settings;
 use ramkeep_coordinator::{Applied, Command, State};
+use ramkeep_wire::certificate::Certificate;
 use ramkeep_wire::coordinator::{Enlist, Once, Refused, Roles, ServerState, TabletState};
-use ramkeep_wire::order::TabletGrant;
+use ramkeep_wire::order::{LogEnd, TabletGrant};
 use ramkeep_wire::{
     BootId, CertificateKey, ClientId, ClusterId, KeyHash, LogPosition, ReplicationEpoch, SegmentId,
     ServerId, TableId, postcards,
@@ -116,6 +117,221 @@ fn epoch(master: ServerId, segment: u64, epoch: u32, backups: &[ServerId]) -> Co
         epoch: ReplicationEpoch(epoch),
         backups: backups.to_vec(),
     }
+}
+
+fn end(segment: u64) -> LogEnd {
+    LogEnd {
+        segment: SegmentId(segment),
+        length: 4_096,
+        epoch: ReplicationEpoch(1),
+        certificate: Certificate {
+            algorithm: 1,
+            hash: [7; 32],
+        },
+    }
+}
+
+fn range(table: TableId, first: u64, last: u64) -> TabletGrant {
+    TabletGrant {
+        table,
+        first: KeyHash(first),
+        last: KeyHash(last),
+    }
+}
+
+fn plan(master: ServerId, segment: u64, parts: &[(&[TabletGrant], ServerId)]) -> Command {
+    let parts = parts.iter();
+    Command::PlanRecovery {
+        master,
+        end: end(segment),
+        parts: parts.map(|(grants, by)| (grants.to_vec(), *by)).collect(),
+    }
+}
+
+fn recovered(
+    master: ServerId,
+    attempt: u32,
+    by: ServerId,
+    taken: &[(TabletGrant, u64)],
+) -> Command {
+    let taken = taken.iter();
+    Command::PartitionRecovered {
+        master,
+        attempt,
+        by,
+        taken: taken
+            .map(|(range, at)| (*range, LogPosition(*at)))
+            .collect(),
+    }
+}
+
+/// A master that crashed with the only tablet of a table, and two others.
+fn crashed() -> (State, ServerId, [ServerId; 2], TableId) {
+    let mut state = bootstrapped();
+    let dead = up(&mut state, 1);
+    let Ok(Applied::Table(table)) = state.apply(&create("t")) else {
+        panic!("no table");
+    };
+    let served = taken(dead, range(table, 0, u64::MAX));
+    state.apply(&served).unwrap();
+    let others = [up(&mut state, 2), up(&mut state, 3)];
+    state
+        .apply(&Command::DeclareCrashed { server: dead })
+        .unwrap();
+    (state, dead, others, table)
+}
+
+fn states(state: &State, table: TableId) -> Vec<(ServerId, TabletState, LogPosition)> {
+    let tablets = state.table(table).unwrap().table.tablets.iter();
+    tablets.map(|t| (t.owner, t.state, t.takeover)).collect()
+}
+
+fn is_recovered(state: &State, server: ServerId) -> bool {
+    let mut entries = state.server_list().servers.into_iter();
+    entries.any(|entry| entry.server == server && entry.recovered)
+}
+
+#[test]
+fn the_partitions_of_a_plan_are_taken_over_one_by_one() {
+    let (mut state, dead, [b, c], table) = crashed();
+    let (low, high) = (range(table, 0, 99), range(table, 100, u64::MAX));
+    state
+        .apply(&plan(dead, 7, &[(&[low], b), (&[high], c)]))
+        .unwrap();
+    let old = LogPosition(77);
+    let waits = (dead, TabletState::Recovering, old);
+    assert_eq!(states(&state, table), [waits, waits]);
+    let parts = &state.recoveries().by_master(dead).unwrap().partitions;
+    assert_eq!([parts[0].attempt, parts[1].attempt], [1, 2]);
+    assert_eq!(parts[1].tablets[0].takeover, old);
+
+    state.apply(&recovered(dead, 2, c, &[(high, 500)])).unwrap();
+    let taken_over = (c, TabletState::Assigning, LogPosition(500));
+    assert_eq!(states(&state, table), [waits, taken_over]);
+    // It serves the tablet, and says where its log is by now: the replayed entries lie before that.
+    state
+        .apply(&Command::TabletsTaken {
+            owner: c,
+            taken: vec![(high, LogPosition(900))],
+        })
+        .unwrap();
+    let served = (c, TabletState::Normal, LogPosition(500));
+    assert_eq!(states(&state, table), [waits, served]);
+
+    state.apply(&Command::Fenced { server: dead }).unwrap();
+    assert!(!is_recovered(&state, dead), "a tablet waits for its log");
+    let list = state.list_version();
+    state.apply(&recovered(dead, 1, b, &[(low, 600)])).unwrap();
+    assert!(is_recovered(&state, dead) && state.list_version() > list);
+    assert!(state.recoveries().by_master(dead).is_none());
+}
+
+#[test]
+fn where_a_log_ends_is_decided_once() {
+    let (mut state, dead, [b, c], table) = crashed();
+    let whole = range(table, 0, u64::MAX);
+    state.apply(&plan(dead, 7, &[(&[whole], b)])).unwrap();
+    let other = state.apply(&plan(dead, 8, &[(&[whole], c)]));
+    assert!(matches!(other, Err(Refused::Invalid(_))), "{other:?}");
+    let again = state.apply(&plan(dead, 7, &[(&[whole], c)]));
+    assert!(matches!(again, Err(Refused::Invalid(_))), "{again:?}");
+    assert_eq!(state.recoveries().by_master(dead).unwrap().end, end(7));
+}
+
+#[test]
+fn a_plan_tiles_whole_tablets_that_are_down() {
+    let (mut state, dead, [b, c], table) = crashed();
+    let before = postcards::encode(&state);
+    let bad: [&[TabletGrant]; 5] = [
+        &[range(table, 0, 99)],
+        &[range(table, 1, u64::MAX)],
+        &[range(table, 0, 99), range(table, 101, u64::MAX)],
+        &[range(table, 0, 99), range(table, 99, u64::MAX)],
+        &[],
+    ];
+    for grants in bad {
+        let outcome = state.apply(&plan(dead, 7, &[(grants, b)]));
+        assert!(matches!(outcome, Err(Refused::Invalid(_))), "{grants:?}");
+    }
+    let whole = range(table, 0, u64::MAX);
+    let living = state.apply(&plan(b, 7, &[(&[whole], c)]));
+    assert!(matches!(living, Err(Refused::Invalid(_))), "{living:?}");
+    let by_the_dead = state.apply(&plan(dead, 7, &[(&[whole], dead)]));
+    assert_eq!(by_the_dead, Err(Refused::Crashed));
+    assert_eq!(postcards::encode(&state), before);
+}
+
+#[test]
+fn who_was_given_up_gets_nothing() {
+    let (mut state, dead, [b, c], table) = crashed();
+    let whole = range(table, 0, u64::MAX);
+    state.apply(&plan(dead, 7, &[(&[whole], b)])).unwrap();
+    let assign = |attempt, by| Command::AssignRecovery {
+        master: dead,
+        attempt,
+        by,
+    };
+    state.apply(&assign(1, c)).unwrap();
+    let stale = state.apply(&assign(1, b));
+    assert!(matches!(stale, Err(Refused::Invalid(_))), "{stale:?}");
+    let late = state.apply(&recovered(dead, 1, b, &[(whole, 500)]));
+    assert!(matches!(late, Err(Refused::Invalid(_))), "{late:?}");
+    let not_its_own = state.apply(&recovered(dead, 2, b, &[(whole, 500)]));
+    assert!(matches!(not_its_own, Err(Refused::Invalid(_))));
+    state.apply(&Command::DeclareCrashed { server: c }).unwrap();
+    let dead_too = state.apply(&recovered(dead, 2, c, &[(whole, 500)]));
+    assert_eq!(dead_too, Err(Refused::Crashed));
+    assert_eq!(state.apply(&assign(2, c)), Err(Refused::Crashed));
+    state.apply(&assign(2, b)).unwrap();
+    state
+        .apply(&recovered(dead, 3, b, &[(whole, 500)]))
+        .unwrap();
+    let owner = (b, TabletState::Assigning, LogPosition(500));
+    assert_eq!(states(&state, table), [owner]);
+}
+
+#[test]
+fn a_recovery_master_that_crashes_is_recovered_from_where_its_replay_began() {
+    let (mut state, dead, [b, c], table) = crashed();
+    let whole = range(table, 0, u64::MAX);
+    state.apply(&plan(dead, 7, &[(&[whole], b)])).unwrap();
+    state
+        .apply(&recovered(dead, 1, b, &[(whole, 500)]))
+        .unwrap();
+    state.apply(&Command::DeclareCrashed { server: b }).unwrap();
+    assert_eq!(
+        states(&state, table),
+        [(b, TabletState::Down, LogPosition(500))]
+    );
+    state.apply(&plan(b, 9, &[(&[whole], c)])).unwrap();
+    let part = &state.recoveries().by_master(b).unwrap().partitions[0];
+    assert_eq!(part.tablets[0].takeover, LogPosition(500));
+}
+
+#[test]
+fn a_recovery_goes_on_without_a_table_that_is_dropped() {
+    let (mut state, dead, [b, _], table) = crashed();
+    state.apply(&Command::Fenced { server: dead }).unwrap();
+    let whole = range(table, 0, u64::MAX);
+    state.apply(&plan(dead, 7, &[(&[whole], b)])).unwrap();
+    state.apply(&drop_once("t", None)).unwrap();
+    assert!(state.table(table).is_none(), "its owner is fenced");
+    assert!(state.recoveries().by_master(dead).is_none());
+    assert!(is_recovered(&state, dead));
+    let late = state.apply(&recovered(dead, 1, b, &[(whole, 500)]));
+    assert!(matches!(late, Err(Refused::Invalid(_))), "{late:?}");
+}
+
+#[test]
+fn a_crashed_server_without_tablets_is_recovered_once_it_is_fenced() {
+    let mut state = bootstrapped();
+    let dead = up(&mut state, 1);
+    state
+        .apply(&Command::DeclareCrashed { server: dead })
+        .unwrap();
+    assert!(!is_recovered(&state, dead));
+    state.apply(&Command::Fenced { server: dead }).unwrap();
+    assert!(is_recovered(&state, dead));
 }
 
 #[test]
@@ -495,6 +711,22 @@ fn golden_commands_never_change() {
         Command::ExpireClientLease {
             client: ClientId(1),
         },
+        plan(
+            ServerId(2),
+            9,
+            &[(&[range(TableId(1), 0, u64::MAX)], ServerId(3))],
+        ),
+        Command::AssignRecovery {
+            master: ServerId(2),
+            attempt: 1,
+            by: ServerId(3),
+        },
+        recovered(
+            ServerId(2),
+            2,
+            ServerId(3),
+            &[(range(TableId(1), 0, u64::MAX), 5)],
+        ),
     ];
     let hex: String = commands
         .iter()
@@ -544,6 +776,21 @@ fn any_command() -> impl Strategy<Value = Command> {
                 epoch: ReplicationEpoch(epoch),
             }
         }),
+        4 => (any_server(), 1..3_u64, any_server(), 1..6_u32, 1..4_u128)
+            .prop_map(|(master, segment, by, table, of)| {
+                let bound = |n: u128| (n << 64) / of;
+                let piece = |n| range(TableId(table), bound(n) as u64, (bound(n + 1) - 1) as u64);
+                let pieces: Vec<_> = (0..of).map(piece).collect();
+                let half = pieces.len() / 2;
+                if half == 0 {
+                    plan(master, segment, &[(&pieces, by)])
+                } else {
+                    plan(master, segment, &[(&pieces[..half], by), (&pieces[half..], by)])
+                }
+            }),
+        2 => (any_server(), 1..6_u32, any_server()).prop_map(|(master, attempt, by)| {
+            Command::AssignRecovery { master, attempt, by }
+        }),
         1 => (0..9_u8).prop_map(|nonce| Command::OpenClientLease { nonce: [nonce; 16] }),
         1 => (1..9_u64).prop_map(|client| Command::ExpireClientLease { client: ClientId(client) }),
     ]
@@ -562,6 +809,100 @@ fn covers_all_hashes(state: &State) -> bool {
     })
 }
 
+/// Some commands as they would have to be to do something in this state.
+fn fitting(state: &State, command: &Command) -> Command {
+    match command {
+        Command::PlanRecovery { master, end, parts } => {
+            let mut down = state
+                .tables()
+                .lost()
+                .filter(|t| t.state == TabletState::Down);
+            let servers = state.servers().iter();
+            let mut ready = servers.filter(|(_, server)| server.is_ready_master());
+            let (Some(tablet), Some((by, _))) = (down.next(), ready.next()) else {
+                return command.clone();
+            };
+            if parts.len() == 1 && *master == tablet.owner {
+                return command.clone();
+            }
+            let (first, last) = (tablet.first.0, tablet.last.0);
+            let middle = first + (last - first) / 2;
+            let mut grants = vec![range(tablet.table, first, middle)];
+            if middle < last {
+                grants.push(range(tablet.table, middle + 1, last));
+            }
+            let record = state.recoveries().by_master(tablet.owner);
+            Command::PlanRecovery {
+                master: tablet.owner,
+                end: record.map_or(*end, |record| record.end),
+                parts: grants.into_iter().map(|grant| (vec![grant], by)).collect(),
+            }
+        }
+        Command::AssignRecovery { attempt, .. } => {
+            let mut planned = state.recoveries().iter();
+            let part = planned.find_map(|(master, record)| {
+                let at = *attempt as usize % (record.partitions.len() + 1);
+                Some((master, record.partitions.get(at)?.clone()))
+            });
+            match part {
+                Some((master, part)) if attempt % 2 == 0 => {
+                    let taken: Vec<_> = part.tablets.iter().map(|lost| (lost.range, 99)).collect();
+                    recovered(master, part.attempt, part.by, &taken)
+                }
+                _ => command.clone(),
+            }
+        }
+        _ => command.clone(),
+    }
+}
+
+/// What is wrong with the recoveries of `state`, if anything, by itself or after `before`.
+fn wrong_recoveries(before: &State, state: &State) -> Option<String> {
+    let lost: Vec<_> = state.tables().lost().collect();
+    for (master, record) in state.recoveries().iter() {
+        let own = |t: &&&ramkeep_wire::coordinator::Tablet| t.owner == master;
+        let waiting: BTreeSet<_> = lost
+            .iter()
+            .filter(own)
+            .filter(|t| t.state == TabletState::Recovering)
+            .map(|t| range(t.table, t.first.0, t.last.0))
+            .collect();
+        let given: Vec<_> = record
+            .partitions
+            .iter()
+            .flat_map(|part| part.tablets.iter().map(|lost| lost.range))
+            .collect();
+        let count = given.len();
+        let given: BTreeSet<_> = given.into_iter().collect();
+        if given.len() != count || !waiting.is_subset(&given) || !lost.iter().any(|t| own(&t)) {
+            return Some(format!("{master:?}: {waiting:?} wait, {given:?} are given"));
+        }
+        let attempts: BTreeSet<_> = record.partitions.iter().map(|p| p.attempt).collect();
+        if attempts.len() != record.partitions.len()
+            || attempts.last().is_some_and(|last| *last > record.attempts)
+        {
+            return Some(format!("{master:?}: tries {attempts:?}"));
+        }
+        if let Some(old) = before.recoveries().by_master(master)
+            && (old.end != record.end || old.attempts > record.attempts)
+        {
+            return Some(format!("{master:?}: another end, or fewer tries"));
+        }
+    }
+    for (id, server) in state.servers().iter() {
+        let waits = lost.iter().any(|tablet| tablet.owner == id);
+        let living = lost.iter().any(|t| t.owner == id && !server.is_crashed());
+        if living || server.recovered != (server.fenced && !waits) {
+            return Some(format!("{id:?}: {server:?}"));
+        }
+    }
+    let unplanned = lost.iter().find(|t| {
+        let record = state.recoveries().by_master(t.owner);
+        t.state == TabletState::Recovering && record.is_none()
+    });
+    unplanned.map(|tablet| format!("{tablet:?} has no plan"))
+}
+
 proptest! {
     #[test]
     fn the_same_commands_give_the_same_bytes(
@@ -569,6 +910,7 @@ proptest! {
     ) {
         let (mut one, mut other) = (bootstrapped(), bootstrapped());
         for command in &commands {
+            let command = &fitting(&one, command);
             let outcome = one.apply(command);
             // The other goes through its bytes at each step, as a snapshot would.
             other = postcards::decode(&postcards::encode(&other)).unwrap();
@@ -588,6 +930,8 @@ proptest! {
         let mut open = BTreeMap::new();
         for command in &commands {
             let before = state.clone();
+            // Plans of what is down, and takeovers of what is being replayed, don't come by chance.
+            let command = &fitting(&before, command);
             let outcome = state.apply(command);
             if outcome.is_err() {
                 prop_assert_eq!(&before, &state, "a refused command changed something");
@@ -609,6 +953,7 @@ proptest! {
                 _ => {}
             }
             prop_assert!(covers_all_hashes(&state));
+            prop_assert_eq!(wrong_recoveries(&before, &state), None);
             let changed = before.server_list().servers != state.server_list().servers;
             prop_assert_eq!(changed, before.list_version() < state.list_version());
             let changed = before.tablet_map().tables != state.tablet_map().tables;
