@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::bench::BenchArgs;
 use crate::coordinator::CoordinatorArgs;
 use crate::data::{GetArgs, IncrArgs, PutArgs, RmArgs};
+use crate::drill::DrillArgs;
 use crate::load::LoadArgs;
 use crate::scan::ScanArgs;
 use crate::server::ServerArgs;
@@ -78,4 +79,7 @@ pub(crate) enum Command {
     Load(LoadArgs),
     /// Put load on a cluster and measure it
     Bench(BenchArgs),
+    /// Break a cluster of its own on purpose and check that it keeps its promises
+    #[command(subcommand)]
+    Drill(DrillArgs),
 }

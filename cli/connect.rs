@@ -15,6 +15,9 @@ use crate::units;
 pub(crate) const DEFAULT_COORDINATORS: [&str; 3] =
     ["127.0.0.1:7100", "127.0.0.1:7101", "127.0.0.1:7102"];
 
+/// How long a leader is looked for: some coordinators may be down, and an election under way.
+pub(crate) const CONNECT_PATIENCE: Duration = Duration::from_secs(3);
+
 /// Flags of every command that talks to a cluster.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct ConnectArgs {
@@ -43,14 +46,15 @@ impl ConnectArgs {
         let addresses = self.addresses();
         let mut builder = Client::builder()
             .coordinators(addresses.clone())
-            .deadline(self.deadline);
+            .deadline(self.deadline.min(CONNECT_PATIENCE));
         if let Some(file) = &self.key_file {
             builder = builder.key_file(file);
         }
-        builder.connect().await.map_err(|error| match error {
+        let connected = builder.connect().await.map_err(|error| match error {
             Error::Unavailable { reason } => no_answer(&addresses.join(","), reason),
             error => Failure::new(error),
-        })
+        })?;
+        Ok(connected.with_deadline(self.deadline))
     }
 
     /// A table of the cluster.

@@ -83,12 +83,16 @@ struct RunArgs {
 }
 
 fn peer(text: &str) -> Result<(PeerId, Address), String> {
-    let (id, address) = text.split_once('=').ok_or("a coordinator is named ID=ADDRESS")?;
+    let (id, address) = text
+        .split_once('=')
+        .ok_or("a coordinator is named ID=ADDRESS")?;
     let id: u32 = id.parse().map_err(|_| format!("`{id}` is no number"))?;
     if id == 0 {
         return Err("coordinators are numbered from 1".into());
     }
-    let address = address.parse::<Address>().map_err(|error| error.to_string())?;
+    let address = address
+        .parse::<Address>()
+        .map_err(|error| error.to_string())?;
     Ok((PeerId(id), address))
 }
 
@@ -112,7 +116,9 @@ impl RunArgs {
         const LEAST: Duration = Duration::from_millis(50);
         const MOST: Duration = Duration::from_secs(60);
         if !(LEAST..=MOST).contains(&self.election_timeout) {
-            return Err(Failure::usage("--election-timeout must be between 50ms and 1m"));
+            return Err(Failure::usage(
+                "--election-timeout must be between 50ms and 1m",
+            ));
         }
         Ok(Timing::of_election(self.election_timeout))
     }
@@ -143,7 +149,9 @@ pub(crate) fn run(args: &CoordinatorArgs, output: Output) -> Result<(), Failure>
     match (&args.action, &args.run) {
         (Some(Action::Replace(replace)), _) => replace.run(output),
         (None, Some(args)) => args.run(output),
-        (None, None) => Err(Failure::usage("coordinator: --listen and --data are needed")),
+        (None, None) => Err(Failure::usage(
+            "coordinator: --listen and --data are needed",
+        )),
     }
 }
 

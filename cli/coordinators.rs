@@ -6,7 +6,7 @@ use ramkeep_master::shell::Coordinators as Group;
 use ramkeep_rpc::{Address, Identity};
 use ramkeep_wire::coordinator::{Answer, Request, Response};
 
-use crate::connect::{ConnectArgs, no_answer, shared_key};
+use crate::connect::{CONNECT_PATIENCE, ConnectArgs, no_answer, shared_key};
 use crate::failure::Failure;
 
 /// The coordinators of a cluster.
@@ -20,7 +20,7 @@ impl Coordinators {
     /// At these addresses, with the key in `key_file`.
     pub(crate) fn new(addresses: &[String], key_file: Option<&Path>) -> Result<Self, Failure> {
         let identity = Identity::new(shared_key(key_file)?);
-        let group = Group::new(parse(addresses)?, identity);
+        let group = Group::new(&parse(addresses)?, identity);
         Ok(Self {
             group,
             addresses: addresses.join(","),
@@ -32,9 +32,9 @@ impl Coordinators {
         Self::new(&args.addresses(), args.key_file.as_deref())
     }
 
-    /// The leader's answer. A refusal is a failure.
+    /// The leader's answer, waited for over an election. A refusal is a failure.
     pub(crate) async fn ask(&self, request: &Request) -> Result<Response, Failure> {
-        let answered = self.group.call(request).await;
+        let answered = self.group.call_within(request, CONNECT_PATIENCE).await;
         let response = answered.map_err(|error| no_answer(&self.addresses, error.0))?;
         match response.answer {
             Answer::Refused(refused) => Err(Failure::new(format_args!(

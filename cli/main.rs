@@ -13,6 +13,7 @@ mod connect;
 mod coordinator;
 mod coordinators;
 mod data;
+mod drill;
 mod failure;
 mod load;
 mod output;
@@ -60,5 +61,6 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Scan(args) => scan::scan(&args, output),
         Command::Load(args) => args.run(output),
         Command::Bench(args) => args.run(output),
+        Command::Drill(args) => drill::run(&args, &cli.global),
     }
 }

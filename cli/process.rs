@@ -1,6 +1,8 @@
 //! This process among others: its parent, its wish to stop, how it announces itself.
 
 use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 use serde_json::{Value, json};
@@ -23,6 +25,19 @@ pub(crate) fn die_with(parent: i32, signal: Signal) -> Result<(), Failure> {
             "the process that started this one has ended; stopping too",
         ))
     }
+}
+
+/// Replaces this process's image with a new one of the same program and arguments: all that it knew,
+/// held and listened on is gone, its pid and its parent stay. Returns only if that fails.
+pub(crate) fn begin_again() -> Failure {
+    // The file that runs, also when another has taken its name since.
+    let mut again = Command::new("/proc/self/exe");
+    let mut arguments = std::env::args_os();
+    if let Some(name) = arguments.next() {
+        again.arg0(name);
+    }
+    let error = again.args(arguments).exec();
+    Failure::new(format_args!("cannot start again: {error}"))
 }
 
 /// Ctrl-C, SIGTERM and SIGHUP, each a wish to stop.

@@ -14,6 +14,7 @@ use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
 use harness::{Cluster, Member, is_gone};
+use paxos::{Ballot, Body, Entry, Group, GroupId, Incarnation, Reported, Slot, Time};
 use ramkeep_wire::bytes::Reader;
 use ramkeep_wire::coordinator::Request;
 use ramkeep_wire::data::{self, Item, Op, RejectRules, ResponseItem};
@@ -30,7 +31,7 @@ const GROWTH: usize = 96 << 20;
 const CROWD: usize = 24;
 
 /// Kinds that a peer sends.
-const KINDS: [Kind; 16] = [
+const KINDS: [Kind; 17] = [
     Kind::Hello,
     Kind::Welcome,
     Kind::Proof,
@@ -47,6 +48,7 @@ const KINDS: [Kind; 16] = [
     Kind::OrderReply,
     Kind::StatusRequest,
     Kind::StatusResponse,
+    Kind::Group,
 ];
 
 /// Repeatable random bytes.
@@ -463,4 +465,166 @@ fn requests_too_large_to_make_sense_do_not_fill_a_coordinator() {
         stream.shutdown(Shutdown::Write).unwrap();
         assert_eq!(last_refusal(&read_to_end(stream)), None);
     }
+}
+
+/// A message of a coordinator that is none, or of another group.
+fn lie(from: u32, to: u32, group: Option<GroupId>, body: Body) -> paxos::Envelope {
+    paxos::Envelope {
+        group,
+        from: paxos::PeerId(from),
+        incarnation: Incarnation([0xbb; 16]),
+        to: paxos::PeerId(to),
+        body,
+    }
+}
+
+/// All that a coordinator can say, at its most extreme.
+fn lies(from: u32) -> Vec<Body> {
+    let ballot = Ballot {
+        round: u64::MAX,
+        peer: paxos::PeerId(from),
+    };
+    let (slot, stamp, last) = (Slot(u64::MAX), Time(u64::MAX), Slot(u64::MAX));
+    let member = |id| paxos::Member {
+        id: paxos::PeerId(id),
+        incarnation: Incarnation([0xbb; 16]),
+        address: "127.0.0.1:1".into(),
+    };
+    let group = Group {
+        id: GroupId([0xcc; 16]),
+        generation: u32::MAX,
+        members: (from..from + 3).map(member).collect(),
+    };
+    let entries = vec![
+        Entry::Commands(vec![vec![0xff; 1 << 18].into()]),
+        Entry::Reconfigure(group.clone()),
+        Entry::Noop,
+    ];
+    let reported = |entry: &Entry| Reported {
+        slot,
+        ballot,
+        entry: entry.clone(),
+    };
+    let with_ballot = |entry: &Entry| (ballot, entry.clone());
+    let yes = true;
+    vec![
+        Body::Ask {
+            address: "127.0.0.1:1".into(),
+        },
+        Body::Ask {
+            address: "a".repeat(1 << 20),
+        },
+        Body::Fresh {
+            asker: Incarnation([0; 16]),
+        },
+        Body::Grouped {
+            group: group.clone(),
+        },
+        Body::Join {
+            address: "nowhere at all".into(),
+            decided: slot,
+        },
+        Body::PreVote { ballot },
+        Body::PreVoted {
+            ballot,
+            yes,
+            decided: slot,
+        },
+        Body::Prepare { ballot, from: slot },
+        Body::Promise {
+            ballot,
+            from: Slot(0),
+            accepted: entries.iter().map(reported).collect(),
+            next: Some(slot),
+            trimmed: slot,
+        },
+        Body::Nack {
+            ballot,
+            promised: ballot,
+        },
+        Body::Accept {
+            ballot,
+            first: slot,
+            entries: entries.clone(),
+            commit: slot,
+            stamp,
+        },
+        Body::Accepted {
+            ballot,
+            first: Slot(0),
+            last,
+            stamp,
+            decided: slot,
+        },
+        Body::Heartbeat {
+            ballot,
+            commit: slot,
+            stamp,
+        },
+        Body::HeartbeatAck {
+            ballot,
+            stamp,
+            decided: slot,
+        },
+        Body::Learn {
+            from: Slot(0),
+            snapshot: Some((slot, u64::MAX)),
+        },
+        Body::Page {
+            first: slot,
+            entries: entries.iter().map(with_ballot).collect(),
+            decided: slot,
+        },
+        Body::SnapshotPage {
+            slot,
+            group,
+            total: u64::MAX,
+            crc: 0,
+            offset: u64::MAX,
+            bytes: vec![0xee; 1 << 19].into(),
+            decided: slot,
+        },
+    ]
+}
+
+#[test]
+fn who_lies_as_a_coordinator_is_refused_or_not_heard() {
+    let target = Target::start();
+    for member in target.cluster.of_role("coordinator") {
+        let me = u32::try_from(member.id).unwrap();
+        let to = party_of(member);
+        let said = |from: u32, message: &paxos::Envelope| {
+            let from = Party::coordinator(PeerId(from));
+            let message = enveloped(Kind::Group, to, from, &postcards::encode(message));
+            send(greeted(member, from), &message)
+        };
+        // A stranger, another number of the group, and the very one that is spoken to.
+        for from in [900, me % 3 + 1, me] {
+            for body in lies(from) {
+                for group in [None, Some(GroupId([0xcc; 16]))] {
+                    let message = lie(from, me, group, body.clone());
+                    assert_eq!(said(from, &message), None, "{message:?}");
+                    let astray = lie(from, u32::MAX, group, body.clone());
+                    assert_eq!(said(from, &astray), None, "{astray:?}");
+                    let forged = lie(from + 1, me, group, body.clone());
+                    assert_malformed(&said(from, &forged), "of another coordinator");
+                }
+            }
+        }
+        let ballot = Ballot::default();
+        let whole = postcards::encode(&lie(900, me, None, Body::PreVote { ballot }));
+        let from = Party::coordinator(PeerId(900));
+        for cut in 0..whole.len() {
+            let message = enveloped(Kind::Group, to, from, &whole[..cut]);
+            assert_malformed(&send(greeted(member, from), &message), "cut short");
+        }
+        let long = enveloped(Kind::Group, to, from, &[whole.as_slice(), &[0]].concat());
+        assert_malformed(&send(greeted(member, from), &long), "too long");
+        for from in [Party::NONE, Party::server(ServerId(1))] {
+            let message = enveloped(Kind::Group, to, from, &whole);
+            let refused = send(greeted(member, from), &message);
+            assert_malformed(&refused, "who is no coordinator");
+        }
+    }
+    target.assert_unharmed("liars");
 }

@@ -127,6 +127,12 @@ impl<S: FrameStore> Backup<S> {
         self.masters.fence(master);
     }
 
+    /// Whether a master is known here to have been decided crashed.
+    #[must_use]
+    pub fn has_fenced(&self, master: ServerId) -> bool {
+        self.masters.is_fenced(master)
+    }
+
     /// Frees every replica of a master that has been recovered, or never will be.
     pub fn free_master(&mut self, master: ServerId) {
         let whole = (master, SegmentId(0))..=(master, SegmentId(u64::MAX));

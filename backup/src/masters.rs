@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ramkeep_wire::limits::{CLOCK_RATE_PARTS, MAX_SERVERS};
+use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::{Micros, ServerId};
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -35,6 +36,9 @@ pub(crate) struct Masters {
 /// A lease as its grantor must wait for it.
 fn waited_out(lease_us: u32) -> Duration {
     let lease = u64::from(lease_us);
+    if mutants::active(Mutant::NoClockMargin) {
+        return Duration::from_micros(lease);
+    }
     Duration::from_micros(lease + lease.div_ceil(CLOCK_RATE_PARTS))
 }
 
@@ -87,11 +91,15 @@ impl Masters {
 
     /// How long the master may still hold a lease granted here.
     pub(crate) fn lease_left(&self, now: Micros, master: ServerId) -> Duration {
-        let forgotten = self.started + waited_out(self.longest_us);
-        let granted = self
-            .known
-            .get(&master)
-            .map_or(Micros::default(), |known| known.granted_until);
+        let mut forgotten = self.started + waited_out(self.longest_us);
+        if mutants::active(Mutant::ForgetGrants) {
+            forgotten = Micros::default();
+        }
+        let known = self.known.get(&master);
+        let mut granted = known.map_or(Micros::default(), |known| known.granted_until);
+        if mutants::active(Mutant::InventoryBeforeWaiting) {
+            granted = Micros::default();
+        }
         granted.max(forgotten).since(now)
     }
 }

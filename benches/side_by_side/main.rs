@@ -5,7 +5,6 @@ mod echo;
 mod engine;
 mod measure;
 mod memcache;
-mod process;
 mod protocol;
 mod ramkeep;
 mod report;
@@ -17,6 +16,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use ramkeep_benches::failures_from;
+pub(crate) use ramkeep_benches::process;
+pub(crate) use ramkeep_benches::{Failure, Outcome};
 
 use crate::echo::Sizes;
 use crate::engine::Wait;
@@ -75,45 +77,7 @@ enum Hidden {
     },
 }
 
-/// Why the comparison ended early: what happened, where.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub(crate) struct Failure(String);
-
-/// The result of anything that can end the comparison.
-pub(crate) type Outcome<T> = Result<T, Failure>;
-
-impl Failure {
-    pub(crate) fn new(what: impl Into<String>) -> Self {
-        Self(what.into())
-    }
-
-    pub(crate) fn during(self, system: &str, test: &str) -> Self {
-        Self(format!("{system}, {test}: {}", self.0))
-    }
-}
-
-macro_rules! failures_from {
-    ($($source:ty),+ $(,)?) => {
-        $(impl From<$source> for Failure {
-            fn from(source: $source) -> Self {
-                Self(source.to_string())
-            }
-        })+
-    };
-}
-
-failures_from!(
-    std::io::Error,
-    std::num::ParseIntError,
-    rustix::io::Errno,
-    hdrhistogram::CreationError,
-    protocol::BadReply,
-    ramkeep_wire::envelope::EnvelopeError,
-    ramkeep_wire::hello::Refusal,
-    ramkeep_wire::postcards::Malformed,
-    serde_json::Error,
-);
+failures_from!(protocol::BadReply);
 
 fn main() -> ExitCode {
     let args = Args::parse();

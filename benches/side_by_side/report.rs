@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use ramkeep_benches::{median, short};
 use serde::Serialize;
 
 use crate::measure::{
@@ -311,25 +312,6 @@ fn line(out: &mut String, content: std::fmt::Arguments<'_>) {
     writeln!(out, "{content}").expect("writing to a String cannot fail");
 }
 
-/// A number with at most four characters before its unit.
-fn short(number: f64) -> String {
-    match number {
-        n if n >= 1e6 => format!("{:.2} M", n / 1e6),
-        n if n >= 1e4 => format!("{:.0} k", n / 1e3),
-        n => format!("{n:.2}"),
-    }
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    match values.len() {
-        0 => f64::NAN,
-        n if n % 2 == 1 => values[middle],
-        _ => f64::midpoint(values[middle - 1], values[middle]),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -368,11 +350,5 @@ mod tests {
             "{redis:?}"
         );
         assert!((report.rows[2].operations_per_server_core_s - 800.0).abs() < 1e-9);
-    }
-
-    #[test]
-    fn a_median_of_an_even_number_is_between_the_middle_two() {
-        assert!((median(vec![4.0, 1.0, 2.0, 9.0]) - 3.0).abs() < 1e-9);
-        assert!(median(Vec::new()).is_nan());
     }
 }

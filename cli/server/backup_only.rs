@@ -62,7 +62,9 @@ impl BackupOnly {
             };
             match response.answer {
                 Answer::Refused(Refused::Crashed) => return ControlEnd::Fenced,
-                Answer::Heard { list: Some(list) } => {
+                Answer::Heard {
+                    list: Some(list), ..
+                } => {
                     self.0.take_list(&mut self.0.seen.lock(), list);
                 }
                 Answer::Refused(refused) => tracing::warn!(%refused, "a report was refused"),

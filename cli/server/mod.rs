@@ -4,7 +4,8 @@
 //! 1. The frame directory is locked before anybody hears of this process, and its old ServerId is
 //!    named at enlistment (SAFETY 6).
 //! 2. Until it is enlisted, a server listens but serves nothing: nobody can mean it yet.
-//! 3. A server that was decided crashed ends. It never goes on under another identity.
+//! 3. A server that was decided crashed never goes on under another identity: its process begins
+//!    again from nothing but its arguments and its frames, and joins as a new server.
 
 mod backup_only;
 mod enlist;
@@ -113,13 +114,13 @@ impl ServerArgs {
         let usual = || DEFAULT_COORDINATORS.map(str::to_owned).to_vec();
         let addresses = self.coordinators.clone().unwrap_or_else(usual);
         Ok(Coordinators::new(
-            coordinators::parse(&addresses)?,
+            &coordinators::parse(&addresses)?,
             identity.clone(),
         ))
     }
 }
 
-/// Runs a server until a signal, or until it is decided crashed.
+/// Runs a server until a signal; one that is decided crashed begins again.
 pub(crate) fn run(args: &ServerArgs, output: Output) -> Result<(), Failure> {
     if let Some(parent) = args.parent {
         process::die_with(parent, Signal::KILL)?;
@@ -129,10 +130,24 @@ pub(crate) fn run(args: &ServerArgs, output: Output) -> Result<(), Failure> {
         .map_err(|error| Failure::new(format_args!("cannot start worker threads: {error}")))?;
     let ended = runtime.block_on(serve(args, &pool, output));
     pool.shutdown();
-    ended
+    match ended? {
+        Ended::Stopped => Ok(()),
+        Ended::Fenced(end) => {
+            eprintln!("ramkeep: {end}; joining again as a new one");
+            Err(process::begin_again())
+        }
+    }
 }
 
-async fn serve(args: &ServerArgs, pool: &WorkerPool, output: Output) -> Result<(), Failure> {
+/// Why a server has ended.
+enum Ended {
+    /// It was asked to.
+    Stopped,
+    /// It was decided crashed.
+    Fenced(ControlEnd),
+}
+
+async fn serve(args: &ServerArgs, pool: &WorkerPool, output: Output) -> Result<Ended, Failure> {
     let mut signals = StopSignals::listen()?;
     let identity = Identity::new(shared_key(args.key_file.as_deref())?);
     let backup = open_backup(args, &identity)?;
@@ -152,7 +167,7 @@ async fn serve(args: &ServerArgs, pool: &WorkerPool, output: Output) -> Result<(
     let coordinators = args.coordinators(&identity)?;
     let enlisted = tokio::select! {
         enlisted = enlist::enlist(&coordinators, &joining) => enlisted?,
-        () = signals.recv() => return Ok(()),
+        () = signals.recv() => return Ok(Ended::Stopped),
     };
     adopt(&enlisted, &identity, backup.as_ref())?;
     let announcement = Announcement {
@@ -165,7 +180,10 @@ async fn serve(args: &ServerArgs, pool: &WorkerPool, output: Output) -> Result<(
     // Known to the coordinator by now; that nobody reads this line is no reason to end.
     drop(output.line(announcement.text(), &announcement.json()));
     tokio::select! {
-        end = &mut running => return Err(Failure::new(end)),
+        end = &mut running => return match end {
+            ControlEnd::Fenced => Ok(Ended::Fenced(end)),
+            ControlEnd::Stopped => Err(Failure::new(end)),
+        },
         () = signals.recv() => {}
     }
     // Writes that are on their way still need the control loop to become durable.
@@ -173,7 +191,7 @@ async fn serve(args: &ServerArgs, pool: &WorkerPool, output: Output) -> Result<(
         _ = &mut running => {}
         () = stop(listening) => {}
     }
-    Ok(())
+    Ok(Ended::Stopped)
 }
 
 fn open_backup(args: &ServerArgs, identity: &Identity) -> Result<Option<BackupService>, Failure> {

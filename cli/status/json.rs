@@ -81,6 +81,11 @@ pub(super) fn tablet_state(state: TabletState) -> &'static str {
     }
 }
 
+/// Why a tablet is not served, if it isn't and nobody will see to it.
+pub(super) fn reason(tablet: &Tablet) -> Option<String> {
+    (tablet.state == TabletState::Down).then(|| format!("{} was decided crashed", tablet.owner))
+}
+
 fn server(report: &ServerReport) -> Value {
     let heartbeat = report.heartbeat.as_ref();
     json!({
@@ -125,5 +130,6 @@ fn tablet(name: &str, tablet: &Tablet) -> Value {
         "last": format!("{:016x}", tablet.last.0),
         "owner": tablet.owner.0,
         "state": tablet_state(tablet.state),
+        "reason": reason(tablet),
     })
 }

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use ramkeep_wire::Ballot;
 use ramkeep_wire::coordinator::{ClusterStatus, ServerReport, TabletState};
 
-use super::json::{roles, server_state, tablet_state};
+use super::json::{reason, roles, server_state, tablet_state};
 use super::{overhead_per_object, total};
 use crate::columns::Columns;
 use crate::units::Size;
@@ -45,7 +45,9 @@ fn coordinators(status: &ClusterStatus) -> Columns<5> {
             false => "learns",
         };
         let decided = coordinator.decided.map(|slot| slot.to_string());
-        let heard = coordinator.silent_us.map(|us| format!("{} ms ago", us / 1_000));
+        let heard = coordinator
+            .silent_us
+            .map(|us| format!("{} ms ago", us / 1_000));
         columns.row([
             coordinator.peer.to_string(),
             coordinator.address.clone(),
@@ -126,7 +128,10 @@ fn tablets(status: &ClusterStatus) -> Columns<5> {
                 format!("{:016x}", tablet.first.0),
                 format!("{:016x}", tablet.last.0),
                 tablet.owner.to_string(),
-                tablet_state(tablet.state).to_owned(),
+                match reason(tablet) {
+                    None => tablet_state(tablet.state).to_owned(),
+                    Some(reason) => format!("{}: {reason}", tablet_state(tablet.state)),
+                },
             ]);
         }
     }

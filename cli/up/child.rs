@@ -11,7 +11,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{ChildStdout, Command};
 
 use crate::failure::Failure;
@@ -29,6 +29,17 @@ const SETTINGS: &str = "RAMKEEP_";
 pub(crate) struct Child {
     process: tokio::process::Child,
     pub(crate) announcement: Announcement,
+    /// What it prints from now on.
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+/// What a child does next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// It has ended: `exit code N` or `signal N`.
+    Ended(String),
+    /// It was decided crashed and has joined as another server.
+    Announced(Announcement),
 }
 
 impl Child {
@@ -46,10 +57,12 @@ impl Child {
                 "the {name} has no standard output"
             )));
         };
-        match tokio::time::timeout(START_PATIENCE, announcement(stdout)).await {
+        let mut lines = BufReader::new(stdout).lines();
+        match tokio::time::timeout(START_PATIENCE, announcement(&mut lines)).await {
             Ok(Some(announcement)) => Ok(Self {
                 process,
                 announcement,
+                lines,
             }),
             Ok(None) => {
                 let status = process.wait().await.map(describe).unwrap_or_default();
@@ -63,24 +76,65 @@ impl Child {
         }
     }
 
-    /// Waits for its end. Loses nothing when dropped half-way.
-    pub(crate) async fn ended(&mut self) -> String {
-        match self.process.wait().await {
-            Ok(status) => describe(status),
-            Err(error) => format!("unknown ({error})"),
+    /// Waits for its end, or until it announces itself again, as another server. Loses nothing when
+    /// dropped half-way.
+    pub(crate) async fn next(&mut self) -> Next {
+        let mut talks = true;
+        loop {
+            tokio::select! {
+                status = self.process.wait() => return Next::Ended(match status {
+                    Ok(status) => describe(status),
+                    Err(error) => format!("unknown ({error})"),
+                }),
+                line = self.lines.next_line(), if talks => match line {
+                    Ok(Some(line)) => if let Some(announcement) = Announcement::parse(&line) {
+                        self.announcement = announcement.clone();
+                        return Next::Announced(announcement);
+                    },
+                    Ok(None) | Err(_) => talks = false,
+                },
+            }
         }
+    }
+
+    /// How it ended, if it did.
+    pub(crate) fn has_ended(&mut self) -> Option<String> {
+        self.process.try_wait().ok().flatten().map(describe)
+    }
+
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, signal: Signal) -> Result<(), Failure> {
+        let sent = self.pid().map(|pid| kill_process(pid, signal));
+        match sent {
+            Some(Ok(())) => Ok(()),
+            Some(Err(error)) => Err(Failure::new(format_args!(
+                "no signal can be sent to {}: {error}",
+                self.announcement.text()
+            ))),
+            None => Err(Failure::new(format_args!(
+                "{} has ended",
+                self.announcement.text()
+            ))),
+        }
+    }
+
+    /// Ends it at once and waits until it is gone.
+    pub(crate) async fn kill(mut self) -> Result<(), Failure> {
+        let killed = self.process.kill().await;
+        killed.map_err(|error| {
+            let process = self.announcement.text();
+            Failure::new(format_args!("{process} cannot be killed: {error}"))
+        })
+    }
+
+    /// `None`: it has been waited for.
+    fn pid(&self) -> Option<Pid> {
+        Pid::from_raw(self.process.id()?.cast_signed())
     }
 
     /// Asks it to stop, waits, and kills it if it takes too long.
     pub(crate) async fn stop(mut self) {
-        // No pid: it has been waited for.
-        let Some(pid) = self
-            .process
-            .id()
-            .and_then(|pid| Pid::from_raw(pid.cast_signed()))
-        else {
-            return;
-        };
+        let Some(pid) = self.pid() else { return };
         let asked = kill_process(pid, Signal::TERM).is_ok();
         if asked
             && tokio::time::timeout(STOP_PATIENCE, self.process.wait())
@@ -117,8 +171,7 @@ fn command(arguments: &[OsString]) -> Result<Command, Failure> {
     Ok(command)
 }
 
-async fn announcement(stdout: ChildStdout) -> Option<Announcement> {
-    let mut lines = BufReader::new(stdout).lines();
+async fn announcement(lines: &mut Lines<BufReader<ChildStdout>>) -> Option<Announcement> {
     let line = lines.next_line().await.ok()??;
     Announcement::parse(&line)
 }

@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::child::Child;
+use super::child::{Child, Next};
 use super::plan::{Plan, Planned};
 use crate::coordinators::Coordinators;
 use crate::failure::Failure;
@@ -44,7 +44,7 @@ pub(crate) enum Event {
 #[derive(Debug)]
 pub(crate) struct Cluster {
     coordinators: Vec<String>,
-    exits: mpsc::Receiver<Event>,
+    events: mpsc::Receiver<Event>,
     keepers: Keepers,
 }
 
@@ -83,9 +83,10 @@ impl Cluster {
         &self.coordinators
     }
 
-    /// The next process that ends by itself, or by somebody else's hand; `None` when all have.
-    pub(crate) async fn next_exit(&mut self) -> Option<Event> {
-        self.exits.recv().await
+    /// The next process that ends by itself or by somebody else's hand, or that has joined anew;
+    /// `None` when all have ended.
+    pub(crate) async fn next_event(&mut self) -> Option<Event> {
+        self.events.recv().await
     }
 
     /// Stops all processes and waits until they have ended. The coordinators end first, so that
@@ -103,7 +104,7 @@ impl Cluster {
         let coordinators = self.coordinators.clone();
         tokio::select! {
             ready = await_ready(&coordinators, key_file, servers) => ready,
-            Some(Event::Exited { process, status }) = self.next_exit() => {
+            Some(Event::Exited { process, status }) = self.next_event() => {
                 Err(Failure::new(format_args!(
                     "{} {} ended ({status}) before the cluster was ready",
                     process.role.name(),
@@ -114,18 +115,18 @@ impl Cluster {
     }
 
     fn keep(coordinators: Vec<String>, children: Vec<Child>) -> Self {
-        let (exited, exits) = mpsc::channel(children.len().max(1));
+        let (told, events) = mpsc::channel(children.len().max(1));
         let mut keepers = Keepers::default();
         for child in children {
             let of_role = match child.announcement.role {
                 Role::Coordinator => &mut keepers.coordinators,
                 Role::Server | Role::Backup => &mut keepers.servers,
             };
-            of_role.keep(child, exited.clone());
+            of_role.keep(child, told.clone());
         }
         Self {
             coordinators,
-            exits,
+            events,
             keepers,
         }
     }
@@ -145,9 +146,9 @@ struct Group {
 }
 
 impl Group {
-    fn keep(&mut self, child: Child, exited: mpsc::Sender<Event>) {
+    fn keep(&mut self, child: Child, events: mpsc::Sender<Event>) {
         self.tasks
-            .spawn(keep_one(child, exited, self.stop.subscribe()));
+            .spawn(keep_one(child, events, self.stop.subscribe()));
     }
 
     async fn stop(mut self) {
@@ -157,14 +158,24 @@ impl Group {
 }
 
 /// Owns a child until it ends or is to be stopped.
-async fn keep_one(mut child: Child, exited: mpsc::Sender<Event>, mut stop: watch::Receiver<bool>) {
-    let status = tokio::select! {
-        status = child.ended() => status,
-        () = told_to_stop(&mut stop) => return child.stop().await,
-    };
-    let process = child.announcement;
-    // Nobody listens any more when the cluster has been dropped.
-    let _ = exited.send(Event::Exited { process, status }).await;
+async fn keep_one(mut child: Child, events: mpsc::Sender<Event>, mut stop: watch::Receiver<bool>) {
+    loop {
+        let next = tokio::select! {
+            next = child.next() => next,
+            () = told_to_stop(&mut stop) => return child.stop().await,
+        };
+        // Nobody listens any more when the cluster has been dropped.
+        match next {
+            Next::Announced(announcement) => {
+                let _ = events.send(Event::Process(announcement)).await;
+            }
+            Next::Ended(status) => {
+                let process = child.announcement;
+                let _ = events.send(Event::Exited { process, status }).await;
+                return;
+            }
+        }
+    }
 }
 
 async fn told_to_stop(stop: &mut watch::Receiver<bool>) {
@@ -190,7 +201,8 @@ async fn start_all(
     Ok(coordinators)
 }
 
-async fn start_one(
+/// Starts one process, a server with the addresses of its coordinators.
+pub(crate) async fn start_one(
     planned: &Planned,
     coordinators: &[String],
     tell: &mut impl FnMut(&Event),
@@ -205,7 +217,7 @@ async fn start_one(
 }
 
 /// Waits until the coordinator says of all these servers that they are in service.
-async fn await_ready(
+pub(crate) async fn await_ready(
     coordinators: &[String],
     key_file: Option<&Path>,
     servers: &[u64],

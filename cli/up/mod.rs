@@ -97,7 +97,7 @@ async fn supervise(plan: &Plan, output: Output) -> Result<(), Failure> {
     let ended = loop {
         tokio::select! {
             () = signals.recv() => break Ok(()),
-            event = cluster.next_exit() => match event {
+            event = cluster.next_event() => match event {
                 Some(event) => tell(output, &event),
                 None => break Err(Failure::new("every process of the cluster has ended; stopping")),
             },

@@ -140,7 +140,9 @@ fn free_ports(count: usize) -> Result<Vec<u16>, Failure> {
 
 /// The group as each coordinator is told of it.
 fn peers(ports: &[u16]) -> String {
-    let peers = (1..).zip(ports).map(|(id, port)| format!("{id}=127.0.0.1:{port}"));
+    let peers = (1..)
+        .zip(ports)
+        .map(|(id, port)| format!("{id}=127.0.0.1:{port}"));
     peers.collect::<Vec<_>>().join(",")
 }
 

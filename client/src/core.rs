@@ -53,7 +53,7 @@ use crate::types::{Operation, Outcome};
 pub enum Target {
     /// A server.
     Server(ServerId),
-    /// The coordinator of this place in the list given to [`Core::new`].
+    /// The coordinator of this place in the list given to [`Core::new`], or one learned of since.
     Coordinator(usize),
 }
 
@@ -240,13 +240,17 @@ impl Core {
             && (self.slots.bytes() + bytes <= MAX_PENDING_BYTES || self.slots.len() == 0)
     }
 
-    /// Asks the coordinator. A refused answer is an error; any other is [`Outcome::Answer`].
+    /// Asks the coordinator. A refused answer is an error; any other is [`Outcome::Answer`]. Making
+    /// and dropping a table is run once however often it must be sent: `once` is filled in here.
     pub fn start_request(
         &mut self,
         request: Request,
         deadline: Micros,
     ) -> Result<OpId, NotStarted> {
         self.attention = true;
+        if control::is_mutation(&request) {
+            self.lease.want_soon();
+        }
         let op = self.control.start(request, deadline);
         op.ok_or(NotStarted::Full)
     }
@@ -275,7 +279,15 @@ impl Core {
         self.control.answered_refresh()
     }
 
-    /// Why the coordinators can't be reached, if they can't.
+    /// To be said to a coordinator when the client ends, if there is something: it gives its lease
+    /// back. Nobody waits for the answer.
+    #[must_use]
+    pub fn farewell(&self) -> Option<(Target, Request)> {
+        let to = Target::Coordinator(self.control.current());
+        self.lease.farewell().map(|request| (to, request))
+    }
+
+    /// Why the coordinators can't be reached, if they can't: what each of them said.
     #[must_use]
     pub fn trouble(&self) -> Option<&str> {
         self.control.trouble()
@@ -335,7 +347,8 @@ impl Core {
 
     /// A connection that is to be closed.
     pub fn pop_closing(&mut self) -> Option<Target> {
-        self.closing.pop_front()
+        let silent = || self.control.pop_closing().map(Target::Coordinator);
+        self.closing.pop_front().or_else(silent)
     }
 
     /// An operation that has its result. Each is named once.

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use ramkeep_wire::data::{ITEM_HEADER_LEN, REQUEST_HEADER_LEN};
+pub use ramkeep_wire::limits::MAX_COORDINATORS;
 use ramkeep_wire::limits::{MAX_IN_FLIGHT_ITEMS, MAX_KEY, MAX_PAYLOAD, MAX_VALUE};
+use ramkeep_wire::peers::PATIENCE;
 
 /// Operations begun and not finished; further callers wait.
 pub const MAX_PENDING: usize = 1 << 16;
@@ -15,8 +17,6 @@ pub const MAX_BATCH_BYTES: usize = 256 << 10;
 pub const MAX_LINK_UNSENT: usize = 1 << 20;
 /// Requests to the coordinator begun and not finished.
 pub const MAX_CONTROL: usize = 1_024;
-/// Coordinators that a client can be given.
-pub const MAX_COORDINATORS: usize = 16;
 /// Connections to each server that one client may use.
 pub const MAX_CONNECTIONS_PER_SERVER: usize = 64;
 /// Buffers of finished operations are kept for the next up to this size.
@@ -28,8 +28,8 @@ pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(10);
 pub(crate) const BACKOFF_FIRST: Duration = Duration::from_millis(1);
 /// Longest wait before trying again.
 pub(crate) const BACKOFF_LAST: Duration = Duration::from_millis(128);
-/// A coordinator that is silent for this long is given up for the next.
-pub(crate) const COORDINATOR_PATIENCE: Duration = Duration::from_secs(2);
+/// A request that may take long is sent again after this, to a coordinator that answers others.
+pub(crate) const SLOW_PATIENCE: Duration = Duration::from_secs(2);
 /// When answers have been owed by a server for this long, the map is asked for anew.
 pub(crate) const SILENCE: Duration = Duration::from_millis(500);
 /// An operation sent to the wrong server waits this long for a newer map before it tries the old.
@@ -37,6 +37,7 @@ pub(crate) const MAP_PATIENCE: Duration = Duration::from_millis(200);
 
 const _: () =
     assert!(REQUEST_HEADER_LEN + ITEM_HEADER_LEN + 16 + MAX_KEY + MAX_VALUE <= MAX_PAYLOAD);
+const _: () = assert!(PATIENCE.as_micros() < SLOW_PATIENCE.as_micros());
 const _: () = assert!(MAX_BATCH_BYTES <= MAX_PAYLOAD);
 const _: () = assert!(MAX_PENDING >= MAX_IN_FLIGHT_ITEMS);
 const _: () = assert!(MAX_PENDING <= 1 << 16, "a wire id has 16 bits of slot");

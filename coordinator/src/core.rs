@@ -28,6 +28,7 @@ use paxos::limits::Timing;
 use paxos::{Record, RestoreError, Setup, Snapshot, Stored};
 use ramkeep_wire::backup::BackupRequest;
 use ramkeep_wire::coordinator::{Answer, Once, Refused, Response, Settings};
+use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::order::{Command as OrderCommand, Order, OrderReply};
 use ramkeep_wire::{
     Ballot, ClientId, ListVersion, MapVersion, Micros, PeerId, ReplicationEpoch, SegmentId,
@@ -208,8 +209,6 @@ pub struct Coordinator {
     leads: Option<Ballot>,
     /// A ballot above its own that a server has seen.
     deposed: Option<Ballot>,
-    /// The last slot applied.
-    applied: u64,
     backlog: Backlog,
     /// Members that have this slot know who the members are.
     regrouped: u64,
@@ -258,7 +257,6 @@ impl Coordinator {
             now,
             leads: None,
             deposed: None,
-            applied: 0,
             backlog: Backlog::default(),
             regrouped: 0,
             unsaved: 0,
@@ -414,6 +412,7 @@ impl Coordinator {
     /// Answers from the state: counts while the lease runs.
     fn reply(&mut self, token: u64, answer: Answer) {
         let until = Some(self.consensus.lease_until());
+        let until = until.filter(|_| !mutants::active(Mutant::AnswerWithoutLease));
         self.push_reply(token, answer, until);
     }
 
@@ -472,6 +471,9 @@ impl Coordinator {
     }
 
     fn wait(&mut self, token: u64, wanted: Wanted) {
+        if !self.leads() {
+            return self.redirect(token);
+        }
         self.look = true;
         if let Err(why) = self.waiting.add(self.now, token, wanted) {
             self.refuse(token, why);
@@ -484,6 +486,7 @@ impl Coordinator {
                 tracing::error!(%server, %seen, ours = %self.ballot(),
                     "a server has seen a higher ballot: this coordinator leads no more");
                 self.deposed = Some(seen);
+                self.redirect_all();
             }
             (OrderCommand::TakeTablets(grants), OrderReply::Taken(positions))
                 if grants.len() == positions.len() =>

@@ -9,14 +9,16 @@
 //! record:    0     4     8       16
 //!            | len | crc | index | payload ... len bytes
 //!            | u32 | u32 |  u64  |
-//!            crc: CRC-32C of len, index and payload. The payload is a `paxos::Record` in postcard;
-//!            indexes number the records. Zeros may follow the last record: space made ahead.
+//!            crc: CRC-32C of len, index and payload. The payload is a list of `paxos::Record` in
+//!            postcard, all that was written with one sync; indexes number the payloads. Zeros may
+//!            follow the last record: space made ahead.
 //!
 //! snapshot:  0       8      12    16            32      40    48    52
 //!            | magic | peer | 0   | incarnation | index | len | crc | payload ... len bytes
 //!            |  8 B  | u32  | u32 |    16 B     |  u64  | u64 | u32 |
 //!            crc: CRC-32C of bytes 0..48 and the payload, a `paxos::Snapshot` in postcard. `index`
-//!            is the last record before it.
+//!            is above those of all records before it; the journal that goes on from it has it as
+//!            `after`, and counts with it only.
 //! ```
 //! The incarnation is random, chosen when the directory is made: a journal and a snapshot of
 //! different directories never mix, and a peer with a wiped disk is not the one that it was.

@@ -55,6 +55,8 @@ pub const MAX_SEARCHES: usize = 4;
 pub const MAX_LISTED: usize = 2 * MAX_SEGMENTS_PER_LOG;
 /// Questions under way to backups; more wait.
 pub const MAX_ASKED: usize = 256;
+/// Requests that wait for a coordinator to be replaced.
+pub const MAX_REPLACING: usize = 64;
 
 /// How long a client lease lasts without renewal.
 pub const CLIENT_LEASE: Duration = Duration::from_secs(60);

@@ -210,10 +210,11 @@ fn stored(recovered: &Recovered) -> Result<Stored, RecoverError> {
     let snapshot = recovered.snapshot.as_ref();
     let snapshot = snapshot.map(|bytes| read::<Snapshot>("the snapshot", bytes));
     let records = recovered.records.iter();
-    let records = records.map(|bytes| read::<Record>("a record of the journal", bytes));
+    let records = records.map(|bytes| read::<Vec<Record>>("a record of the journal", bytes));
+    let records = records.collect::<Result<Vec<_>, _>>()?;
     Ok(Stored {
         snapshot: snapshot.transpose()?,
-        records: records.collect::<Result<_, _>>()?,
+        records: records.into_iter().flatten().collect(),
     })
 }
 

@@ -16,6 +16,7 @@ mod tables;
 
 use paxos::sessions::{Admission, Sessions};
 use ramkeep_wire::coordinator::{Once, Refused, ServerList, Settings, TabletMap};
+use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::{Ballot, ClientId, ClusterId, ListVersion, MapVersion, ServerId, TableId};
 use serde::{Deserialize, Serialize};
 
@@ -113,6 +114,7 @@ impl State {
         kept: bool,
         run: impl FnOnce(&mut Self) -> Outcome,
     ) -> Outcome {
+        let once = once.filter(|_| !mutants::active(Mutant::ForgetOnce));
         let Some(once) = once else { return run(self) };
         if !self.clients.holds(once.client) {
             return Err(Refused::Unknown);

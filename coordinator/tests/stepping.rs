@@ -705,11 +705,20 @@ fn a_heartbeat_brings_the_list_to_one_who_lacks_it() {
     let mut world = World::new();
     let server = world.up(1);
     let report = heartbeat(server, ListVersion(0));
-    let Answer::Heard { list: Some(list) } = world.answer(Request::Heartbeat(report)) else {
+    let Answer::Heard {
+        list: Some(list), ..
+    } = world.answer(Request::Heartbeat(report))
+    else {
         panic!("no list");
     };
     assert_eq!(list, world.core.state().server_list());
-    assert_eq!(world.beat(server), Answer::Heard { list: None });
+    assert_eq!(
+        world.beat(server),
+        Answer::Heard {
+            list: None,
+            lease_us: 0
+        }
+    );
 }
 
 #[test]
@@ -752,6 +761,7 @@ fn a_server_speaks_for_itself_only() {
 fn a_coordinator_whose_ballot_was_overtaken_says_nothing_more() {
     let mut world = World::new();
     let server = world.up(1);
+    let waits = world.create("t");
     let ours = world.core.ballot();
     world.reply(server, &Command::Probe, OrderReply::StaleBallot(ours));
     assert!(world.core.leads(), "an old order met this very leader");
@@ -760,6 +770,11 @@ fn a_coordinator_whose_ballot_was_overtaken_says_nothing_more() {
         peer: PeerId(2),
     };
     world.reply(server, &Command::Probe, OrderReply::StaleBallot(higher));
+    let told = world.answers.remove(&waits);
+    assert!(
+        matches!(told, Some(Answer::Refused(Refused::NotLeader { .. }))),
+        "who waits is told: {told:?}"
+    );
     assert!(matches!(
         world.answer(Request::Status),
         Answer::Refused(Refused::NotLeader { .. })

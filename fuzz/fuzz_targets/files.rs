@@ -10,7 +10,7 @@ use ramkeep_backup::{Area, Backup, FrameStore, Geometry, MemoryStore};
 use ramkeep_coordinator::core::default_settings;
 use ramkeep_coordinator::journal::{self, HEADER_LEN, RECORD_HEADER_LEN};
 use ramkeep_coordinator::{Config, Coordinator};
-use ramkeep_wire::{BootId, Micros, PeerId};
+use ramkeep_wire::{BootId, Micros, PeerId, postcards};
 
 const SEGMENT: u32 = 4096;
 
@@ -120,17 +120,26 @@ fn journal_that_fits(bytes: &[u8]) {
     assert!(file.len() >= HEADER_LEN + read.records.len() * RECORD_HEADER_LEN);
     let config = Config {
         peer: PeerId(1),
+        incarnation: owner.incarnation,
         address: String::new(),
+        peers: vec![(PeerId(1), String::new())],
         settings: default_settings(),
+        timing: paxos::limits::Timing::default(),
         entropy: [6; 32],
     };
     // Payloads are whatever the fuzzer thinks of: read or refused, never a panic.
-    let records = read
-        .records
-        .into_iter()
-        .map(|(index, bytes)| (index - after, bytes));
-    if let Ok(mut coordinator) = Coordinator::recover(config, None, records) {
-        coordinator.start(Micros(1));
+    let payloads = read.records.iter();
+    let Ok(records) = payloads
+        .map(|(_, payload)| postcards::decode::<Vec<paxos::Record>>(payload))
+        .collect::<Result<Vec<_>, _>>()
+    else {
+        return;
+    };
+    let stored = paxos::Stored {
+        snapshot: None,
+        records: records.into_iter().flatten().collect(),
+    };
+    if let Ok(mut coordinator) = Coordinator::new(Micros(1), config, stored) {
         while coordinator.poll_output().is_some() {}
     }
 }

@@ -170,7 +170,7 @@ impl Run {
             Step::Raw(bytes) => raw(&bytes),
             Step::Release { lease: held } => {
                 self.session
-                    .release(&self.store, lease(held), &mut self.out);
+                    .release(&self.store, || lease(held), &mut self.out);
             }
             Step::Durable => self.make_durable(),
             Step::TakeAgain => {
@@ -220,7 +220,7 @@ impl Run {
                 .envelope(&header, &payload)
                 .expect("written by this build");
         }
-        batch.end(lease);
+        batch.end(|| lease);
     }
 
     fn make_durable(&mut self) {
@@ -237,7 +237,7 @@ impl Run {
             }
         }
         self.session
-            .release(&self.store, MasterLease::Held, &mut self.out);
+            .release(&self.store, || MasterLease::Held, &mut self.out);
     }
 
     fn take_answers(&mut self) {
@@ -461,9 +461,9 @@ fn raw(bytes: &[u8]) {
     let mut batch = session.begin(&store, &mut out);
     // Refused or not: what was answered is whole.
     let _ = batch.envelope(&header, bytes);
-    batch.end(MasterLease::Held);
+    batch.end(|| MasterLease::Held);
     while session.holds() {
-        session.release(&store, MasterLease::Held, &mut out);
+        session.release(&store, || MasterLease::Held, &mut out);
     }
     answers(&out);
 }

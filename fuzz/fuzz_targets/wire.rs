@@ -204,7 +204,7 @@ fn control(bytes: &[u8]) {
     let Some((&which, bytes)) = bytes.split_first() else {
         return;
     };
-    match which % 8 {
+    match which % 9 {
         0 => message::<Request>(bytes),
         1 => message::<Response>(bytes),
         2 => message::<Order>(bytes),
@@ -212,6 +212,7 @@ fn control(bytes: &[u8]) {
         4 => message::<ServerStatus>(bytes),
         5 => message::<BackupRequest>(bytes),
         6 => message::<BackupResponse>(bytes),
+        7 => message::<paxos::Envelope>(bytes),
         _ => {
             if let Ok((response, rest)) = BackupResponse::read(bytes) {
                 let mut again = postcards::encode(&response);

@@ -208,7 +208,7 @@ impl<'s> Session<'s> {
         let header = Header::new(Kind::DataRequest, 1, Party::NONE, Party::NONE);
         let mut batch = self.session.begin(self.store, &mut self.out);
         batch.envelope(&header, &self.request).unwrap();
-        batch.end(MasterLease::Held);
+        batch.end(|| MasterLease::Held);
         assert!(self.out.len() as u64 > BATCH * 20 && !self.session.holds());
     }
 }

@@ -5,10 +5,11 @@
 //!    which replication derived them, because they are handed over under the control lock.
 //! 2. Orders with a lower ballot than one seen are refused.
 //! 3. Once fenced, always fenced: nothing is replicated, granted or recorded any more.
+//! 4. The end of the lease is published before the messages leave that it depends on.
 //!
 //! Pure: the shell brings the time, carries what comes out, and brings back what was answered.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -22,6 +23,8 @@ use ramkeep_wire::order::{Command, Order, OrderReply, TabletGrant};
 use ramkeep_wire::replicate::{Replicate, ReplicateAck};
 use ramkeep_wire::{Ballot, ClusterId, ListVersion, Micros, ReplicationEpoch, SegmentId, ServerId};
 
+use crate::lease::LeaseEnd;
+use crate::replication::lease::{RENEWALS_PER_LEASE, SUSPECT_EIGHTHS};
 use crate::replication::{AckEffect, Config, LogSegment, Output, ReplicatedLog, Replication};
 use crate::store::{Gate, Log, MasterLease, Store, StoreConfig, StoreError};
 
@@ -62,7 +65,7 @@ pub struct Master {
     config: MasterConfig,
     store: Store,
     control: Mutex<Control>,
-    fenced: AtomicBool,
+    lease: LeaseEnd,
     /// Of the server list that was taken in last; the shell looks here for new servers to connect.
     list_version: AtomicU64,
 }
@@ -73,6 +76,8 @@ struct Control {
     ballot: Ballot,
     list: ServerList,
     gate: Gate,
+    /// With k = 0: the lease from the coordinator (SAFETY 7).
+    granted: Micros,
     outputs: Vec<(Output, Slot)>,
     requests: Vec<Request>,
     /// Records that failed and are tried again from the time given.
@@ -95,11 +100,14 @@ impl Master {
             memory: config.memory,
             first_segment: SegmentId(1),
         })?;
+        let lease_us = u64::from(settings.lease_us);
         let replication = Replication::new(Config {
             me: config.me,
             replicas,
-            slow_backup_us: u64::from(settings.lease_us) * SLOW_BACKUP_LEASES,
-            retry_us: u64::from(settings.lease_us),
+            slow_backup_us: lease_us * SUSPECT_EIGHTHS / RENEWALS_PER_LEASE,
+            slow_copy_us: lease_us * SLOW_COPY_LEASES,
+            renew_us: lease_us / RENEWALS_PER_LEASE,
+            retry_us: lease_us,
             backup_wait_us: u64::from(settings.backup_wait_us),
             seed: config.seed,
         });
@@ -108,6 +116,7 @@ impl Master {
             ballot: Ballot::default(),
             list: ServerList::default(),
             gate: Gate::Open,
+            granted: Micros(0),
             outputs: Vec::new(),
             requests: Vec::new(),
             failed_records: Vec::new(),
@@ -116,7 +125,7 @@ impl Master {
             config,
             store,
             control: Mutex::new(control),
-            fenced: AtomicBool::new(false),
+            lease: LeaseEnd::default(),
             list_version: AtomicU64::new(0),
         })
     }
@@ -136,18 +145,23 @@ impl Master {
     /// Whether this master was decided crashed: it serves nothing any more, and its process ends.
     #[must_use]
     pub fn is_fenced(&self) -> bool {
-        self.fenced.load(Ordering::Acquire)
+        self.lease.is_fenced()
     }
 
-    /// Whether this master may answer. Leases come with crash recovery; until then only a crash
-    /// that it has heard of takes the right away.
+    /// Whether this master may answer what was looked up before `now` was read (SAFETY 1).
     #[must_use]
-    pub fn lease(&self) -> MasterLease {
-        if self.is_fenced() {
-            MasterLease::Lost
-        } else {
-            MasterLease::Held
-        }
+    #[inline]
+    pub fn lease(&self, now: Micros) -> MasterLease {
+        self.lease.at(now)
+    }
+
+    /// How often a master without backups is to report, at least: reports renew its lease. None
+    /// with backups, which grant it.
+    #[must_use]
+    pub fn renew_every(&self) -> Option<Duration> {
+        let settings = &self.config.settings;
+        let part = u64::from(settings.lease_us) / COORDINATOR_RENEWALS;
+        (settings.replicas == 0).then(|| Duration::from_micros(part))
     }
 
     /// Sends what is due to backups. Returns whether more has become durable: held replies may go.
@@ -161,6 +175,7 @@ impl Master {
         let (outputs, requests) = (&mut control.outputs, &mut control.requests);
         let log = writer.log_mut();
         let mut slots = SlotLog { log, last: None };
+        let without_backups = self.config.settings.replicas == 0;
         let moved = {
             let mut collect = |output| outputs.push((output, Slot(0)));
             control.replication.pump(now, &mut slots, &mut collect)
@@ -175,6 +190,12 @@ impl Master {
         // Pinned before the writer is let go, so that no slot named above can be freed.
         let guard = self.store.pin();
         drop(writer);
+        let until = if without_backups {
+            control.granted
+        } else {
+            control.replication.lease_until()
+        };
+        self.publish(now, until);
         for (output, slot) in outputs.drain(..) {
             match output {
                 Output::Replicate { to, message } => {
@@ -206,8 +227,16 @@ impl Master {
         moved
     }
 
+    /// Replies wait for a lease to come back for as long as a lease is.
+    fn publish(&self, now: Micros, until: Micros) {
+        let patience = Duration::from_micros(self.config.settings.lease_us.into());
+        self.lease.publish(now, until, patience);
+    }
+
     fn set_gate(&self, now: Micros, control: &mut Control) {
-        let gate = if self.is_fenced() {
+        // With no backups it writes as it reads: by the coordinator's leave.
+        let left_alone = self.config.settings.replicas == 0 && now >= control.granted;
+        let gate = if self.is_fenced() || left_alone {
             Gate::NotReady
         } else if control.replication.too_few_backups(now) {
             Gate::NotEnoughBackups
@@ -330,7 +359,7 @@ impl Master {
     }
 
     fn fence(&self) {
-        self.fenced.store(true, Ordering::Release);
+        self.lease.fence();
         self.store.set_write_gate(Gate::NotReady);
     }
 
@@ -345,9 +374,17 @@ impl Master {
         }
     }
 
-    /// What the coordinator answered to `asked`; `None`: it could not be reached.
-    pub fn handle_answer(&self, now: Micros, asked: &Request, response: Option<&Response>) {
+    /// What the coordinator answered to `asked`, which was sent at `sent`; `None`: it could not be
+    /// reached.
+    pub fn handle_answer(
+        &self,
+        now: Micros,
+        sent: Micros,
+        asked: &Request,
+        response: Option<&Response>,
+    ) {
         let mut control = self.control.lock();
+        control.replication.coordinator_answers(response.is_some());
         if let Some(response) = response {
             control.ballot = control.ballot.max(response.ballot);
             if response.answer == Answer::Refused(Refused::Crashed) {
@@ -365,8 +402,17 @@ impl Master {
                     .failed_records
                     .push((now + RETRY_REQUEST, *segment, *epoch, too_low));
             }
-            (_, Some(Answer::Heard { list: Some(list) })) => {
-                self.take_list(&mut control, list.clone());
+            (_, Some(Answer::Heard { list, lease_us })) => {
+                if *lease_us > 0 {
+                    let until = sent + Duration::from_micros((*lease_us).into());
+                    control.granted = control.granted.max(until);
+                    if self.config.settings.replicas == 0 {
+                        self.publish(now, control.granted);
+                    }
+                }
+                if let Some(list) = list {
+                    self.take_list(&mut control, list.clone());
+                }
             }
             _ => {}
         }
@@ -463,8 +509,12 @@ fn listed(list: &ServerList, server: ServerId) -> Option<&ServerEntry> {
     found.ok().map(|at| &list.servers[at])
 }
 
-/// A backup of a head may keep it waiting for this many lease lengths before it is replaced.
-const SLOW_BACKUP_LEASES: u64 = 4;
+/// A backup may keep the copy of a closed segment waiting for this many lease lengths before it is
+/// replaced.
+const SLOW_COPY_LEASES: u64 = 4;
+
+/// Reports of a master without backups in one lease.
+const COORDINATOR_RENEWALS: u64 = 4;
 
 /// The log as replication sees it.
 struct SlotLog<'a> {

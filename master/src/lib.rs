@@ -3,6 +3,7 @@
 
 pub mod core;
 pub mod index;
+mod lease;
 pub mod replication;
 #[cfg(feature = "shell")]
 pub mod shell;

@@ -68,13 +68,13 @@ fn round(store: &Store, session: &mut DataSession, request: &[u8], out: &mut Vec
     let header = Header::new(Kind::DataRequest, 1, Party::NONE, Party::NONE);
     let mut batch = session.begin(store, out);
     batch.envelope(&header, request).unwrap();
-    batch.end(MasterLease::Held);
+    batch.end(|| MasterLease::Held);
     {
         let mut writer = store.writer();
         let (head, end) = (writer.log().head(), writer.log().appended_position());
         writer.log_mut().set_durable(head, end.offset());
     }
-    session.release(store, MasterLease::Held, out);
+    session.release(store, || MasterLease::Held, out);
     assert!(!session.holds() && out.len() > 20 * ITEMS as usize);
 }
 

@@ -4,7 +4,9 @@
 use ramkeep_master::core::{Master, MasterConfig, Sink};
 use ramkeep_master::store::MasterLease;
 use ramkeep_wire::certificate::CertificateKey;
-use ramkeep_wire::coordinator::{Roles, ServerEntry, ServerList, ServerState, Settings};
+use ramkeep_wire::coordinator::{
+    Answer, Request, Response, Roles, ServerEntry, ServerList, ServerState, Settings,
+};
 use ramkeep_wire::order::{Command, Order};
 use ramkeep_wire::replicate::{Replicate, ReplicateAck, ReplicateStatus};
 use ramkeep_wire::{Ballot, ClusterId, ListVersion, Micros, ReplicationEpoch, SegmentId, ServerId};
@@ -13,8 +15,12 @@ const ME: ServerId = ServerId(1);
 const HEAD: SegmentId = SegmentId(1);
 
 fn master() -> Master {
+    master_with(2)
+}
+
+fn master_with(replicas: u8) -> Master {
     let settings = Settings {
-        replicas: 2,
+        replicas,
         lease_us: 200_000,
         backup_wait_us: 2_000_000,
         heartbeat_us: 100_000,
@@ -115,8 +121,59 @@ fn an_acknowledgement_of_a_replaced_connection_is_not_heard() {
     };
     master.handle_ack_if(Micros(2), ServerId(2), &fenced, || false);
     assert!(!master.is_fenced());
-    assert_eq!(master.lease(), MasterLease::Held);
     master.handle_ack_if(Micros(2), ServerId(2), &fenced, || true);
     assert!(master.is_fenced());
-    assert_eq!(master.lease(), MasterLease::Lost, "it answers nothing more");
+    let lease = master.lease(Micros(2));
+    assert_eq!(lease, MasterLease::Gone, "it answers nothing more");
+}
+
+#[test]
+fn nothing_is_answered_before_all_backups_have_granted() {
+    let master = master();
+    told(&master, 1, &[(1, Up), (2, Up), (3, Up)]);
+    master.link_up(ServerId(2));
+    master.link_up(ServerId(3));
+    assert_eq!(pump(&master).len(), 2);
+    let granted = ReplicateAck {
+        segment: HEAD,
+        epoch: ReplicationEpoch(1),
+        length: 0,
+        status: ReplicateStatus::Done,
+        flags: 0,
+        lease_us: 200_000,
+    };
+    for backup in [2, 3] {
+        assert_ne!(master.lease(Micros(3)), MasterLease::Held);
+        master.handle_ack(Micros(3), ServerId(backup), &granted);
+        pump(&master);
+    }
+    // From when it was sent: at 1.
+    assert_eq!(master.lease(Micros(200_000)), MasterLease::Held);
+    assert_eq!(master.lease(Micros(200_001)), MasterLease::Lost);
+    assert_eq!(master.lease(Micros(400_001)), MasterLease::Gone);
+}
+
+#[test]
+fn without_backups_the_coordinator_grants_the_lease_from_when_it_was_asked() {
+    let master = master_with(0);
+    let report = Request::Heartbeat(master.heartbeat());
+    let heard = |lease_us| Response {
+        ballot: Ballot::default(),
+        answer: Answer::Heard {
+            list: None,
+            lease_us,
+        },
+    };
+    assert_eq!(master.lease(Micros(0)), MasterLease::Gone);
+    let heard = heard(200_000);
+    master.handle_answer(Micros(150_000), Micros(100_000), &report, Some(&heard));
+    assert_eq!(master.lease(Micros(299_999)), MasterLease::Held);
+    assert_eq!(master.lease(Micros(300_000)), MasterLease::Lost);
+    // Writes that come meanwhile are refused before they do anything.
+    master.handle_tick(Micros(300_000));
+    assert!(master.store().write_refusal().is_some());
+    master.handle_answer(Micros(320_000), Micros(310_000), &report, Some(&heard));
+    assert_eq!(master.lease(Micros(509_999)), MasterLease::Held);
+    master.handle_tick(Micros(320_000));
+    assert!(master.store().write_refusal().is_none());
 }

@@ -12,7 +12,7 @@ use ramkeep_master::shell::{MasterService, MasterShell};
 use ramkeep_rpc::{Identity, Link, PollMode, Router, Serving, WorkerPool, clock, poll_until};
 use ramkeep_wire::bytes::Reader;
 use ramkeep_wire::certificate::CertificateKey;
-use ramkeep_wire::coordinator::Settings;
+use ramkeep_wire::coordinator::{Answer, Request, Response, Settings};
 use ramkeep_wire::data::{self, Item, Op, RejectRules, ResponseItem, ScanCursor, Status};
 use ramkeep_wire::envelope::{self, Kind};
 use ramkeep_wire::order::{Command, Order, TabletGrant};
@@ -58,6 +58,16 @@ fn server(mode: PollMode) -> Server {
         ballot: Ballot::default(),
         command: Command::TakeTablets(vec![grant(FULL), grant(EMPTY)]),
     });
+    // For as long as the test takes.
+    let heard = Response {
+        ballot: Ballot::default(),
+        answer: Answer::Heard {
+            list: None,
+            lease_us: u32::MAX,
+        },
+    };
+    let report = Request::Heartbeat(master.heartbeat());
+    master.handle_answer(clock::now(), clock::now(), &report, Some(&heard));
     let identity = Identity::new(None)
         .with_cluster(ClusterId([1; 16]))
         .with_party(Party::server(me));

@@ -78,3 +78,31 @@ impl Timing {
 // A batch and the commit index fit a message beside each other, and so does a longest command.
 const _: () = assert!(MAX_BATCH_BYTES <= PAGE_BYTES && MAX_COMMAND <= PAGE_BYTES);
 const _: () = assert!(MAX_IN_FLIGHT as u64 * 4 <= MAX_AHEAD);
+
+/// Sizes of what is sent and kept at once. A run that is to see pages, trimming and members that
+/// are far behind takes smaller ones than [`Sizes::default`]; all members may differ in them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Sizes {
+    /// See [`PAGE_BYTES`].
+    pub page_bytes: usize,
+    /// See [`KEPT_BYTES`].
+    pub kept_bytes: usize,
+    /// See [`MAX_AHEAD`].
+    pub ahead: u64,
+    /// See [`CAUGHT_UP`].
+    pub caught_up: u64,
+    /// See [`CATCH_UP_FIRST`].
+    pub catch_up_first: u64,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self {
+            page_bytes: PAGE_BYTES,
+            kept_bytes: KEPT_BYTES,
+            ahead: MAX_AHEAD,
+            caught_up: CAUGHT_UP,
+            catch_up_first: CATCH_UP_FIRST,
+        }
+    }
+}

@@ -39,7 +39,8 @@ pub enum Mutant {
     AcceptLower,
     /// A ballot is used before the disk has it.
     BallotBeforeDisk,
-    /// Slots above one that changes the group are proposed before that one is decided.
+    /// Slots above one that changes the group, another change among them, are proposed before that
+    /// one is decided.
     SkipBarrier,
     /// A leader answers reads without a lease.
     ReadWithoutLease,

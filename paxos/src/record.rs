@@ -25,6 +25,18 @@ pub enum Record {
     Decided(Slot),
 }
 
+impl Record {
+    /// About how many bytes it takes in a journal.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        const OVERHEAD: usize = 64;
+        match self {
+            Self::Accepted { entry, .. } => entry.size() + OVERHEAD,
+            Self::Group(_) | Self::Promised(_) | Self::Decided(_) => OVERHEAD,
+        }
+    }
+}
+
 /// The state after a slot.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Snapshot {

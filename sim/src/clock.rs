@@ -1,6 +1,7 @@
 //! Clocks that start anywhere and run at their own rate.
 
 use ramkeep_wire::Micros;
+use ramkeep_wire::limits::CLOCK_RATE_PARTS;
 
 use crate::rng::Rng;
 
@@ -11,8 +12,15 @@ pub struct Clock {
     ppm: i64,
 }
 
+// Two of them at opposite ends differ by just less than the bound that leases count on.
+const _: () = {
+    let (fast, slow) = (1_000_000 + MAX_DRIFT_PPM, 1_000_000 - MAX_DRIFT_PPM);
+    assert!((fast - slow) * (CLOCK_RATE_PARTS as i64) < slow);
+    assert!((fast - slow + 200) * (CLOCK_RATE_PARTS as i64) > slow);
+};
+
 /// Clocks differ by at most this many parts per million from true time; two of them by twice that.
-pub const MAX_DRIFT_PPM: i64 = 4_000;
+pub const MAX_DRIFT_PPM: i64 = 4_950;
 
 impl Clock {
     /// A clock as a machine might have it.
@@ -23,6 +31,14 @@ impl Clock {
             origin: rng.below(1_000_000..1 << 40),
             ppm: rng.below(0..span) as i64 - MAX_DRIFT_PPM,
         }
+    }
+
+    /// The same clock, with another rate from `now` of true time on.
+    #[must_use]
+    pub fn at_rate(&self, now: Micros, ppm: i64) -> Self {
+        let same = Self { origin: 0, ppm };
+        let origin = self.shows(now).0 - same.shows(now).0;
+        Self { origin, ppm }
     }
 
     /// What it shows at `now` of true time.

@@ -4,8 +4,12 @@
 //! # Invariants
 //! 1. Machines that are down, and losses of frames that are not made up for, are at most
 //!    `most_lost` together.
-//! 2. No pause or cut but [`Fault::LoseMaster`] lasts long enough for a living master to be decided
+//! 2. Of the coordinators, those whose disk is lost and not made up for, those that are down and
+//!    those that are about to be wiped are a minority.
+//! 3. No pause or cut but [`Fault::LoseMaster`] lasts long enough for a living master to be decided
 //!    dead.
+
+mod group;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -33,21 +37,31 @@ pub enum Fault {
     KillStoring,
     /// A backup's machine loses power and with it the frames, or gets old pages back.
     PowerLoss,
-    /// The coordinator is killed and started again.
+    /// A coordinator is killed and started again.
     KillCoordinator,
+    /// The coordinator that leads is killed and started again.
+    KillLeader,
     /// A backup stands still.
     PauseBackup,
     /// A master stands still.
     PauseMaster,
-    /// The coordinator stands still.
+    /// A coordinator stands still.
     PauseCoordinator,
+    /// A coordinator can't reach some of the others.
+    CutCoordinator,
+    /// A coordinator's disk is slow.
+    SlowDisk,
+    /// A coordinator is killed and its disk is lost.
+    WipeCoordinator,
+    /// All coordinators are killed, stand still, or can't reach each other.
+    LoseGroup,
     /// Every process that only holds replicas is killed in the middle of a store.
     KillAllBackups,
     /// A master can't reach the coordinator for so long that it is decided dead.
     LoseMaster,
 }
 
-const ALL: [Fault; 13] = [
+const ALL: [Fault; 18] = [
     Fault::Sever,
     Fault::Cut,
     Fault::Isolate,
@@ -56,6 +70,11 @@ const ALL: [Fault; 13] = [
     Fault::KillStoring,
     Fault::PowerLoss,
     Fault::KillCoordinator,
+    Fault::KillLeader,
+    Fault::CutCoordinator,
+    Fault::SlowDisk,
+    Fault::WipeCoordinator,
+    Fault::LoseGroup,
     Fault::PauseBackup,
     Fault::PauseMaster,
     Fault::PauseCoordinator,
@@ -74,6 +93,8 @@ pub struct Faults {
     /// Mean time between two, microseconds.
     gap: u64,
     most_lost: usize,
+    /// Coordinators whose disk was lost, until they have everything again.
+    wiped: BTreeSet<usize>,
     /// How many of each there were.
     pub done: std::collections::BTreeMap<Fault, u32>,
 }
@@ -93,8 +114,17 @@ impl Faults {
             enabled,
             gap,
             most_lost,
+            wiped: BTreeSet::new(),
             done: std::collections::BTreeMap::new(),
         }
+    }
+
+    /// Faults of the coordinators alone.
+    #[must_use]
+    pub fn of_the_group_only(rng: Rng) -> Self {
+        let mut faults = Self::new(rng, 1);
+        faults.enabled = group::KINDS.to_vec();
+        faults
     }
 
     /// Time to the next one.
@@ -122,7 +152,13 @@ impl Faults {
             Fault::KillBackup => self.kill(world, Death::Kill),
             Fault::PowerLoss => self.kill(world, Death::PowerLoss),
             Fault::KillStoring => self.kill_storing(world),
-            Fault::KillCoordinator => self.kill_coordinator(world),
+            Fault::KillCoordinator
+            | Fault::KillLeader
+            | Fault::PauseCoordinator
+            | Fault::CutCoordinator
+            | Fault::SlowDisk
+            | Fault::WipeCoordinator
+            | Fault::LoseGroup => self.of_the_group(world, fault),
             Fault::PauseBackup => {
                 let machine = self.backup(world)?;
                 let time = self.rng.micros(1_000..1_500_000);
@@ -132,12 +168,6 @@ impl Faults {
             Fault::PauseMaster => {
                 let machine = self.pick(world, is_master)?;
                 let time = self.rng.micros(1_000..MASTER_AWAY);
-                world.pause(world.machines[machine].process?, time);
-                Some(())
-            }
-            Fault::PauseCoordinator => {
-                let machine = self.pick(world, is_coordinator)?;
-                let time = self.rng.micros(1_000..2_000_000);
                 world.pause(world.machines[machine].process?, time);
                 Some(())
             }
@@ -166,9 +196,11 @@ impl Faults {
             return None;
         }
         let master = self.pick(world, is_master)?;
-        let coordinator = self.pick(world, is_coordinator)?;
         let time = self.rng.micros(2_500_000..6_000_000);
-        self.cut_pair(world, master, coordinator, Direction::Both, time)
+        for coordinator in world.coordinator_machines().collect::<Vec<_>>() {
+            self.cut_pair(world, master, coordinator, Direction::Both, time);
+        }
+        Some(())
     }
 
     fn pick(&mut self, world: &World, wanted: fn(&World, usize) -> bool) -> Option<usize> {
@@ -306,14 +338,6 @@ impl Faults {
         self.restart_later(world, machine);
         Some(())
     }
-
-    fn kill_coordinator(&mut self, world: &mut World) -> Option<()> {
-        let machine = self.pick(world, is_coordinator)?;
-        world.kill(process(world, machine)?, Death::Kill);
-        let at = world.events.now() + self.rng.micros(1_000..2_000_000);
-        world.events.at(at, Event::Restart(machine));
-        Some(())
-    }
 }
 
 fn process(world: &World, machine: usize) -> Option<ProcessId> {
@@ -384,7 +408,7 @@ pub fn restart_stopped(world: &mut World) {
 
 /// Everything works again: links, processes, machines.
 pub fn end(world: &mut World) {
-    world.network.heal();
+    world.network.heal(&mut world.events);
     restart_stopped(world);
     for machine in 0..world.machines.len() {
         if let Some(process) = world.machines[machine].process {

@@ -1,9 +1,10 @@
 //! Looking into a world: what its backups hold, and whether that is enough.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use ramkeep_backup::{Backup, FrameStore, MemoryStore};
-use ramkeep_coordinator::Coordinator;
+use ramkeep_coordinator::state::State;
 use ramkeep_wire::backup::{BackupRequest, BackupResponse, ReplicaInfo};
 use ramkeep_wire::coordinator::ServerState;
 use ramkeep_wire::{KeyHash, Micros, Party, SegmentId, ServerId, TableId, key_hash};
@@ -48,24 +49,15 @@ pub enum Unsafe {
     },
 }
 
-/// The coordinator as its disk has it for good.
+/// What the coordinators have decided for good.
 #[must_use]
-pub fn recorded(world: &World, machine: usize) -> Option<Coordinator> {
-    let journal = match (world.coordinator(machine), &world.machines[machine].disk) {
-        (Some(node), _) => node.journal().durable(),
-        (None, Disk::Journal(journal)) => journal.durable(),
-        _ => return None,
-    };
-    let crate::world::Role::Coordinator(config) = &world.machines[machine].role else {
-        return None;
-    };
-    Some(journal.recover(config.core([0; 32])))
+pub fn recorded(world: &World) -> Option<Arc<State>> {
+    world.group.state()
 }
 
 /// What the coordinator has recorded of a master.
 #[must_use]
-pub fn master_record(coordinator: &Coordinator, master: ServerId) -> Option<MasterRecord> {
-    let state = coordinator.state();
+pub fn master_record(state: &State, master: ServerId) -> Option<MasterRecord> {
     let server = state.servers().by_id(master)?;
     Some(MasterRecord {
         cluster: state.constants()?.cluster,
@@ -80,10 +72,25 @@ pub fn master_record(coordinator: &Coordinator, master: ServerId) -> Option<Mast
     })
 }
 
+/// How many backups short the recorded sets of a master's heads are: so many of its backups were
+/// decided crashed and are not made up for (SAFETY 9).
+#[must_use]
+pub fn shortfall(state: &State, master: ServerId) -> usize {
+    let wanted = state.constants().map_or(0, |c| c.settings.replicas);
+    let Some(server) = state.servers().by_id(master) else {
+        return 0;
+    };
+    let low = server.floor.map_or(SegmentId(0), |floor| floor.0);
+    let sets = server.epochs.range(low..);
+    sets.map(|(_, recorded)| usize::from(wanted).saturating_sub(recorded.backups.len()))
+        .max()
+        .unwrap_or(0)
+}
+
 /// The tablets that a master owns, or owned when it died.
 #[must_use]
-pub fn tablets(coordinator: &Coordinator, owner: ServerId) -> Vec<(TableId, KeyHash, KeyHash)> {
-    (coordinator.state().tables().iter())
+pub fn tablets(state: &State, owner: ServerId) -> Vec<(TableId, KeyHash, KeyHash)> {
+    (state.tables().iter())
         .flat_map(|record| &record.table.tablets)
         .filter(|tablet| tablet.owner == owner)
         .map(|tablet| (tablet.table, tablet.first, tablet.last))
@@ -246,13 +253,13 @@ fn subsets(items: &[usize], size: usize) -> Vec<Vec<usize>> {
 
 /// Masters that the coordinator has not decided crashed, with their machines.
 #[must_use]
-pub fn living_masters(world: &World, coordinator: &Coordinator) -> Vec<(usize, ServerId)> {
+pub fn living_masters(world: &World, state: &State) -> Vec<(usize, ServerId)> {
     world
         .server_machines()
         .filter_map(|machine| {
             let node = world.server(machine)?;
             let master = node.master()?;
-            let found = coordinator.state().servers().by_id(master.me())?;
+            let found = state.servers().by_id(master.me())?;
             (found.state != ServerState::Crashed && !node.stopped())
                 .then_some((machine, master.me()))
         })

@@ -11,6 +11,7 @@ pub mod history;
 pub mod inspect;
 pub mod network;
 pub mod node;
+mod right;
 pub mod rng;
 pub mod run;
 pub mod scenarios;

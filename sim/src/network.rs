@@ -159,6 +159,8 @@ impl Connection {
 pub const CONNECT_TIMEOUT: Duration = Duration::from_millis(200);
 /// A cut connection breaks at the latest after this.
 pub const CUT_BREAKS_AFTER: Duration = Duration::from_secs(2);
+/// What a link carries late when everything is mended arrives within this.
+const HEALED_AFTER: Duration = Duration::from_millis(50);
 
 /// The network.
 #[derive(Debug)]
@@ -500,10 +502,19 @@ impl Network {
         self.slow.insert((one, two), (factor, until));
     }
 
-    /// All cuts and slow links end.
-    pub fn heal(&mut self) {
+    /// All cuts and slow links end; connections that they hold up for long yet break.
+    pub fn heal<E: From<NetEvent>>(&mut self, events: &mut Events<E>) {
         self.cuts.clear();
         self.slow.clear();
+        let soon = events.now() + HEALED_AFTER;
+        let held_up = |known: &Connection| known.lanes.iter().any(|lane| lane.last > soon);
+        let held_up: Vec<ConnectionId> = (self.connections.iter())
+            .filter(|(_, known)| held_up(known))
+            .map(|(id, _)| *id)
+            .collect();
+        for connection in held_up {
+            self.sever(events, connection, (50, 2_000));
+        }
     }
 
     fn arrival(&mut self, now: Micros, from: ProcessId, to: ProcessId) -> Micros {

@@ -1,12 +1,14 @@
 //! One seed: a cluster, a workload and faults, then quiet, then the checks.
 
 mod durability;
+mod group;
 mod quiet;
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
+use paxos::limits::Timing;
 use ramkeep_wire::coordinator::{Roles, Settings};
 use ramkeep_wire::mutants::Mutant;
 use ramkeep_wire::{Micros, ServerId};
@@ -15,6 +17,7 @@ use crate::check::check_history;
 use crate::check::log_end::MasterRecord;
 use crate::faults::{self, Faults};
 use crate::network::Delays;
+use crate::node::admin::AdminConfig;
 use crate::node::client::ClientConfig;
 use crate::rng::Rng;
 use crate::trace::Lines;
@@ -129,8 +132,13 @@ struct Run {
     world: World,
     faults: Faults,
     replicas: usize,
-    coordinator: usize,
     clients: Vec<usize>,
+    admins: Vec<usize>,
+    /// Only coordinators are harmed: no operation of a client may fail.
+    group_only: bool,
+    /// Since when faults have stopped, and what must work again since then.
+    quiet_since: Micros,
+    joined: Option<usize>,
     quiet: bool,
     gives_up: Micros,
     /// When workloads that are not done by then stop.
@@ -138,6 +146,8 @@ struct Run {
     /// The last reading of every key is under way.
     reading: bool,
     deaths: u64,
+    /// The last decided slot that was looked at.
+    slot: u64,
     /// What was recorded of masters when they were decided dead, and the losses until then.
     dead: BTreeMap<ServerId, (MasterRecord, usize)>,
     report: Report,
@@ -156,6 +166,9 @@ pub fn settings(rng: &mut Rng, replicas: u8) -> Settings {
     }
 }
 
+/// How long disks of coordinators take to sync, microseconds.
+const SYNCS: [(u64, u64); 4] = [(100, 500), (100, 500), (1_000, 10_000), (20_000, 100_000)];
+
 /// Frames that each simulated backup has.
 pub const FRAMES: u32 = 512;
 /// Segments that each simulated master has memory for: few enough that a digest of them leaves
@@ -166,19 +179,29 @@ impl Run {
     fn new(options: Options) -> Self {
         let mut rng = Rng::new(options.seed).fork(77);
         let replicas = *rng.choose(&[1, 2, 2, 2, 3]);
+        let group_only = rng.percent(10);
+        let mut settings = settings(&mut rng, replicas as u8);
+        let mut late_per_mille = *rng.choose(&[0, 10, 50]);
+        if group_only {
+            // Nothing but the coordinators may give a master reason to change its backups.
+            settings.lease_us = 200_000;
+            late_per_mille = 0;
+        }
         let mut world = World::new(WorldConfig {
             seed: options.seed,
-            settings: settings(&mut rng, replicas as u8),
+            settings,
             delays: Delays {
                 usual: *rng.choose(&[(10, 50), (20, 200), (100, 2_000)]),
-                late_per_mille: *rng.choose(&[0, 10, 50]),
+                late_per_mille,
                 late: (500, 8_000),
             },
-            sync: *rng.choose(&[(100, 500), (1_000, 10_000), (20_000, 100_000)]),
+            sync: (0..5).map(|_| *rng.choose(&SYNCS)).collect(),
+            timing: Timing::default(),
             reconnect: Duration::from_millis(*rng.choose(&[1, 10, 50])),
             lines: options.lines,
         });
-        let coordinator = world.add_coordinator();
+        let group = *rng.choose(&[1, 3, 3, 3, 3, 3, 3, 5]);
+        world.add_coordinators(group);
         let memory = SEGMENTS * u64::from(world.config.settings.segment_size);
         for _ in 0..rng.below(1..4) {
             let backup = rng.percent(50);
@@ -191,18 +214,39 @@ impl Run {
             world.add_server(Roles { master, backup }, FRAMES, memory);
         }
         let clients = Self::add_clients(&mut world, &mut rng);
+        let admins = (0..rng.below(1..3) as u32)
+            .map(|number| {
+                let coordinators = world.coordinators();
+                world.add_admin(AdminConfig {
+                    number,
+                    coordinators,
+                    patience: rng.micros(200_000..1_000_000),
+                    think: *rng.choose(&[1_000, 30_000]),
+                    rounds: rng.below(1..60) as u32,
+                })
+            })
+            .collect();
         let deep = rng.percent(25);
         let most_lost = if deep { replicas } else { replicas - 1 };
+        let faults = if group_only {
+            Faults::of_the_group_only(rng.fork(5))
+        } else {
+            Faults::new(rng.fork(5), most_lost.max(1))
+        };
         let mut run = Self {
-            faults: Faults::new(rng.fork(5), most_lost.max(1)),
+            faults,
             replicas,
-            coordinator,
+            admins,
+            group_only,
+            quiet_since: Micros(0),
+            joined: None,
             clients,
             quiet: false,
             gives_up: Micros(u64::MAX),
             patience: Micros(u64::MAX),
             reading: false,
             deaths: 0,
+            slot: 0,
             dead: BTreeMap::new(),
             report: Report {
                 seed: options.seed,
@@ -210,7 +254,13 @@ impl Run {
             },
             world,
         };
-        let calm = Duration::from_millis(300);
+        // A leader is elected meanwhile, and the clients have their table.
+        let calm = if group_only {
+            3_000
+        } else {
+            *rng.choose(&[300, 1_500])
+        };
+        let calm = Duration::from_millis(calm);
         let active = rng.micros(500_000..4_000_000);
         let start = run.world.events.now();
         use crate::world::Event::Step;
@@ -232,7 +282,7 @@ impl Run {
             .map(|number| {
                 let config = ClientConfig {
                     number,
-                    coordinators: World::coordinators(),
+                    coordinators: world.coordinators(),
                     deadline: *rng.choose(&[
                         Duration::from_millis(500),
                         Duration::from_secs(3),
@@ -254,6 +304,12 @@ impl Run {
                 None => done = true,
                 Some(Some(step)) => done = self.act(step),
                 Some(None) => self.notice_deaths(),
+            }
+            if let Some(wrong) = self.world.wrongs.pop() {
+                self.report.findings.push(wrong);
+            }
+            for found in self.world.group.findings().to_vec() {
+                self.find(&found);
             }
             done |= !self.report.findings.is_empty();
         }
@@ -279,9 +335,11 @@ impl Run {
             }
             STEP_QUIET => {
                 self.quiet = true;
+                self.quiet_since = now;
                 self.gives_up = now + CONVERGENCE;
                 self.patience = now + CONVERGENCE / 4;
                 faults::end(&mut self.world);
+                self.group_must_work();
                 self.world.events.at(now + LOOK, Step(STEP_LOOK));
             }
             STEP_LOOK => return self.look(now),
@@ -300,6 +358,7 @@ impl Run {
         if self.report.findings.is_empty() {
             self.check_durability();
         }
+        self.judge_group();
         let verdict = check_history(&self.world.history);
         self.report.undecided = verdict.undecided;
         for ((table, key), why) in verdict.violations {

@@ -11,18 +11,21 @@ mod death;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use paxos::limits::Timing;
 use ramkeep_backup::{Frames, Geometry, MemoryStore};
 use ramkeep_wire::coordinator::{Roles, Settings};
 use ramkeep_wire::{BootId, Micros, PeerId, ServerId};
 
+use crate::check::group::GroupWatch;
 use crate::clock::Clock;
 use crate::events::Events;
 use crate::history::History;
 use crate::network::{Delays, NetEvent, Network, ProcessId};
+use crate::node::admin::AdminConfig;
 use crate::node::client::ClientConfig;
-use crate::node::coordinator::{CoordinatorConfig, Journal};
+use crate::node::coordinator::{CoordinatorConfig, CoordinatorDisk};
 use crate::node::server::ServerConfig;
-use crate::node::{ClientNode, Context, CoordinatorNode, Node, ServerNode};
+use crate::node::{AdminNode, ClientNode, Context, CoordinatorNode, Node, ServerNode};
 use crate::rng::Rng;
 use crate::trace::{Lines, Trace};
 use crate::workload::Workload;
@@ -43,7 +46,7 @@ pub enum Event {
     Persisted {
         /// Whose.
         process: ProcessId,
-        /// Up to this slot.
+        /// Up to this of what was handed out.
         index: u64,
     },
     /// A paused process goes on.
@@ -64,7 +67,7 @@ impl From<NetEvent> for Event {
 #[derive(Clone, Debug)]
 pub enum Disk {
     /// A coordinator's.
-    Journal(Journal),
+    Journal(CoordinatorDisk),
     /// A backup's.
     Frames(MemoryStore),
     /// Nothing that outlives a process.
@@ -78,7 +81,7 @@ pub enum Role {
     Coordinator(CoordinatorConfig),
     /// A server; boot and nonce change with each start.
     Server(ServerConfig),
-    /// A client.
+    /// A client, or one who makes and drops tables.
     Client,
 }
 
@@ -104,6 +107,8 @@ struct Running {
     clock: Clock,
     rng: Rng,
     paused: bool,
+    /// When it fell asleep, by its clock, until it has handled something since.
+    asleep_since: Option<Micros>,
     inbox: VecDeque<Event>,
     timer: (u64, Option<Micros>),
     /// Dies within the next store to its frames, after so many bytes.
@@ -128,8 +133,10 @@ pub struct WorldConfig {
     pub settings: Settings,
     /// How long the network takes.
     pub delays: Delays,
-    /// How long a sync of the coordinator's disk takes.
-    pub sync: (u64, u64),
+    /// How long a sync of each coordinator's disk takes; the first again after the last.
+    pub sync: Vec<(u64, u64)>,
+    /// The times of the group of coordinators.
+    pub timing: Timing,
     /// How long servers wait before they try again to reach each other.
     pub reconnect: Duration,
     /// What of the trace is kept as text.
@@ -145,6 +152,8 @@ pub struct World {
     pub rng: Rng,
     /// What clients did and were told.
     pub history: History,
+    /// What the coordinators have done.
+    pub group: GroupWatch,
     /// What happened.
     pub trace: Trace,
     /// The network.
@@ -159,6 +168,9 @@ pub struct World {
     pub deaths: u64,
     /// Times that frames were lost.
     pub losses: usize,
+    /// What was told by who had no right to (SAFETY 1).
+    pub wrongs: Vec<String>,
+    coordinators: Vec<String>,
     processes: BTreeMap<ProcessId, Running>,
     listeners: BTreeMap<String, ProcessId>,
     next_process: u32,
@@ -173,12 +185,15 @@ impl World {
             network: Network::new(rng.fork(1), config.delays),
             rng: rng.fork(2),
             history: History::default(),
+            group: GroupWatch::default(),
             trace: Trace::new(config.lines),
             events: Events::default(),
             machines: Vec::new(),
             wiped: Vec::new(),
             deaths: 0,
             losses: 0,
+            wrongs: Vec::new(),
+            coordinators: Vec::new(),
             processes: BTreeMap::new(),
             listeners: BTreeMap::new(),
             next_process: 1,
@@ -186,27 +201,31 @@ impl World {
         }
     }
 
-    /// Where the coordinator listens.
+    /// Where the coordinators listen.
     #[must_use]
-    pub fn coordinators() -> Vec<String> {
-        vec!["coordinator".into()]
+    pub fn coordinators(&self) -> Vec<String> {
+        self.coordinators.clone()
     }
 
-    /// Adds the coordinator's machine and starts it.
-    pub fn add_coordinator(&mut self) -> usize {
-        let config = CoordinatorConfig {
-            peer: PeerId(1),
-            address: "coordinator".into(),
-            settings: self.config.settings.clone(),
-            sync: self.config.sync,
+    /// Adds the machines of a group of so many coordinators and starts them.
+    pub fn add_coordinators(&mut self, count: u32) -> Vec<usize> {
+        let address = |id: u32| format!("coordinator{id}");
+        let peers: Vec<_> = (1..=count).map(|id| (PeerId(id), address(id))).collect();
+        self.coordinators = peers.iter().map(|(_, at)| at.clone()).collect();
+        let add = |(place, (peer, address)): (usize, (PeerId, String))| {
+            let config = CoordinatorConfig {
+                peer,
+                address: address.clone(),
+                peers: peers.clone(),
+                settings: self.config.settings.clone(),
+                timing: self.config.timing,
+                sync: self.config.sync[place % self.config.sync.len()],
+            };
+            let disk = Disk::Journal(CoordinatorDisk::new(self.rng.bytes()));
+            let boot = BootId::default();
+            self.add(Role::Coordinator(config), address, disk, boot)
         };
-        let address = config.address.clone();
-        self.add(
-            Role::Coordinator(config),
-            address,
-            Disk::Journal(Journal::default()),
-            BootId::default(),
-        )
+        peers.clone().into_iter().enumerate().map(add).collect()
     }
 
     /// Adds a server's machine and starts it.
@@ -221,7 +240,7 @@ impl World {
         let config = ServerConfig {
             address: address.clone(),
             roles,
-            coordinators: Self::coordinators(),
+            coordinators: self.coordinators(),
             memory,
             boot,
             nonce: [0; 16],
@@ -234,6 +253,18 @@ impl World {
     /// Adds a client's machine and starts it.
     pub fn add_client(&mut self, config: ClientConfig, workload: Workload) -> usize {
         let address = format!("client{}", config.number);
+        let node = ClientNode::new(config, workload, self.rng.bytes());
+        self.add_user(address, Node::Client(Box::new(node)))
+    }
+
+    /// Adds the machine of one who makes and drops tables, and starts it.
+    pub fn add_admin(&mut self, config: AdminConfig) -> usize {
+        let address = format!("admin{}", config.number);
+        let node = AdminNode::new(config, self.rng.bytes());
+        self.add_user(address, Node::Admin(Box::new(node)))
+    }
+
+    fn add_user(&mut self, address: String, node: Node) -> usize {
         let machine = self.machines.len();
         let clock = Clock::random(&mut self.rng);
         self.machines.push(Machine {
@@ -244,8 +275,7 @@ impl World {
             boot: BootId::default(),
             clock,
         });
-        let node = ClientNode::new(config, workload, self.rng.bytes());
-        self.spawn(machine, Node::Client(Box::new(node)));
+        self.spawn(machine, node);
         machine
     }
 
@@ -281,8 +311,8 @@ impl World {
         let disk = std::mem::replace(&mut place.disk, Disk::None);
         let now = place.clock.shows(self.events.now());
         let node = match (&place.role, disk) {
-            (Role::Coordinator(config), Disk::Journal(journal)) => {
-                let node = CoordinatorNode::new(config.clone(), journal, self.rng.bytes());
+            (Role::Coordinator(config), Disk::Journal(disk)) => {
+                let node = CoordinatorNode::new(now, config.clone(), disk, self.rng.bytes());
                 Node::Coordinator(Box::new(node))
             }
             (Role::Server(config), disk) => {
@@ -318,6 +348,7 @@ impl World {
             clock: place.clock,
             rng: self.rng.fork(u64::from(process.0) + 1_000),
             paused: false,
+            asleep_since: None,
             inbox: VecDeque::new(),
             timer: (0, None),
             dies_after: None,
@@ -342,10 +373,13 @@ impl World {
         act: impl FnOnce(&mut Node, &mut Context<'_>) -> R,
     ) -> Option<R> {
         let running = self.processes.get_mut(&process)?;
+        let clock_now = running.clock.shows(self.events.now());
+        let asleep_since = running.asleep_since.take();
         let mut context = Context {
             me: process,
-            now: running.clock.shows(self.events.now()),
+            now: asleep_since.unwrap_or(clock_now),
             clock: running.clock,
+            group: &mut self.group,
             rng: &mut running.rng,
             history: &mut self.history,
             listeners: &self.listeners,
@@ -368,6 +402,33 @@ impl World {
             }
         }
         Some(result)
+    }
+
+    /// A process's node, for one who looks on from outside.
+    pub(crate) fn with_node<R>(
+        &mut self,
+        process: ProcessId,
+        look: impl FnOnce(&mut Node) -> R,
+    ) -> Option<R> {
+        let running = self.processes.get_mut(&process)?;
+        Some(look(&mut running.node))
+    }
+
+    /// What a machine's clock shows.
+    #[must_use]
+    pub fn shown(&self, machine: usize) -> Micros {
+        self.machines[machine].clock.shows(self.events.now())
+    }
+
+    /// Has a machine's clock run faster than true time by so many parts per million, from now on.
+    pub fn set_rate(&mut self, machine: usize, ppm: i64) {
+        let now = self.events.now();
+        let place = &mut self.machines[machine];
+        place.clock = place.clock.at_rate(now, ppm);
+        let (clock, process) = (place.clock, place.process);
+        if let Some(running) = process.and_then(|process| self.processes.get_mut(&process)) {
+            running.clock = clock;
+        }
     }
 
     /// Handles the next event; `Some` for one that is for whoever drives the world.
@@ -417,6 +478,7 @@ impl World {
             Event::Timer { number, .. } if running.timer.0 == number => {
                 running.timer.1 = None;
                 self.with(process, |node, context| node.timer(context));
+                self.judge_answers(process);
             }
             Event::Persisted { index, .. } => {
                 self.with(process, |node, context| {
@@ -448,6 +510,7 @@ impl World {
             });
         }
         self.with(process, |node, context| node.net(context, event));
+        self.judge_answers(process);
         if dies.is_some() {
             self.kill(process, Death::Kill);
         }
@@ -474,6 +537,33 @@ impl World {
     pub fn coordinator(&self, machine: usize) -> Option<&CoordinatorNode> {
         match self.node(machine)? {
             Node::Coordinator(node) => Some(node),
+            _ => None,
+        }
+    }
+
+    /// The machines of coordinators.
+    pub fn coordinator_machines(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..self.machines.len()).filter(|m| matches!(self.machines[*m].role, Role::Coordinator(_)))
+    }
+
+    /// The machine of the coordinator that leads; of the one with the highest ballot, if several
+    /// think that they do.
+    #[must_use]
+    pub fn leader(&self) -> Option<usize> {
+        self.coordinator_machines()
+            .filter_map(|m| {
+                let core = self.coordinator(m)?.core();
+                core.leads().then(|| (core.ballot(), m))
+            })
+            .max()
+            .map(|(_, machine)| machine)
+    }
+
+    /// The process on a machine of one who makes and drops tables.
+    #[must_use]
+    pub fn admin(&self, machine: usize) -> Option<&AdminNode> {
+        match self.node(machine)? {
+            Node::Admin(node) => Some(node),
             _ => None,
         }
     }

@@ -23,8 +23,8 @@ const ELSEWHERE: &[(Mutant, &str)] = &[
         "backup/tests/planted_faults.rs: small segments are copied in one message",
     ),
     (
-        Mutant::ReadWithoutLease,
-        "nothing yet: master leases come with crash recovery",
+        Mutant::LeaseBeforeLooking,
+        "master/tests/planted_faults.rs: a simulated process does not stop while it handles something",
     ),
 ];
 

@@ -7,6 +7,8 @@
 mod backups;
 mod cluster;
 mod command_line;
+mod drills;
 mod harness;
+mod leases;
 mod supervision;
 mod tools;

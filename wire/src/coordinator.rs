@@ -400,10 +400,13 @@ pub enum Answer {
         /// The server list.
         list: ServerList,
     },
-    /// To `Heartbeat`: the server list if it is newer than the one reported.
+    /// To `Heartbeat`.
     Heard {
-        /// The list.
+        /// The server list if it is newer than the one reported.
         list: Option<ServerList>,
+        /// To a master without backups (k = 0): the master lease, microseconds (SAFETY 7). The
+        /// master counts it from when it sent the report, the coordinator from when it came. 0: none.
+        lease_us: u32,
     },
     /// To `RecordEpoch`: recorded; acknowledgements may go on.
     EpochRecorded,

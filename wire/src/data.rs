@@ -335,7 +335,8 @@ pub enum Status {
     Absent = 1,
     /// A reject rule applied; `version` is the object's, 0 if there is none.
     Rejected = 2,
-    /// This server does not own the key's tablet: ask the coordinator for the map.
+    /// This server does not own the key's tablet, or may not answer for it now: ask the coordinator
+    /// for the map.
     WrongServer = 3,
     /// Live data fills the master's memory.
     OutOfMemory = 4,

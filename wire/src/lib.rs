@@ -17,6 +17,7 @@ pub mod ids;
 pub mod limits;
 pub mod mutants;
 pub mod order;
+pub mod peers;
 pub mod postcards;
 pub mod replicate;
 pub mod segment;

@@ -31,8 +31,10 @@ pub const MAX_REPLICATE_BYTES: usize = MAX_GROUP;
 pub const MAX_REPLICATES_IN_FLIGHT: usize = 8;
 /// Replicas in one page of an inventory.
 pub const MAX_INVENTORY: usize = 4_096;
-/// Rates of two machines' clocks differ by less than one part in this many. Who waits for another's
-/// lease to run out waits that much longer than the lease.
+/// Rates of two machines' clocks differ by less than one part in this many. The margin is on one
+/// side only: who granted a lease waits that much longer than the lease before it takes it for over
+/// (backups before they answer recovery, the coordinator before it takes a master for fenced). Who
+/// holds a lease counts its whole length, from when it sent the request.
 pub const CLOCK_RATE_PARTS: u64 = 100;
 /// Copies beside the master's own.
 pub const MAX_REPLICAS: usize = 7;
@@ -44,6 +46,8 @@ pub const MAX_TABLES: usize = 16_384;
 pub const MAX_TABLETS_PER_TABLE: usize = 1_024;
 /// Servers in a server list (living and kept as crashed).
 pub const MAX_SERVERS: usize = 4_096;
+/// Coordinators that a process can be given, and learns of.
+pub const MAX_COORDINATORS: usize = 16;
 /// Connections a process accepts.
 pub const MAX_CONNECTIONS: usize = 4_096;
 /// A hello must be complete within this many bytes.

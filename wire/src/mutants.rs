@@ -53,6 +53,14 @@ mutants! {
     CloseBeforeOpen = "close-before-open",
     /// Master: reads are answered without a lease.
     ReadWithoutLease = "read-without-lease",
+    /// Master: a lease counts from when its grant was received, not from when it was asked for.
+    LeaseFromReceipt = "lease-from-receipt",
+    /// Master: while the log rolls over, the new head's backups alone grant the lease.
+    LeaseIgnoresOldHead = "lease-ignores-old-head",
+    /// Master: from the start of a change, the new set of backups alone grants the lease.
+    LeaseIgnoresOldSet = "lease-ignores-old-set",
+    /// Master: the lease is judged before something is looked up, not after.
+    LeaseBeforeLooking = "lease-before-looking",
     /// Master: one acknowledgement of the k is enough.
     OneAckIsEnough = "one-ack-is-enough",
     /// Backup: acknowledges before the certificate's slot is written.
@@ -63,6 +71,12 @@ mutants! {
     AcceptStaleEpoch = "accept-stale-epoch",
     /// Backup: shows copies under way in its inventory.
     ShowIncomplete = "show-incomplete",
+    /// Backup: waits out a grant without the margin for another's clock.
+    NoClockMargin = "no-clock-margin",
+    /// Backup: answers recovery after a restart without waiting out what it may have granted before.
+    ForgetGrants = "forget-grants",
+    /// Backup: answers recovery at once when the master is fenced, not when its grant is over.
+    InventoryBeforeWaiting = "inventory-before-waiting",
     /// Backup: serves what is meant for another ServerId.
     IgnoreServerId = "ignore-server-id",
     /// Coordinator: answers before its journal is synced.
@@ -71,6 +85,12 @@ mutants! {
     RecordAnyEpoch = "record-any-epoch",
     /// Coordinator: takes commands from a server decided crashed.
     HearTheDead = "hear-the-dead",
+    /// Coordinator: a leader answers from its state when its lease has run out.
+    AnswerWithoutLease = "answer-without-lease",
+    /// Coordinator: a request that a client sends again runs again.
+    ForgetOnce = "forget-once",
+    /// Coordinator: a new leader takes the time before it led for silence of the servers.
+    TimersNotAfresh = "timers-not-afresh",
 }
 
 #[cfg(feature = "mutants")]

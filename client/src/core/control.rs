@@ -1,18 +1,21 @@
-//! The conversation with the coordinators: one of them at a time, and the next when it fails, is
-//! silent or does not lead.
+//! The conversation with the coordinators: requests go to the leader, and to the next that may lead
+//! when it fails, is silent or does not lead.
 //!
 //! # Invariants
 //! 1. An ask has at most one send that counts: answers under an older correlation are ignored.
 //! 2. An answer under a lower ballot than one seen before is not taken.
 //! 3. A refresh of the map that was sent before it was asked for does not satisfy who asked.
+//! 4. A mutation waits for the client lease, and keeps client and sequence over all its sends: the
+//!    coordinators run it once. Another sequence only once it is certain that it was not run.
 
-use ramkeep_wire::coordinator::{Answer, Refused, Request, Response, TabletMap};
-use ramkeep_wire::{Ballot, ClientId, MapVersion, Micros, postcards};
+use ramkeep_wire::coordinator::{Answer, Once, Refused, Request, Response, TabletMap};
+use ramkeep_wire::peers::{PATIENCE, Peers};
+use ramkeep_wire::{ClientId, MapVersion, Micros, RpcId, postcards};
 
-use crate::core::links::LinkState;
+use crate::core::rpc_ids::RpcIds;
 use crate::core::slots::OpId;
 use crate::error::Error;
-use crate::limits::{COORDINATOR_PATIENCE, MAX_CONTROL, backoff};
+use crate::limits::{MAX_CONTROL, SLOW_PATIENCE, backoff};
 
 /// Who wants the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +35,8 @@ struct Ask {
     sends: u32,
     not_before: Micros,
     attempts: u32,
+    /// As what it runs once; given at the first send.
+    once: Option<(ClientId, RpcId)>,
 }
 
 /// What an answer means for the rest of the core.
@@ -45,20 +50,20 @@ pub(crate) enum Event {
     Renewed,
     /// The client lease is not known any more.
     LeaseLost,
+    /// No client lease is to be had now.
+    LeaseRefused,
     /// A caller's request is over.
     Done(OpId, Result<Box<Answer>, Error>),
+    /// This client's lease was not known when the request came. An error: the request, which may
+    /// have been carried out before, is over.
+    Forgotten(ClientId, Option<(OpId, Error)>),
 }
 
 /// The conversation.
 #[derive(Debug)]
 pub(crate) struct Control {
-    peers: Vec<String>,
-    current: usize,
-    state: LinkState,
-    failures: u32,
-    trouble: Option<String>,
+    peers: Peers,
     asks: Vec<Ask>,
-    ballot: Ballot,
     next_correlation: u64,
     next_op: u64,
     /// Number of the refresh under way, or of the last.
@@ -67,6 +72,12 @@ pub(crate) struct Control {
     answered: u64,
     /// Another refresh must follow the one under way.
     refresh_again: bool,
+    /// Sequences of the mutations.
+    sequences: RpcIds,
+    /// When the current coordinator answered last.
+    heard: Micros,
+    /// Connections to coordinators that were silent.
+    closing: Vec<usize>,
 }
 
 const NEVER: Micros = Micros(u64::MAX);
@@ -74,29 +85,27 @@ const NEVER: Micros = Micros(u64::MAX);
 impl Control {
     pub(crate) fn new(peers: Vec<String>) -> Self {
         Self {
-            peers,
-            current: 0,
-            state: LinkState::Usable,
-            failures: 0,
-            trouble: None,
+            peers: Peers::new(peers),
             asks: Vec::new(),
-            ballot: Ballot::default(),
             next_correlation: 1,
             next_op: 1,
             refresh: 0,
             answered: 0,
             refresh_again: false,
+            sequences: RpcIds::new(),
+            heard: Micros(0),
+            closing: Vec::new(),
         }
     }
 
     /// Why the coordinators can't be reached, if they can't.
     pub(crate) fn trouble(&self) -> Option<&str> {
-        self.trouble.as_deref()
+        self.peers.trouble()
     }
 
     /// Where the coordinator of this number listens.
     pub(crate) fn address(&self, peer: usize) -> Option<&String> {
-        self.peers.get(peer)
+        self.peers.address(peer)
     }
 
     pub(crate) fn answered_refresh(&self) -> u64 {
@@ -123,6 +132,7 @@ impl Control {
             sends: 0,
             not_before: Micros(0),
             attempts: 0,
+            once: None,
         });
     }
 
@@ -153,18 +163,32 @@ impl Control {
 
     /// A caller wants no answer any more.
     pub(crate) fn cancel(&mut self, op: OpId) {
-        self.asks.retain(|ask| ask.owner != Owner::Caller(op));
+        self.remove(|ask| ask.owner == Owner::Caller(op));
     }
 
-    /// The coordinator to which something is to be sent now.
-    pub(crate) fn ready(&self, now: Micros) -> Option<usize> {
-        (self.state == LinkState::Usable && self.asks.iter().any(|ask| ask.is_due(now)))
-            .then_some(self.current)
+    /// Removes asks that are over.
+    fn remove(&mut self, over: impl Fn(&Ask) -> bool) -> Vec<Ask> {
+        let over: Vec<_> = self.asks.extract_if(.., |ask| over(ask)).collect();
+        for (_, sequence) in over.iter().filter_map(|ask| ask.once) {
+            self.sequences.finish(sequence);
+        }
+        over
+    }
+
+    /// The coordinator to which something is to be sent now. `client` has the lease, if any.
+    pub(crate) fn ready(&mut self, now: Micros, client: ClientId) -> Option<usize> {
+        let due = self.asks.iter().any(|ask| ask.is_due(now, client));
+        if due { self.peers.ready(now) } else { None }
     }
 
     /// The correlation of the next request.
     pub(crate) fn next_correlation(&self) -> u64 {
         self.next_correlation
+    }
+
+    /// The coordinator that is asked.
+    pub(crate) fn current(&self) -> usize {
+        self.peers.current()
     }
 
     /// Appends the next request's payload, if there is one for this coordinator.
@@ -173,16 +197,26 @@ impl Control {
         now: Micros,
         peer: usize,
         known: MapVersion,
+        client: ClientId,
         payload: &mut Vec<u8>,
     ) -> bool {
-        if self.state != LinkState::Usable || peer != self.current {
+        if !self.peers.is_usable() || peer != self.peers.current() {
             return false;
         }
-        let Some(ask) = self.asks.iter_mut().find(|ask| ask.is_due(now)) else {
+        let Some(ask) = (self.asks.iter_mut()).find(|ask| ask.is_due(now, client)) else {
             return false;
         };
         if ask.owner == Owner::Map {
             ask.request = Request::Map { known };
+        }
+        if let Some(once) = once_of(&mut ask.request) {
+            let (client, sequence) =
+                *(ask.once).get_or_insert_with(|| (client, self.sequences.next()));
+            *once = Some(Once {
+                client,
+                sequence: sequence.0,
+                acked: self.sequences.ack().0 + 1,
+            });
         }
         ask.sent = Some((self.next_correlation, now));
         ask.sends += 1;
@@ -193,45 +227,35 @@ impl Control {
 
     /// Whether this coordinator owes an answer.
     pub(crate) fn expects(&self, peer: usize) -> bool {
-        peer == self.current && self.asks.iter().any(|ask| ask.sent.is_some())
+        peer == self.peers.current() && self.asks.iter().any(|ask| ask.sent.is_some())
     }
 
     pub(crate) fn connecting(&mut self, peer: usize) {
-        if peer == self.current {
-            self.state = LinkState::Connecting;
-        }
+        self.peers.connecting(peer);
     }
 
     pub(crate) fn link_up(&mut self, peer: usize) {
-        if peer == self.current {
-            self.state = LinkState::Usable;
-        }
+        self.peers.link_up(peer);
     }
 
     /// The socket takes no more.
     pub(crate) fn rest(&mut self, now: Micros) {
-        self.state = LinkState::Resting(now + backoff(1));
+        self.peers.rest(now + backoff(1));
     }
 
     pub(crate) fn link_down(&mut self, now: Micros, peer: usize, reason: &str) {
-        if peer == self.current {
-            self.rotate(now, reason);
+        if self.peers.link_down(now, peer, reason) {
+            self.ask_anew();
         }
     }
 
-    /// On to the next coordinator; all that is unanswered will be asked again there. After a full
-    /// round without success it waits, longer each time.
-    fn rotate(&mut self, now: Micros, reason: &str) {
-        let address = self.peers.get(self.current).map_or("?", String::as_str);
-        self.trouble = Some(format!("coordinator {address}: {reason}"));
-        self.failures += 1;
-        self.current = (self.current + 1) % self.peers.len().max(1);
-        let rounds = self.failures / self.peers.len().max(1) as u32;
-        self.state = if self.current == 0 {
-            LinkState::Resting(now + backoff(rounds.max(1)))
-        } else {
-            LinkState::Usable
-        };
+    /// A connection of no more use.
+    pub(crate) fn pop_closing(&mut self) -> Option<usize> {
+        self.closing.pop()
+    }
+
+    /// All that is unanswered will be asked of another coordinator.
+    fn ask_anew(&mut self) {
         for ask in &mut self.asks {
             ask.sent = None;
         }
@@ -246,45 +270,65 @@ impl Control {
     ) -> Option<Event> {
         let at = (self.asks.iter())
             .position(|ask| ask.sent.is_some_and(|(sent, _)| sent == correlation))?;
-        if response.ballot < self.ballot {
-            self.rotate(now, "it follows a leader that was replaced");
+        self.heard = now;
+        if !self.peers.judge(now, self.peers.current(), &response) {
+            self.ask_anew();
             return None;
         }
-        self.ballot = response.ballot;
-        match response.answer {
-            Answer::Refused(Refused::NotLeader { .. }) => {
-                self.rotate(now, "it does not lead");
-                None
-            }
+        self.take(now, at, response.answer)
+    }
+
+    /// Takes the leader's answer to the ask at this place.
+    fn take(&mut self, now: Micros, at: usize, answer: Answer) -> Option<Event> {
+        let ask = &self.asks[at];
+        match answer {
             Answer::Refused(refused @ Refused::NoMaster) => {
                 self.later(now, at, &refused.to_string());
                 None
             }
-            answer if self.asks[at].owner == Owner::Map && !matches!(answer, Answer::Map(_)) => {
+            Answer::Refused(Refused::Unknown) if ask.once.is_some() => self.forgotten(now, at),
+            answer if ask.owner == Owner::Map && !matches!(answer, Answer::Map(_)) => {
                 self.later(now, at, "no map in its answer");
                 None
             }
             answer => {
-                self.recover();
                 let ask = self.asks.remove(at);
+                if let Some((_, sequence)) = ask.once {
+                    self.sequences.finish(sequence);
+                }
                 self.conclude(&ask, answer)
             }
         }
     }
 
-    /// The coordinator answers, but the ask must be made again later.
+    /// The leader answers, but the ask must be made again later.
     fn later(&mut self, now: Micros, at: usize, reason: &str) {
-        self.recover();
-        self.trouble = Some(format!("the coordinator: {reason}"));
+        self.peers.set_trouble(format!("the coordinator: {reason}"));
         let ask = &mut self.asks[at];
         ask.attempts += 1;
         ask.sent = None;
         ask.not_before = now + backoff(ask.attempts);
     }
 
-    fn recover(&mut self) {
-        self.failures = 0;
-        self.trouble = None;
+    /// The leader does not know the client under which a mutation was asked for. If it was sent
+    /// once, it was not run, and is asked for as another client; else it may have been.
+    fn forgotten(&mut self, now: Micros, at: usize) -> Option<Event> {
+        let (client, sequence) = self.asks[at].once?;
+        self.sequences.finish(sequence);
+        let ask = &mut self.asks[at];
+        ask.once = None;
+        if ask.sends == 1 {
+            ask.sends = 0;
+            self.later(now, at, "the client lease is not known");
+            return Some(Event::Forgotten(client, None));
+        }
+        let Owner::Caller(op) = self.asks.remove(at).owner else {
+            return Some(Event::Forgotten(client, None));
+        };
+        let maybe = Error::Timeout {
+            maybe_applied: true,
+        };
+        Some(Event::Forgotten(client, Some((op, maybe))))
     }
 
     fn conclude(&mut self, ask: &Ask, answer: Answer) -> Option<Event> {
@@ -302,9 +346,17 @@ impl Control {
                 Some(Event::Lease(client, lease_us))
             }
             (Owner::Lease, Answer::Noted) => Some(Event::Renewed),
-            (Owner::Lease, _) => Some(Event::LeaseLost),
+            (Owner::Lease, Answer::Refused(Refused::Unknown)) => Some(Event::LeaseLost),
+            (Owner::Lease, answer) => {
+                let why = match answer {
+                    Answer::Refused(refused) => refused.to_string(),
+                    _ => "no lease in its answer".to_owned(),
+                };
+                self.peers.set_trouble(format!("no client lease: {why}"));
+                Some(Event::LeaseRefused)
+            }
             (Owner::Caller(op), Answer::Refused(refused)) => {
-                Some(Event::Done(op, refusal(ask, refused)))
+                Some(Event::Done(op, Err(refusal(refused))))
             }
             (Owner::Caller(op), answer) => Some(Event::Done(op, fits(&ask.request, answer))),
         }
@@ -312,56 +364,91 @@ impl Control {
 
     /// Lets go of what was waited for; returns the callers whose deadline has passed.
     pub(crate) fn tick(&mut self, now: Micros) -> Vec<(OpId, Error)> {
-        if matches!(self.state, LinkState::Resting(until) if until <= now) {
-            self.state = LinkState::Usable;
+        if self.peers.tick(now) {
+            self.ask_anew();
         }
-        let silent =
-            |ask: &Ask| (ask.sent).is_some_and(|(_, sent)| now.since(sent) >= COORDINATOR_PATIENCE);
-        if self.asks.iter().any(silent) {
-            self.rotate(now, "no answer");
+        let passed = |at: Option<Micros>| at.is_some_and(|at| at <= now);
+        if self.asks.iter().any(|ask| passed(ask.silent_at())) {
+            let silent = self.peers.current();
+            self.closing.push(silent);
+            self.peers.give_up(now, silent, "no answer");
+            self.ask_anew();
         }
-        let mut expired = Vec::new();
-        let trouble = self.trouble.clone();
-        self.asks.retain(|ask| match ask.owner {
-            Owner::Caller(op) if ask.deadline <= now => {
-                expired.push((op, ask.expiry(trouble.as_deref())));
-                false
+        for ask in &mut self.asks {
+            if passed(ask.again_at()) {
+                ask.sent = None;
             }
-            _ => true,
+        }
+        if passed(self.probe_at()) {
+            self.refresh();
+        }
+        let trouble = self.peers.trouble().map(str::to_owned);
+        let expired = self.remove(|ask| ask.deadline <= now);
+        let callers = expired.iter().filter_map(|ask| match ask.owner {
+            Owner::Caller(op) => Some((op, ask.expiry(trouble.as_deref()))),
+            Owner::Map | Owner::Lease => None,
         });
-        expired
+        callers.collect()
+    }
+
+    /// When to ask for the map, to see whether the coordinator that takes long for something lives.
+    fn probe_at(&self) -> Option<Micros> {
+        if self.asks.iter().any(|ask| ask.owner == Owner::Map) {
+            return None;
+        }
+        let slow = self.asks.iter().filter(|ask| ask.is_slow());
+        let sent = slow.filter_map(|ask| ask.sent).map(|(_, at)| at).min()?;
+        Some(sent.max(self.heard) + PATIENCE)
     }
 
     /// When [`Control::tick`] has something to do.
     pub(crate) fn next_timeout(&self) -> Option<Micros> {
-        let link = match self.state {
-            LinkState::Resting(until) if !self.asks.is_empty() => Some(until),
-            _ => None,
-        };
-        let asks = self.asks.iter().map(|ask| {
-            let next = match ask.sent {
-                Some((_, at)) => at + COORDINATOR_PATIENCE,
-                None if ask.not_before > Micros(0) => ask.not_before,
-                None => NEVER,
-            };
-            next.min(ask.deadline)
+        let peers = (self.peers.next_timeout()).filter(|_| !self.asks.is_empty());
+        let asks = self.asks.iter().flat_map(|ask| {
+            let waits = ask.sent.is_none() && ask.not_before > Micros(0);
+            [
+                ask.silent_at(),
+                ask.again_at(),
+                waits.then_some(ask.not_before),
+                Some(ask.deadline),
+            ]
         });
-        asks.chain(link).min().filter(|next| *next != NEVER)
+        let all = asks.chain([peers, self.probe_at()]).flatten();
+        all.min().filter(|next| *next != NEVER)
     }
 }
 
 impl Ask {
-    fn is_due(&self, now: Micros) -> bool {
-        self.sent.is_none() && self.not_before <= now
+    fn is_due(&self, now: Micros, client: ClientId) -> bool {
+        let waits_for_lease = self.once.is_none() && self.mutates() && client == ClientId(0);
+        self.sent.is_none() && self.not_before <= now && !waits_for_lease
+    }
+
+    /// Whether it runs once.
+    fn mutates(&self) -> bool {
+        is_mutation(&self.request)
+    }
+
+    /// Whether its answer may wait for others than the coordinators.
+    fn is_slow(&self) -> bool {
+        self.mutates() || matches!(self.request, Request::ReplaceCoordinator { .. })
+    }
+
+    /// When its coordinator is to be given up.
+    fn silent_at(&self) -> Option<Micros> {
+        let (_, at) = self.sent.filter(|_| !self.is_slow())?;
+        Some(at + PATIENCE)
+    }
+
+    /// When it is to be sent again where it was sent.
+    fn again_at(&self) -> Option<Micros> {
+        let (_, at) = self.sent.filter(|_| self.is_slow())?;
+        Some(at + SLOW_PATIENCE)
     }
 
     fn expiry(&self, trouble: Option<&str>) -> Error {
-        let mutates = matches!(
-            self.request,
-            Request::CreateTable { .. } | Request::DropTable { .. }
-        );
         match trouble {
-            _ if self.sends > 0 && mutates => Error::Timeout {
+            _ if self.sends > 0 && self.is_slow() => Error::Timeout {
                 maybe_applied: true,
             },
             Some(reason) => Error::Unavailable {
@@ -374,15 +461,29 @@ impl Ask {
     }
 }
 
-/// What a refusal is to the caller. A drop that was sent before may have succeeded then.
-fn refusal(ask: &Ask, refused: Refused) -> Result<Box<Answer>, Error> {
-    Err(match refused {
-        Refused::NoSuchTable if ask.sends > 1 => return Ok(Box::new(Answer::Dropped)),
+/// Whether a request runs once, with a client lease.
+pub(crate) fn is_mutation(request: &Request) -> bool {
+    matches!(
+        request,
+        Request::CreateTable { .. } | Request::DropTable { .. }
+    )
+}
+
+fn once_of(request: &mut Request) -> Option<&mut Option<Once>> {
+    match request {
+        Request::CreateTable { once, .. } | Request::DropTable { once, .. } => Some(once),
+        _ => None,
+    }
+}
+
+/// What a refusal is to the caller.
+fn refusal(refused: Refused) -> Error {
+    match refused {
         Refused::NoSuchTable => Error::TableNotFound,
         Refused::TableName => Error::InvalidTableName,
         Refused::Limit(limit) => Error::LimitReached(limit),
         other => Error::Protocol(format!("the coordinator refused: {other}")),
-    })
+    }
 }
 
 /// The answer, if it is one to this request.
@@ -393,6 +494,7 @@ fn fits(request: &Request, answer: Answer) -> Result<Box<Answer>, Error> {
             | (Request::DropTable { .. }, Answer::Dropped)
             | (Request::Servers { .. }, Answer::Servers(_))
             | (Request::Status, Answer::Status(_))
+            | (Request::ReplaceCoordinator { .. }, Answer::Noted)
     );
     if fits {
         Ok(Box::new(answer))

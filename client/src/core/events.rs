@@ -93,10 +93,20 @@ impl Core {
         correlation: u64,
         response: Response,
     ) {
+        self.attention = true;
         match self.control.handle(now, correlation, response) {
             Some(Event::Map(number, map)) => self.handle_map(now, number, map),
             Some(Event::Lease(client, lease_us)) => self.lease.opened(now, client, lease_us),
             Some(Event::LeaseLost) => self.lease.lost(now),
+            Some(Event::LeaseRefused) => self.lease.refused(now),
+            Some(Event::Forgotten(client, over)) => {
+                if client == self.lease.client() {
+                    self.lease.lost(now);
+                }
+                if let Some((op, error)) = over {
+                    self.complete_request(op, Err(error));
+                }
+            }
             Some(Event::Done(op, result)) => self.complete_request(op, result.map(Outcome::Answer)),
             Some(Event::Renewed) | None => {}
         }

@@ -48,6 +48,17 @@ impl Lease {
         self.due(now)
     }
 
+    /// A mutation waits for the lease; it is asked for at the next look at the time.
+    pub(crate) fn want_soon(&mut self) {
+        self.wanted = true;
+    }
+
+    /// The request that gives the lease back, if it is held.
+    pub(crate) fn farewell(&self) -> Option<Request> {
+        let client = self.client;
+        (client != ClientId(0)).then_some(Request::CloseClientLease { client })
+    }
+
     /// The request that is due.
     pub(crate) fn due(&mut self, now: Micros) -> Option<Request> {
         if !self.wanted || now < self.ask_at {
@@ -74,12 +85,16 @@ impl Lease {
         self.ask_at = now + self.length.max(RETRY * 3) / 3;
     }
 
-    /// The coordinator does not know the lease, or gave none: another will be asked for, under
-    /// another nonce.
+    /// The coordinators don't know the lease: another will be asked for, under another nonce.
     pub(crate) fn lost(&mut self, now: Micros) {
         self.client = ClientId(0);
         let number = u64::from_le_bytes(self.nonce[..8].try_into().expect("8 of 16 bytes"));
         self.nonce[..8].copy_from_slice(&number.wrapping_add(1).to_le_bytes());
+        self.ask_at = now;
+    }
+
+    /// The coordinators gave no lease, or did not renew it now: they will be asked again.
+    pub(crate) fn refused(&mut self, now: Micros) {
         self.ask_at = now + RETRY;
     }
 }

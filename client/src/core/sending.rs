@@ -34,7 +34,7 @@ impl Core {
 
     /// Someone for whom there is something to send.
     pub fn next_ready(&mut self, now: Micros) -> Option<Target> {
-        if let Some(peer) = self.control.ready(now) {
+        if let Some(peer) = self.control.ready(now, self.lease.client()) {
             return Some(Target::Coordinator(peer));
         }
         while let Some(&server) = self.ready.front() {
@@ -72,8 +72,8 @@ impl Core {
         let header = self.header(to);
         let filled = match to {
             Target::Coordinator(peer) => {
-                let known = self.routes.version();
-                self.control.fill(now, peer, known, payload)
+                let (known, client) = (self.routes.version(), self.lease.client());
+                self.control.fill(now, peer, known, client, payload)
             }
             Target::Server(server) => self.fill_items(now, server, payload),
         };

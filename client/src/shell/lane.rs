@@ -4,9 +4,8 @@ use std::task::{Context, Poll, Waker};
 
 use parking_lot::{Mutex, MutexGuard};
 use ramkeep_rpc::{Identity, PollMode, SendError, clock};
-use ramkeep_wire::Micros;
 use ramkeep_wire::coordinator::Table;
-use ramkeep_wire::envelope;
+use ramkeep_wire::{Micros, envelope, postcards};
 use tokio::sync::Notify;
 
 use super::calls::CallId;
@@ -93,7 +92,22 @@ impl Lane {
 
     /// No user is left.
     pub(crate) fn shut(&self) {
-        self.lock().stopping = true;
+        let mut state = self.lock();
+        state.stopping = true;
+        let farewell = state.core.farewell();
+        let said = farewell.and_then(|(to, request)| {
+            Some((
+                state.connection(to)?.link.clone(),
+                state.core.header(to),
+                request,
+            ))
+        });
+        drop(state);
+        if let Some((link, header, request)) = said {
+            let payload = postcards::encode(&request);
+            // If it isn't heard, the lease runs out.
+            let _ = link.send(|out| envelope::append(out, header, &payload));
+        }
         self.driver.notify_one();
     }
 

@@ -20,7 +20,7 @@ pub(super) struct Backlog {
 impl Backlog {
     /// Records go to the disk.
     pub(super) fn add(&mut self, seq: u64, records: &[Record]) {
-        let bytes = records.iter().map(size).sum();
+        let bytes = records.iter().map(Record::size).sum();
         self.bytes += bytes;
         self.jobs.push_back((seq, bytes));
     }
@@ -35,12 +35,5 @@ impl Backlog {
     /// Whether the disk is too far behind.
     pub(super) fn is_full(&self) -> bool {
         self.bytes > MAX_UNWRITTEN_BYTES || self.jobs.len() > MAX_UNWRITTEN_JOBS
-    }
-}
-
-fn size(record: &Record) -> usize {
-    match record {
-        Record::Accepted { entry, .. } => entry.size(),
-        _ => 0,
     }
 }

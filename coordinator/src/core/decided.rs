@@ -11,7 +11,7 @@ use super::waiting::Wanted;
 use super::{Coordinator, NOTHING_FOLLOWED, Origin, Output, Replacing};
 use crate::command::{Applied, Command, Outcome};
 use crate::consensus::{Decided, Event, Unreadable, peer, time};
-use crate::limits::{CLIENT_LEASE, SNAPSHOT_AFTER};
+use crate::limits::{CLIENT_LEASE, MAX_REPLACING, SNAPSHOT_AFTER};
 use crate::state::State;
 
 impl Coordinator {
@@ -66,7 +66,6 @@ impl Coordinator {
         match postcards::decode::<State>(state) {
             Ok(state) => {
                 self.state = state;
-                self.applied = slot;
                 self.regrouped = slot;
                 self.unsaved = 0;
             }
@@ -85,7 +84,6 @@ impl Coordinator {
                 self.decided(&command, origin, outcome);
             }
         }
-        self.applied = decided.slot;
         if decided.regroups {
             self.regrouped = decided.slot;
         }
@@ -132,6 +130,11 @@ impl Coordinator {
             tracing::info!(%ballot, "leading no more");
         }
         self.forget_leading();
+        self.redirect_all();
+    }
+
+    /// Whoever waits here is to ask the leader.
+    pub(super) fn redirect_all(&mut self) {
         for token in self.waiting.give_up() {
             self.redirect(token);
         }
@@ -220,7 +223,7 @@ impl Coordinator {
             Ok(Applied::Table(table)) => self.wait(token, Wanted::Served(table)),
             Ok(_) => self.reply_decided(token, Answer::Noted),
             Err(_) if self.state.tables().is_dropping(&name) => {
-                self.wait(token, Wanted::Room(name, once))
+                self.wait(token, Wanted::Room(name, once));
             }
             Err(why) => self.reply_decided(token, Answer::Refused(why)),
         }
@@ -253,6 +256,9 @@ impl Coordinator {
     pub(super) fn replace(&mut self, replacing: Replacing) {
         use paxos::ReplaceError::{Behind, Busy, NoLearner};
         let Replacing { token, lost, by } = replacing;
+        if self.replacing.len() >= MAX_REPLACING {
+            return self.refuse(token, Refused::Limit(format!("{MAX_REPLACING} waiting")));
+        }
         match self.consensus.replace(self.now, lost, by) {
             // Settled as soon as it is known.
             Ok(()) => self.replacing.push(replacing),

@@ -59,6 +59,14 @@ impl Watch {
         }
     }
 
+    /// One of whom nothing was heard for ever, for a planted fault.
+    pub(super) fn long_silent() -> Self {
+        let mut watch = Self::new(Micros(0));
+        watch.suspect(Micros(0));
+        (0..MIN_PROBES).for_each(|_| watch.probed(Micros(0)));
+        watch
+    }
+
     /// Whatever silence there was does not count.
     pub(super) fn afresh(&mut self, now: Micros) {
         self.heard = now;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use ramkeep_wire::coordinator::Roles;
+use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::order::{Command as OrderCommand, Order, TabletGrant};
 use ramkeep_wire::{ListVersion, LogPosition, Micros, ServerId, TableId};
 
@@ -82,6 +83,7 @@ impl Coordinator {
     /// Living servers are watched, crashed ones are not.
     fn follow_servers(&mut self) {
         let (state, now) = (&self.state, self.now);
+        let begins = self.watches.is_empty();
         for (server, watch) in self
             .watches
             .extract_if(.., |server, _| state.living(*server).is_err())
@@ -94,9 +96,10 @@ impl Coordinator {
             .retain(|server, _| state.living(*server).is_ok());
         for (server, found) in state.servers().iter() {
             if !found.is_crashed() {
-                self.watches
-                    .entry(server)
-                    .or_insert_with(|| Watch::new(now));
+                let watch = self.watches.entry(server).or_insert(Watch::new(now));
+                if begins && mutants::active(Mutant::TimersNotAfresh) {
+                    *watch = Watch::long_silent();
+                }
             }
         }
     }
@@ -184,7 +187,9 @@ impl Coordinator {
     }
 
     /// A crashed master can't serve any more once all living backups know that it crashed, and
-    /// refuse it, and what they had granted it before has run out. That holds while fewer than all
+    /// refuse it, and what they had granted it before has run out; or what a coordinator granted it,
+    /// if it has no backups: grants to it end with the decision, so that a whole lease from here on
+    /// is enough, also for a leader that doesn't know when the last was granted. That holds while fewer than all
     /// backups of a head of it are zombies themselves; recovery, when it fences by inventory,
     /// needs no such clause.
     fn fence(&mut self) {

@@ -129,6 +129,16 @@ impl Coordinator {
         let floor = report
             .floor
             .filter(|floor| known.is_none_or(|k| k < *floor));
+        // Without backups nobody else could grant it (SAFETY 7). A crash that is decided ends this:
+        // `fence` waits out the last grant from then on.
+        let lease_us = self.state.constants().map_or(0, |constants| {
+            let alone = constants.settings.replicas == 0 && found.roles.master;
+            if alone {
+                constants.settings.lease_us
+            } else {
+                0
+            }
+        });
         let newer = report.list < self.state.list_version();
         let list = newer.then(|| self.state.server_list());
         self.list_confirmed(server, report.list);
@@ -150,7 +160,7 @@ impl Coordinator {
             };
             self.propose(&command, Origin::Report(server));
         }
-        self.reply(token, Answer::Heard { list });
+        self.reply(token, Answer::Heard { list, lease_us });
     }
 
     fn suspect(&mut self, token: u64, server: ServerId, by: ServerId) {

@@ -1,7 +1,8 @@
 //! The thread that owns the files: it alone waits for the disk.
 //!
 //! # Invariants
-//! 1. Jobs are done in order. Records that wait together are written together, with one sync.
+//! 1. Jobs are done in order. Records that wait together are written as one record of the journal,
+//!    with one sync: a machine that fails keeps all of them or none.
 
 use std::io;
 use std::sync::Arc;
@@ -60,9 +61,9 @@ fn run(mut files: Files, jobs: &Receiver<Job>, hub: &Arc<Hub>) -> Result<(), Fil
         match job {
             Job::Persist { seq, records } => {
                 let mut batch = Batch::default();
-                batch.add(seq, &records);
+                batch.add(seq, records);
                 next = batch.gather(jobs);
-                files.append(&batch.records)?;
+                files.append(&postcards::encode(&batch.records))?;
                 hub.input(|core, now| core.handle_persisted(now, batch.seq));
             }
             Job::Snapshot {
@@ -70,7 +71,10 @@ fn run(mut files: Files, jobs: &Receiver<Job>, hub: &Arc<Hub>) -> Result<(), Fil
                 snapshot,
                 records,
             } => {
-                let records: Vec<_> = records.iter().map(postcards::encode).collect();
+                let records = records
+                    .iter()
+                    .map(|record| postcards::encode(&[record].as_slice()));
+                let records: Vec<_> = records.collect();
                 files.snapshot(&postcards::encode(&snapshot), &records)?;
                 hub.input(|core, now| core.handle_persisted(now, seq));
             }
@@ -85,24 +89,23 @@ fn run(mut files: Files, jobs: &Receiver<Job>, hub: &Arc<Hub>) -> Result<(), Fil
 struct Batch {
     /// Of the last job in it.
     seq: u64,
-    records: Vec<Vec<u8>>,
+    records: Vec<Record>,
+    /// About as many bytes as they take.
     bytes: usize,
 }
 
 impl Batch {
-    fn add(&mut self, seq: u64, records: &[Record]) {
+    fn add(&mut self, seq: u64, records: Vec<Record>) {
         self.seq = seq;
-        for record in records.iter().map(postcards::encode) {
-            self.bytes += record.len();
-            self.records.push(record);
-        }
+        self.bytes += records.iter().map(Record::size).sum::<usize>();
+        self.records.extend(records);
     }
 
     /// Adds the records that wait by now. The job that comes after them, if one does.
     fn gather(&mut self, jobs: &Receiver<Job>) -> Option<Job> {
         while self.bytes < MAX_TOGETHER {
             match jobs.try_recv() {
-                Ok(Job::Persist { seq, records }) => self.add(seq, &records),
+                Ok(Job::Persist { seq, records }) => self.add(seq, records),
                 Ok(other) => return Some(other),
                 Err(_) => return None,
             }

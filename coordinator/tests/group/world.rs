@@ -201,14 +201,10 @@ impl World {
 
     /// Bytes of entries that wait for the disk.
     pub fn unwritten(&self, peer: u32) -> usize {
-        let size = |record: &Record| match record {
-            Record::Accepted { entry, .. } => entry.size(),
-            _ => 0,
-        };
         let held = self.machines[&peer].held.iter();
         held.map(|(_, write)| match write {
             Write::Records(records) | Write::Snapshot(_, records) => {
-                records.iter().map(size).sum::<usize>()
+                records.iter().map(Record::size).sum::<usize>()
             }
         })
         .sum()
@@ -461,7 +457,7 @@ pub fn table_of(answer: Option<Answer>) -> Table {
     }
 }
 
-pub fn is_not_leader(answer: Option<Answer>) -> bool {
+pub fn is_not_leader(answer: Option<&Answer>) -> bool {
     matches!(answer, Some(Answer::Refused(Refused::NotLeader { .. })))
 }
 

@@ -34,10 +34,17 @@ impl Replication {
         let Some(replica) = segment.replicas.iter_mut().find(|r| r.backup == from) else {
             return AckEffect::None;
         };
-        replica.in_flight = replica.in_flight.saturating_sub(1);
+        let sent = replica.in_flight.pop_front();
         if ack.status == ReplicateStatus::Done && possible {
             replica.acknowledged(now, ack);
+            if let Some(sent) = sent {
+                self.leases.granted(now, from, sent, ack.lease_us);
+            }
             return AckEffect::None;
+        }
+        if ack.status == ReplicateStatus::NoFrame && !replica.acked.opened {
+            // It has nothing that recovery could ask it for.
+            segment.witnesses.retain(|witness| *witness != from);
         }
         let until = now + Duration::from_micros(self.config.retry_us);
         let health = match ack.status {

@@ -1,12 +1,14 @@
 //! Which backups hold what: connections that come and go, crashes, restarts, and the choice of
 //! backups in their place.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ramkeep_wire::{Micros, SegmentId, ServerId};
 
 use super::placement::Health;
-use super::{COPY_TRIES, MAX_BACK_OFF_US, MAX_COPIES, Replication};
+use super::segment::Replicated;
+use super::{COPY_TRIES, MAX_BACK_OFF_US, MAX_COPIES, MAX_SUSPECTED, OWN_PAUSE, Replication};
 
 impl Replication {
     /// The connection to a backup is there (again): it may be chosen. What it was told on an
@@ -26,7 +28,7 @@ impl Replication {
         let segments = self.segments.values_mut();
         for replica in segments.flat_map(|segment| &mut segment.replicas) {
             if replica.backup == server {
-                replica.in_flight = 0;
+                replica.in_flight.clear();
             }
         }
         self.late_acks.retain(|(of, _), _| *of != server);
@@ -93,8 +95,8 @@ impl Replication {
         let Some(replica) = segment.lose(server) else {
             return;
         };
-        if replica.in_flight > 0 {
-            *self.late_acks.entry((server, id)).or_default() += replica.in_flight;
+        if !replica.in_flight.is_empty() {
+            *self.late_acks.entry((server, id)).or_default() += replica.in_flight.len();
         }
         if segment.closed_everywhere && !self.active.contains(&id) {
             self.lacking.insert(id);
@@ -102,33 +104,86 @@ impl Replication {
         self.orphans.add(server, id);
     }
 
-    /// Replaces a backup that has let a message wait too long, if another is there. Backs off: a
-    /// loaded machine doesn't answer slowness with copying (SAFETY 10).
-    pub(super) fn replace_slow(&mut self, now: Micros) {
-        if now < self.next_change_not_before {
+    /// If this process slept, what backups left unanswered meanwhile is no reason to suspect them.
+    pub(super) fn note_own_pause(&mut self, now: Micros) {
+        let last = std::mem::replace(&mut self.pumped, now);
+        if now.since(last) < OWN_PAUSE {
             return;
         }
-        let limit = u128::from(self.config.slow_backup_us);
-        let slow = self.active.iter().find_map(|id| {
-            let segment = self.segments.get(id)?;
-            let replica = segment.replicas.iter().find(|replica| {
-                replica.in_flight > 0 && now.since(replica.waiting_since).as_micros() > limit
-            })?;
-            self.backups
-                .has_spare(now, |backup| segment.is_on(backup))
-                .then_some(replica.backup)
-        });
-        let Some(slow) = slow else { return };
+        for id in &self.active {
+            let segment = self.segments.get_mut(id);
+            for replica in segment.into_iter().flat_map(|s| &mut s.replicas) {
+                replica.waiting_since = now;
+            }
+        }
+    }
+
+    /// Replaces backups that have let a message wait too long, if others are there. Backs off: a loaded machine doesn't answer slowness with copying
+    /// (SAFETY 10). While no coordinator answers, a change could not be recorded, and one who is
+    /// slow is better than one who is gone.
+    pub(super) fn replace_slow(&mut self, now: Micros) {
+        if now < self.next_change_not_before || !self.coordinator_answers {
+            return;
+        }
         let quiet = now.since(self.next_change_not_before).as_micros();
         if quiet > u128::from(self.change_back_off_us) {
             self.change_back_off_us = 0;
         }
+        // Several at once only out of the blue.
+        let most = if self.change_back_off_us == 0 {
+            MAX_SUSPECTED
+        } else {
+            1
+        };
+        for _ in 0..most {
+            let Some(slow) = self.slow(now) else { return };
+            self.back_off(now);
+            let until = now + Duration::from_micros(self.config.retry_us);
+            self.backups.doubt(slow, Health::Suspect { until });
+            self.replace(slow);
+        }
+    }
+
+    /// A backup that has let a message wait too long and can be replaced.
+    fn slow(&self, now: Micros) -> Option<ServerId> {
+        self.active.iter().find_map(|id| {
+            let segment = self.segments.get(id)?;
+            let limit = if segment.closed_everywhere {
+                self.config.slow_copy_us
+            } else {
+                self.config.slow_backup_us
+            };
+            let replica = segment.replicas.iter().find(|replica| {
+                let waits = now.since(replica.waiting_since);
+                !replica.in_flight.is_empty() && waits > Duration::from_micros(limit)
+            })?;
+            self.has_spare(now, segment).then_some(replica.backup)
+        })
+    }
+
+    fn back_off(&mut self, now: Micros) {
         self.change_back_off_us =
-            (self.change_back_off_us * 2).clamp(self.config.slow_backup_us, MAX_BACK_OFF_US);
+            (self.change_back_off_us * 2).clamp(2 * self.config.retry_us, MAX_BACK_OFF_US);
         self.next_change_not_before = now + Duration::from_micros(self.change_back_off_us);
-        let until = now + Duration::from_micros(self.config.retry_us);
-        self.backups.doubt(slow, Health::Suspect { until });
-        self.replace(slow);
+    }
+
+    /// Whether a head's set is to go on with fewer than k backups (SAFETY 9): there is nobody to take
+    /// the place of those that are missing, each of them was decided crashed, and the lease that is
+    /// left of them is about to run out. One that only can't be reached may hold the last copy of
+    /// what was acknowledged, if more are lost; a new epoch would outdate that copy.
+    pub(super) fn must_shrink(&self, now: Micros, segment: &Replicated) -> bool {
+        let missing = |backup: &&ServerId| !segment.is_on(**backup);
+        let mut missing = segment.witnesses.iter().filter(missing);
+        let soon = now + Duration::from_micros(2 * self.config.renew_us);
+        missing.all(|backup| {
+            self.backups.health(*backup) == Health::Crashed && self.leases.until(*backup) <= soon
+        }) && !self.has_spare(now, segment)
+    }
+
+    /// Whether there is a backup that could take on one more replica of `segment`.
+    pub(super) fn has_spare(&self, now: Micros, segment: &Replicated) -> bool {
+        let taken = |backup| segment.is_on(backup) || owes_answers(&self.late_acks, backup);
+        self.backups.has_spare(now, taken)
     }
 
     /// Fills up a segment's set of backups.
@@ -137,7 +192,9 @@ impl Replication {
             return;
         };
         while segment.replicas.len() < self.config.replicas {
-            let Some(backup) = self.backups.choose(now, |backup| segment.is_on(backup)) else {
+            let late = &self.late_acks;
+            let taken = |backup| segment.is_on(backup) || owes_answers(late, backup);
+            let Some(backup) = self.backups.choose(now, taken) else {
                 break;
             };
             let frames = self.frames_of.get(&backup).copied();
@@ -173,4 +230,11 @@ impl Replication {
             }
         }
     }
+}
+
+/// Whether a backup that was given up has not answered yet what it was sent before: it may be
+/// stopped, and is not chosen until it shows that it lives.
+fn owes_answers(late: &BTreeMap<(ServerId, SegmentId), usize>, server: ServerId) -> bool {
+    let all = (server, SegmentId(0))..=(server, SegmentId(u64::MAX));
+    late.range(all).next().is_some()
 }

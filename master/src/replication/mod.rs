@@ -10,31 +10,35 @@
 //!    previous head is closed on all its backups (SAFETY 11).
 //! 4. A replica that replaces another counts only when it is complete (SAFETY 3).
 //! 5. A segment that is neither active nor lacking is closed on k backups, so far as they live.
-//! 6. What `pump` does is bounded by what is open or being copied, not by the log's size.
+//! 6. Reads are answered under a lease from whoever recovery could have a head from: `lease.rs`.
+//! 7. What `pump` does is bounded by what is open or being copied, not by the log's size.
 //!
 //! Driven by progress: [`Replication::pump`] derives the next messages from the difference between
 //! the log and what the backups acknowledged. A pure state machine; the shell sends what comes out.
 
 mod acks;
+pub mod lease;
 mod members;
 mod orphans;
 pub mod placement;
 pub mod replica;
 mod segment;
+mod steps;
 #[cfg(test)]
 mod tests;
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use ramkeep_wire::mutants::{self, Mutant};
-use ramkeep_wire::replicate::{Replicate, flags};
+use ramkeep_wire::replicate::Replicate;
 use ramkeep_wire::{Certificate, Micros, ReplicationEpoch, SegmentId, SegmentKind, ServerId};
 
 pub use acks::AckEffect;
+use lease::Leases;
 use orphans::Orphans;
 use placement::Backups;
-use replica::Wanted;
 use segment::Replicated;
 
 /// Copies of closed segments under way at once (SAFETY 10).
@@ -45,6 +49,11 @@ const COPY_TRIES: usize = 16;
 pub const MAX_FREES: usize = 256;
 /// Longest back-off between two replacements of slow backups, microseconds.
 const MAX_BACK_OFF_US: u64 = 30_000_000;
+/// Slow backups that are replaced in one go (SAFETY 10); then it backs off.
+const MAX_SUSPECTED: usize = 2;
+/// Time passes here every few milliseconds. After a gap of this length it was the master that slept,
+/// and what went unanswered meanwhile says nothing of its backups.
+const OWN_PAUSE: Duration = Duration::from_millis(50);
 
 /// What replication needs of the log. Implemented by the store's writer.
 pub trait ReplicatedLog {
@@ -82,6 +91,10 @@ pub struct Config {
     pub replicas: usize,
     /// Longest time without an acknowledgement before a head's backup is replaced, microseconds.
     pub slow_backup_us: u64,
+    /// The same for a copy of a closed segment, which keeps nobody waiting.
+    pub slow_copy_us: u64,
+    /// How often a lease is asked for when there is nothing else to say, microseconds.
+    pub renew_us: u64,
     /// How long a backup is left alone after its connection broke or it found no frame.
     pub retry_us: u64,
     /// How long writes wait for enough backups before they are refused (SAFETY 9).
@@ -141,6 +154,13 @@ pub struct Replication {
     late_acks: BTreeMap<(ServerId, SegmentId), usize>,
     /// Since when a head has had fewer backups than it needs.
     short_since: Option<Micros>,
+    /// What backups have granted.
+    leases: Leases,
+    /// When `pump` was called last.
+    pumped: Micros,
+    /// Whether the coordinator answered when it was asked last: a change of a head's backups needs
+    /// its record.
+    coordinator_answers: bool,
     next_change_not_before: Micros,
     change_back_off_us: u64,
 }
@@ -160,6 +180,9 @@ impl Replication {
             frames_of: BTreeMap::new(),
             late_acks: BTreeMap::new(),
             short_since: None,
+            leases: Leases::default(),
+            pumped: Micros(0),
+            coordinator_answers: true,
             next_change_not_before: Micros(0),
             change_back_off_us: 0,
         }
@@ -181,6 +204,7 @@ impl Replication {
                 self.active.insert(head);
             }
         }
+        self.note_own_pause(now);
         self.replace_slow(now);
         self.begin_copies(now);
         let mut moved = false;
@@ -227,7 +251,7 @@ impl Replication {
         };
         self.place(now, id);
         self.send_steps(now, id, &info, log, send);
-        self.progress(id, &info, log, send)
+        self.progress(now, id, &info, log, send)
     }
 
     /// A segment that has left the log: its replicas are freed.
@@ -242,80 +266,27 @@ impl Replication {
         }
     }
 
-    fn send_steps(
+    /// Draws the conclusions from what was acknowledged.
+    fn progress(
         &mut self,
         now: Micros,
         id: SegmentId,
         info: &LogSegment,
         log: &mut impl ReplicatedLog,
         send: &mut impl FnMut(Output),
-    ) {
-        let may_close = info.sealed.is_some() && self.may_close(id);
-        let Some(segment) = self.segments.get_mut(&id) else {
-            return;
-        };
-        let wanted = Wanted {
-            length: info.length,
-            epoch: segment.wanted_epoch(),
-            close: may_close,
-            lease: !segment.closed_everywhere,
-        };
-        // All complete steps are to the same length and epoch: one certificate serves them.
-        let mut complete = info.sealed.filter(|_| wanted.close);
-        for replica in &mut segment.replicas {
-            while let Some(step) = replica.next_step(&wanted) {
-                let certificate = if step.flags & flags::COMPLETE == 0 {
-                    Certificate::NONE
-                } else {
-                    *complete.get_or_insert_with(|| log.certify(id, wanted.epoch).1)
-                };
-                segment.told = segment.told.max(step.length);
-                send(Output::Replicate {
-                    to: replica.backup,
-                    message: Replicate {
-                        segment: id,
-                        epoch: wanted.epoch,
-                        offset: step.offset,
-                        length: step.length,
-                        kind: info.kind,
-                        flags: step.flags,
-                        certificate,
-                        bytes: &[],
-                    },
-                });
-                replica.sent(now, &step, wanted.epoch);
-            }
-        }
-    }
-
-    /// Whether a sealed segment's replicas may be closed now (invariant 3).
-    fn may_close(&self, id: SegmentId) -> bool {
+    ) -> bool {
+        let replicas = self.config.replicas;
         let Some(segment) = self.segments.get(&id) else {
             return false;
         };
-        if segment.closed_everywhere {
-            return true;
-        }
-        let next = self.segments.range(SegmentId(id.0 + 1)..).next();
-        segment.change.is_none()
-            && next.is_some_and(|(_, next)| {
-                next.open_on_all(self.config.replicas) || mutants::active(Mutant::CloseBeforeOpen)
-            })
-    }
-
-    /// Draws the conclusions from what was acknowledged.
-    fn progress(
-        &mut self,
-        id: SegmentId,
-        info: &LogSegment,
-        log: &mut impl ReplicatedLog,
-        send: &mut impl FnMut(Output),
-    ) -> bool {
-        let replicas = self.config.replicas;
-        let Some(segment) = self.segments.get_mut(&id) else {
-            return false;
-        };
-        if let Some(record) = segment.due_record(replicas) {
+        let shrinks = segment.change.is_some()
+            && segment.replicas.len() < replicas
+            && self.must_shrink(now, segment);
+        // Reads go on under a lease from those that are left; nothing becomes durable until there
+        // are k again.
+        let least = if shrinks { 1 } else { replicas };
+        let segment = self.segments.get_mut(&id).expect("looked up above");
+        if let Some(record) = segment.due_record(least) {
             if mutants::active(Mutant::SkipEpochRecord) {
                 segment.recorded(record);
             } else {
@@ -340,6 +311,7 @@ impl Replication {
         if info.sealed.is_some() && segment.closed_on_all(replicas) {
             let first_time = !segment.closed_everywhere;
             segment.closed_everywhere = true;
+            segment.witnesses = Vec::new();
             self.active.remove(&id);
             self.orphans.due = true;
             if first_time {
@@ -370,6 +342,11 @@ impl Replication {
         } else if self.short_since.is_none() {
             self.short_since = Some(now);
         }
+    }
+
+    /// Whether the coordinator answered when it was asked last.
+    pub fn coordinator_answers(&mut self, answers: bool) {
+        self.coordinator_answers = answers;
     }
 
     /// The coordinator recorded `epoch` for `segment`.

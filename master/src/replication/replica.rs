@@ -5,6 +5,8 @@
 //! the difference. A replica whose connection breaks before it is closed is given up: another takes
 //! its place, on the same backup perhaps, and what that has already is only compared.
 
+use std::collections::VecDeque;
+
 use ramkeep_wire::limits::{MAX_REPLICATE_BYTES, MAX_REPLICATES_IN_FLIGHT, MAX_UNSENT};
 use ramkeep_wire::replicate::{ReplicateAck, flags};
 use ramkeep_wire::{Micros, ReplicationEpoch, ServerId};
@@ -72,8 +74,8 @@ pub struct Replica {
     pub sent: Progress,
     /// What was acknowledged.
     pub acked: Progress,
-    /// Messages sent and not acknowledged.
-    pub in_flight: usize,
+    /// When each of the messages was sent that are not acknowledged, oldest first.
+    pub in_flight: VecDeque<Micros>,
     /// When the oldest of them was sent, or the last acknowledgement came.
     pub waiting_since: Micros,
 }
@@ -87,7 +89,7 @@ impl Replica {
             backup,
             sent: none,
             acked: none,
-            in_flight: 0,
+            in_flight: VecDeque::new(),
             waiting_since: Micros(0),
         }
     }
@@ -110,8 +112,8 @@ impl Replica {
             MAX_REPLICATES_IN_FLIGHT
         };
         let unanswered = sent.length.saturating_sub(self.acked.length);
-        let full = self.in_flight >= window || unanswered >= MAX_BYTES_IN_FLIGHT;
-        if full && self.in_flight > 0 {
+        let full = self.in_flight.len() >= window || unanswered >= MAX_BYTES_IN_FLIGHT;
+        if full && !self.in_flight.is_empty() {
             return None;
         }
         let length = if copying {
@@ -133,10 +135,7 @@ impl Replica {
 
     /// Notes that `step` was sent under `epoch`.
     pub fn sent(&mut self, now: Micros, step: &Step, epoch: ReplicationEpoch) {
-        if self.in_flight == 0 {
-            self.waiting_since = now;
-        }
-        self.in_flight += 1;
+        self.waits_from(now);
         let whole = step.flags & flags::COMPLETE != 0;
         self.sent = Progress {
             opened: true,
@@ -149,6 +148,26 @@ impl Replica {
             },
             closed: step.flags & flags::CLOSED != 0,
         };
+    }
+
+    /// The message that renews the lease and changes nothing: what was sent last, without a byte.
+    /// None while something is on its way that does as well, or nothing is there to name.
+    #[must_use]
+    pub fn renewal(&self) -> Option<Step> {
+        let idle = self.sent.opened && self.in_flight.is_empty();
+        idle.then_some(Step {
+            flags: flags::LEASE,
+            offset: self.sent.length,
+            length: self.sent.length,
+        })
+    }
+
+    /// A message goes out at `now`, whose answer is waited for.
+    pub fn waits_from(&mut self, now: Micros) {
+        if self.in_flight.is_empty() {
+            self.waiting_since = now;
+        }
+        self.in_flight.push_back(now);
     }
 
     /// Notes a positive acknowledgement.
@@ -221,7 +240,7 @@ mod tests {
         let mut steps = 0;
         while let Some(step) = replica.next_step(&target) {
             replica.sent(Micros(0), &step, EPOCH);
-            replica.in_flight = 0;
+            replica.in_flight.clear();
             steps += 1;
             let last = step.length == 2 << 20;
             assert_eq!(step.flags & (flags::COMPLETE | flags::CLOSED) != 0, last);

@@ -32,6 +32,9 @@ pub(super) struct Replicated {
     /// The frames of every backup that was ever sent a byte of it, by the first server that is
     /// known to have had them.
     ever_in: Vec<ServerId>,
+    /// The backups that recovery could have this head from: each that was sent it whole, under the
+    /// recorded epoch or a later one. Reads need a lease from all of them.
+    pub(super) witnesses: Vec<ServerId>,
 }
 
 /// Of a segment's first set of backups.
@@ -48,6 +51,7 @@ impl Replicated {
             durable: 0,
             told: 0,
             ever_in: Vec::new(),
+            witnesses: Vec::new(),
         }
     }
 
@@ -65,6 +69,13 @@ impl Replicated {
     }
 
     pub(super) fn add(&mut self, backup: ServerId, frames: ServerId) {
+        // One more in a set that is recorded, or about to be, with too few.
+        let shrunk = self
+            .change
+            .map_or(self.epoch > FIRST_EPOCH, |change| change.recording);
+        if shrunk && !self.closed_everywhere {
+            self.new_attempt();
+        }
         self.replicas.push(Replica::new(backup));
         if !self.was_in(frames) {
             self.ever_in.push(frames);
@@ -134,12 +145,12 @@ impl Replicated {
         self.closed_everywhere && self.replicas.iter().any(|r| !r.acked.closed)
     }
 
-    /// The epoch to have recorded now: every backup of the new set holds it, over at least all
-    /// that was ever durable.
-    pub(super) fn due_record(&mut self, k: usize) -> Option<ReplicationEpoch> {
+    /// The epoch to have recorded now: every backup of the new set, which has `least` or more,
+    /// holds it, over at least all that was ever durable.
+    pub(super) fn due_record(&mut self, least: usize) -> Option<ReplicationEpoch> {
         let durable = self.durable.max(1);
         let change = self.change.as_mut()?;
-        let held = self.replicas.len() >= k
+        let held = self.replicas.len() >= least
             && self.replicas.iter().all(|r| r.holds(durable, change.epoch));
         if !held || change.recording {
             return None;
@@ -156,6 +167,10 @@ impl Replicated {
         {
             self.epoch = epoch;
             self.change = None;
+            // Copies of those who are not in the new set are outdated from here on.
+            self.witnesses.clear();
+            let set = self.replicas.iter().map(|replica| replica.backup);
+            self.witnesses.extend(set);
         }
     }
 

@@ -1,11 +1,12 @@
 //! Replication against a model: see `world`.
 
+mod lease;
 mod world;
 
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
-use ramkeep_wire::replicate::{ReplicateAck, ReplicateStatus};
+use ramkeep_wire::replicate::{ReplicateAck, ReplicateStatus, flags};
 
 use super::*;
 use world::{FRAMES, FakeBackup, HEADER, Sent, World};
@@ -201,10 +202,13 @@ fn a_late_acknowledgement_says_nothing_of_a_later_replica() {
     );
     world.kill(other);
     world.pump();
-    assert!(world.replication.backups_of(SegmentId(1)).contains(&slow));
+    let on = |world: &World| world.replication.backups_of(SegmentId(1));
+    assert!(!on(&world).contains(&slow), "it still owes answers");
     late.iter().for_each(|ack| {
         world.replication.handle_ack(world.now, slow, ack);
     });
+    world.pump();
+    assert!(on(&world).contains(&slow), "it shows that it lives");
     world.break_link(slow);
     world.replication.link_up(slow);
     world.settle();
@@ -347,6 +351,7 @@ proptest! {
             happen(&mut world, event);
             world.pump();
             world.check(2);
+            world.check_lease();
         }
         world.settle();
         world.check(2);

@@ -33,7 +33,7 @@ pub struct ControlConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ControlEnd {
     /// The coordinator decided that this server is dead; it must not go on under this identity.
-    #[error("this server was decided crashed; start it again to join as a new one")]
+    #[error("this server was decided crashed")]
     Fenced,
     /// The runtime under it has ended.
     #[error("the server's workers have ended")]
@@ -88,21 +88,25 @@ pub async fn run_control(shell: Arc<MasterShell>, config: ControlConfig) -> Cont
 
 /// Asks the coordinator, and gives the answer to the core.
 async fn ask(shell: Arc<MasterShell>, coordinators: Arc<Coordinators>, request: Request) {
+    let sent = clock::now();
     let response = coordinators.call(&request).await.ok();
     shell
         .master
-        .handle_answer(clock::now(), &request, response.as_ref());
+        .handle_answer(clock::now(), sent, &request, response.as_ref());
     shell.pump(clock::now());
 }
 
 async fn report(shell: Arc<MasterShell>, config: Arc<ControlConfig>) {
-    let mut interval = tokio::time::interval(config.heartbeat);
+    let every = shell.master.renew_every();
+    let every = every.map_or(config.heartbeat, |every| every.min(config.heartbeat));
+    let mut interval = tokio::time::interval(every);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
         let mut heartbeat = shell.master.heartbeat();
         (config.complete)(&mut heartbeat);
         let request = Request::Heartbeat(heartbeat);
+        let sent = clock::now();
         let response = config.coordinators.call(&request).await.ok();
         if response
             .as_ref()
@@ -110,12 +114,15 @@ async fn report(shell: Arc<MasterShell>, config: Arc<ControlConfig>) {
         {
             tracing::warn!("the coordinator does not know this server");
         }
-        if let Some(Answer::Heard { list: Some(list) }) = response.as_ref().map(|r| &r.answer) {
+        if let Some(Answer::Heard {
+            list: Some(list), ..
+        }) = response.as_ref().map(|r| &r.answer)
+        {
             shell.fence_crashed(list);
         }
         shell
             .master
-            .handle_answer(clock::now(), &request, response.as_ref());
+            .handle_answer(clock::now(), sent, &request, response.as_ref());
         shell.pump(clock::now());
     }
 }

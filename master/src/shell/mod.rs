@@ -7,7 +7,7 @@ mod links;
 mod service;
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
@@ -16,10 +16,11 @@ use ramkeep_wire::coordinator::{BackupStats, ServerList, ServerState};
 use ramkeep_wire::{Micros, ServerId};
 
 use crate::core::Master;
+use crate::store::MasterLease;
 use links::{BackupLinks, LinkSink};
 
 pub use control::{ControlConfig, ControlEnd, run_control};
-pub use coordinators::{Coordinators, Unreachable};
+pub use coordinators::{CALL_PATIENCE, Coordinators, Unreachable};
 pub use service::MasterService;
 
 /// A master with its connections: shared by the workers and the control loop.
@@ -33,6 +34,8 @@ pub struct MasterShell {
     holders: AtomicUsize,
     /// Times that all holders were woken.
     wakes: AtomicU64,
+    /// Some of them wait for the master lease.
+    lease_wanted: AtomicBool,
     /// Has this server's own backup fence a master.
     fence: OnceLock<Box<dyn Fn(ServerId) + Send + Sync>>,
     /// What the backup in the same process says of itself, for who asks this server.
@@ -59,6 +62,7 @@ impl MasterShell {
             holding: Mutex::new(Vec::new()),
             holders: AtomicUsize::new(0),
             wakes: AtomicU64::new(0),
+            lease_wanted: AtomicBool::new(false),
             fence: OnceLock::new(),
             backup: OnceLock::new(),
         })
@@ -105,10 +109,19 @@ impl MasterShell {
         for lost in std::mem::take(&mut sink.lost) {
             self.links.remove(&self.master, &lost);
         }
-        if moved {
+        let decided = self.lease_wanted.load(Ordering::Acquire)
+            && self.master.lease(now) != MasterLease::Lost
+            && self.lease_wanted.swap(false, Ordering::AcqRel);
+        if moved || decided {
             self.wake_holders();
         }
         moved
+    }
+
+    /// Has who holds replies woken once the lease is held again, or given up. Look again after this.
+    fn wait_for_lease(&self) {
+        self.lease_wanted.store(true, Ordering::Release);
+        fence(Ordering::SeqCst);
     }
 
     /// Takes in acknowledgements and draws the conclusions.

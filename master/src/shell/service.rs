@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use ramkeep_rpc::{Batch, Peer, Service, Session, Wake};
+use ramkeep_rpc::{Batch, Peer, Service, Session, Wake, clock};
 use ramkeep_wire::envelope::{self, Envelope, Kind};
 use ramkeep_wire::hello::Refusal;
 use ramkeep_wire::limits::MAX_UNSENT;
@@ -54,11 +54,15 @@ impl Session for MasterSession {
         out: &mut Vec<u8>,
     ) -> Result<(), Refusal> {
         let Self { shell, data, .. } = self;
-        let mut mutated = false;
+        let (mut now, mut mutated) = (now, false);
         while !data.full() && out.len() <= MAX_UNSENT {
             match batch.peek() {
                 None => break,
-                Some(Kind::DataRequest) => mutated |= data_run(shell, data, batch, out)?,
+                Some(Kind::DataRequest) => {
+                    let run = data_run(shell, data, batch, out)?;
+                    mutated |= run.mutated;
+                    now = run.ended;
+                }
                 Some(_) => {
                     let Some(envelope) = batch.next() else { break };
                     answer_control(shell, &envelope, out)?;
@@ -85,16 +89,25 @@ impl Session for MasterSession {
 }
 
 impl MasterSession {
-    /// Releases what is durable. What is still held then has this connection woken when more is.
+    /// Releases what is durable and may be told. What is still held then has this connection woken
+    /// when more is.
     fn release(&mut self, out: &mut Vec<u8>) -> bool {
-        let (store, lease) = (self.shell.master.store(), self.shell.master.lease());
-        let mut released = self.data.release(store, lease, out);
-        if self.data.holds() && self.registered != Some(self.shell.wakes()) {
-            self.registered = Some(self.shell.hold(&self.wake));
-            // It may have become durable between the two.
-            released |= self.data.release(store, lease, out);
+        let (shell, data) = (&self.shell, &mut self.data);
+        let lease = || shell.master.lease(clock::now());
+        let mut released = data.release(shell.master.store(), lease, out);
+        if !data.holds() {
+            return released;
         }
-        if lease == MasterLease::Held && self.data.works() && out.len() <= MAX_UNSENT {
+        if self.registered != Some(shell.wakes()) {
+            self.registered = Some(shell.hold(&self.wake));
+            // It may have become durable between the two.
+            released |= data.release(shell.master.store(), lease, out);
+        }
+        if lease() != MasterLease::Held {
+            shell.wait_for_lease();
+            // It may be here again, or given up, by the time that others know of the wait.
+            released |= data.release(shell.master.store(), lease, out);
+        } else if data.works() && out.len() <= MAX_UNSENT {
             self.nudge();
         }
         released
@@ -115,14 +128,21 @@ impl MasterSession {
     }
 }
 
-/// Runs the data envelopes at the front of a batch under one writer's lock. True if something was
-/// changed.
+/// What came of a run of data envelopes.
+struct Run {
+    /// Something was changed.
+    mutated: bool,
+    /// When the last of them was done, by a clock read after that.
+    ended: Micros,
+}
+
+/// Runs the data envelopes at the front of a batch under one writer's lock.
 fn data_run(
     shell: &MasterShell,
     data: &mut DataSession,
     batch: &mut Batch<'_>,
     out: &mut Vec<u8>,
-) -> Result<bool, Refusal> {
+) -> Result<Run, Refusal> {
     let mut session = data.begin(shell.master.store(), out);
     let mut outcome = Ok(());
     while outcome.is_ok() && !session.full() && batch.peek() == Some(Kind::DataRequest) {
@@ -132,8 +152,12 @@ fn data_run(
             .map_err(malformed);
     }
     let mutated = session.writer().is_some();
-    session.end(shell.master.lease());
-    outcome.map(|()| mutated)
+    let mut ended = Micros(0);
+    session.end(|| {
+        ended = clock::now();
+        shell.master.lease(ended)
+    });
+    outcome.map(|()| Run { mutated, ended })
 }
 
 fn malformed(error: impl std::fmt::Display) -> Refusal {

@@ -23,6 +23,8 @@ pub struct Answer {
     pub counter: Option<i64>,
     /// When the client may know.
     pub shown: Shown,
+    /// Whether something was appended. If not, the answer is a read, whatever was asked (SAFETY 1).
+    pub appended: bool,
 }
 
 impl Answer {
@@ -33,6 +35,16 @@ impl Answer {
             version,
             counter: None,
             shown,
+            appended: false,
+        }
+    }
+
+    /// The answer to what was appended.
+    #[inline]
+    pub(super) fn appended(version: Version, shown: Shown) -> Self {
+        Self {
+            appended: true,
+            ..Self::new(Status::Ok, version, shown)
         }
     }
 

@@ -98,6 +98,14 @@ impl Scans {
         Ok(())
     }
 
+    /// Tells all to ask another server.
+    pub(super) fn refuse(&mut self, output: &mut Output<'_>) {
+        for scan in self.queue.drain(..) {
+            let item = response(scan.id, Status::WrongServer, &[]);
+            output.put(Ok(Durable::of_nothing()), false, &scan.header, &item);
+        }
+    }
+
     /// Works on the first scan for a while.
     pub(super) fn step(&mut self, store: &Store, guard: &Guard, output: &mut Output<'_>) {
         let Some(scan) = self.queue.front_mut() else {
@@ -106,7 +114,7 @@ impl Scans {
         // Each time anew: the table may have been dropped since the last step.
         if !store.tablets().owns_range(scan.table, scan.at, scan.until) {
             let item = response(scan.id, Status::WrongServer, &[]);
-            output.put(Ok(Durable::of_nothing()), &scan.header, &item);
+            output.put(Ok(Durable::of_nothing()), false, &scan.header, &item);
             self.queue.pop_front();
             return;
         }
@@ -129,6 +137,7 @@ impl Scans {
         let shown = shown.map_err(|position| position.max(scan.wait));
         output.put(
             shown,
+            false,
             &scan.header,
             &response(scan.id, Status::Ok, &scan.page),
         );

@@ -5,18 +5,20 @@
 //! 1. The writer's lock is taken at the first mutation of a batch and kept to the batch's end.
 //! 2. Tablets are looked up in a state loaded after the operation came in; for mutations, in the
 //!    state that the writer's lock keeps from changing.
-//! 3. What a batch answers goes out only if the master lease was held after it had looked.
+//! 3. An answer to what appended nothing goes out only if the master lease was held after it was
+//!    looked up (SAFETY 1). What was appended needs no lease: it needs its backups.
 
 use parking_lot::MutexGuard;
 use ramkeep_memory::Guard;
 use ramkeep_wire::data::{DataError, Item, Items, Op, ResponseItem, Status};
 use ramkeep_wire::envelope::{Header, Kind};
+use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::{KeyHash, Version, key_hash};
 
 use super::answer::{Answer, Shown};
 use super::durability::Durable;
 use super::read::Store;
-use super::replies::{Held, Output, Replies};
+use super::replies::{Held, Output};
 use super::scan::Scans;
 use super::tablets::Tablets;
 use super::writer::Writer;
@@ -27,10 +29,12 @@ const WINDOW: usize = 16;
 /// Whether this master may answer reads (SAFETY 1). Judged after looking, before answering.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MasterLease {
-    /// By all backups of every head that is not durably closed, or none is needed.
+    /// From everybody it is needed from.
     Held,
     /// Not now: what was looked up waits.
     Lost,
+    /// For too long: who asks is told to ask somebody else.
+    Gone,
 }
 
 /// The data operations of one connection.
@@ -51,6 +55,8 @@ pub struct Batch<'s> {
     output: Output<'s>,
     /// The output was this long before.
     start: usize,
+    /// What it answers was judged.
+    ended: bool,
 }
 
 impl DataSession {
@@ -70,27 +76,37 @@ impl DataSession {
             writer: None,
             scans: &mut self.scans,
             start: out.len(),
-            output: Output {
-                replies: Replies::new(out),
-                held: &mut self.held,
-            },
+            ended: false,
+            output: Output::new(out, &mut self.held),
         }
     }
 
     /// Appends the replies that may be shown by now to `out`, and works on scans. True if something
-    /// was appended.
-    pub fn release(&mut self, store: &Store, lease: MasterLease, out: &mut Vec<u8>) -> bool {
-        if lease == MasterLease::Lost || !self.holds() {
+    /// was appended. `lease` judges by a clock that it reads when it is called.
+    pub fn release(
+        &mut self,
+        store: &Store,
+        lease: impl Fn() -> MasterLease,
+        out: &mut Vec<u8>,
+    ) -> bool {
+        if !self.holds() {
             return false;
         }
         let start = out.len();
-        let mut output = Output {
-            replies: Replies::new(out),
-            held: &mut self.held,
-        };
-        output.held.release(store.durability(), &mut output.replies);
+        let mut output = Output::new(out, &mut self.held);
+        let judged = lease();
+        output
+            .held
+            .release(store.durability(), judged, &mut output.replies);
+        output.replies.seal();
         if !self.scans.is_empty() && !output.is_over() {
-            self.scans.step(store, &store.pin(), &mut output);
+            let scanned = output.replies.len();
+            if judged == MasterLease::Gone {
+                self.scans.refuse(&mut output);
+            } else if judged == MasterLease::Held {
+                self.scans.step(store, &store.pin(), &mut output);
+                output.judge(scanned, lease());
+            }
         }
         output.replies.seal();
         out.len() > start
@@ -132,17 +148,22 @@ impl Batch<'_> {
         Ok(())
     }
 
-    /// Ends the batch: the writer is free for others, and answers are shown or wait. The lease is
-    /// judged by the caller after the last envelope.
-    pub fn end(mut self, lease: MasterLease) {
+    /// Ends the batch: the writer is free for others, and answers are shown or wait. `lease` judges
+    /// by a clock that it reads when it is called, which is when all is looked up.
+    pub fn end(mut self, lease: impl FnOnce() -> MasterLease) {
         self.writer = None;
+        let (early, late) = if mutants::active(Mutant::LeaseBeforeLooking) {
+            (Some(lease()), None)
+        } else {
+            (None, Some(lease))
+        };
         if !self.scans.is_empty() && !self.output.is_over() {
             self.scans.step(self.store, &self.guard, &mut self.output);
         }
-        self.output.replies.seal();
-        if lease == MasterLease::Lost {
-            self.output.take_back(self.start);
-        }
+        let lease = late.map_or(early, |judge| Some(judge()));
+        self.ended = true;
+        self.output
+            .judge(self.start, lease.unwrap_or(MasterLease::Gone));
     }
 
     /// Whether so much waits that nothing more should be read from the connection.
@@ -217,7 +238,7 @@ impl Batch<'_> {
             version,
             value,
         };
-        self.output.put(read.shown, reply, &item);
+        self.output.put(read.shown, false, reply, &item);
     }
 
     #[inline]
@@ -251,7 +272,7 @@ impl Batch<'_> {
             version: answer.version,
             value,
         };
-        self.output.put(answer.shown, reply, &item);
+        self.output.put(answer.shown, answer.appended, reply, &item);
     }
 
     #[cold]
@@ -259,6 +280,7 @@ impl Batch<'_> {
         let shown: Shown = Ok(Durable::of_nothing());
         self.output.put(
             shown,
+            false,
             reply,
             &ResponseItem {
                 id,
@@ -271,8 +293,10 @@ impl Batch<'_> {
 }
 
 impl Drop for Batch<'_> {
-    /// Also when a batch is given up after an error, the output has whole envelopes only.
+    /// What was not judged is not shown.
     fn drop(&mut self) {
-        self.output.replies.seal();
+        if !self.ended {
+            self.output.judge(self.start, MasterLease::Lost);
+        }
     }
 }

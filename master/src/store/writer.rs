@@ -88,7 +88,7 @@ impl Writer {
             return rejected;
         }
         match self.put(guard, owned, value, current) {
-            Ok((version, shown)) => Answer::new(Status::Ok, version, shown),
+            Ok((version, shown)) => Answer::appended(version, shown),
             Err(Refused(status)) => Answer::refused(status),
         }
     }
@@ -105,7 +105,7 @@ impl Writer {
             return Answer::new(Status::Ok, Version(0), self.log.durability().miss());
         };
         match self.kill(owned, &current) {
-            Ok(shown) => Answer::new(Status::Ok, current.version, shown),
+            Ok(shown) => Answer::appended(current.version, shown),
             Err(Refused(status)) => Answer::refused(status),
         }
     }
@@ -146,7 +146,7 @@ impl Writer {
             return Answer::new(Status::Invalid, version, self.seen(current.as_ref()));
         };
         match self.put(guard, owned, &sum.to_le_bytes(), current) {
-            Ok((version, shown)) => Answer::new(Status::Ok, version, shown).with_counter(sum),
+            Ok((version, shown)) => Answer::appended(version, shown).with_counter(sum),
             Err(Refused(status)) => Answer::refused(status),
         }
     }

@@ -128,7 +128,7 @@ fn without_the_master_lease_nothing_that_was_looked_up_goes_out() {
     assert!(
         !connection
             .session
-            .release(&store, MasterLease::Lost, &mut connection.out)
+            .release(&store, || MasterLease::Lost, &mut connection.out)
     );
     connection.release(&store);
     let statuses: Vec<_> = connection
@@ -265,7 +265,7 @@ fn several_envelopes_make_one_batch_under_one_lock() {
             .objects,
         1
     );
-    batch.end(MasterLease::Held);
+    batch.end(|| MasterLease::Held);
     let (envelope, len) = envelope::parse(&out).unwrap().unwrap();
     assert_eq!(
         (len, envelope.payload.len()),
@@ -273,4 +273,59 @@ fn several_envelopes_make_one_batch_under_one_lock() {
         "answered in one envelope"
     );
     assert_eq!(store.stats().objects, 1, "the lock is free again");
+}
+
+#[test]
+fn a_lease_that_does_not_come_back_sends_readers_elsewhere_and_keeps_writers_waiting() {
+    let store = store(true, 64 << 10, 4);
+    let mut connection = Connection::default();
+    let asks = [
+        ask(Op::Write, b"k", b"v"),
+        ask(Op::Read, b"k", b""),
+        ask(Op::Read, b"absent", b""),
+        ask(Op::Remove, b"absent", b""),
+    ];
+    let ids = connection.send_under(&store, MasterLease::Lost, &asks);
+    let gone = || MasterLease::Gone;
+    let released = |connection: &mut Connection| {
+        connection
+            .session
+            .release(&store, gone, &mut connection.out)
+    };
+    assert!(
+        !released(&mut connection),
+        "the write is not durable, and comes first"
+    );
+    make_durable(&store);
+    assert!(released(&mut connection));
+    let replies = connection.replies();
+    let status = |at: usize| replies[&ids[at]].status;
+    assert_eq!(
+        status(0),
+        Status::Ok,
+        "what its backups have needs no lease"
+    );
+    assert_eq!(
+        [status(1), status(2), status(3)],
+        [Status::WrongServer; 3],
+        "what was looked up does, whatever was asked"
+    );
+    assert!(!connection.session.holds());
+}
+
+#[test]
+fn a_write_without_backups_is_never_sent_elsewhere_once_it_is_done() {
+    let store = store(false, 64 << 10, 4);
+    let mut connection = Connection::default();
+    let one = 1i64.to_le_bytes();
+    let asks = [ask(Op::Increment, b"n", &one)];
+    let ids = connection.send_under(&store, MasterLease::Gone, &asks);
+    let gone = || MasterLease::Gone;
+    let out = &mut connection.out;
+    assert!(
+        !connection.session.release(&store, gone, out),
+        "it was done"
+    );
+    connection.release(&store);
+    assert_eq!(connection.replies()[&ids[0]].status, Status::Ok);
 }

@@ -124,14 +124,14 @@ impl Connection {
         data::set_count(&mut payload, start, asks.len() as u32);
         let mut batch = self.session.begin(store, &mut self.out);
         batch.envelope(&header(), &payload).unwrap();
-        batch.end(lease);
+        batch.end(|| lease);
         ids
     }
 
     pub(crate) fn release(&mut self, store: &Store) {
         while self
             .session
-            .release(store, MasterLease::Held, &mut self.out)
+            .release(store, || MasterLease::Held, &mut self.out)
         {}
     }
 

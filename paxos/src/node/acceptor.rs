@@ -9,7 +9,6 @@ use std::collections::BTreeMap;
 
 use super::disk::Deferred;
 use super::{Grant, Node, Role};
-use crate::limits::{KEPT_BYTES, MAX_AHEAD, PAGE_BYTES};
 use crate::message::{Body, Reported};
 use crate::mutants::{self, Mutant};
 use crate::record::Record;
@@ -32,12 +31,12 @@ pub(super) struct Acceptor {
 
 impl Acceptor {
     /// From which slot the log is kept when a snapshot has everything up to `saved`.
-    pub(super) fn kept_from(&self, saved: Slot) -> Slot {
+    pub(super) fn kept_from(&self, saved: Slot, kept_bytes: usize) -> Slot {
         let mut from = saved.next();
         let mut bytes = 0;
         for (slot, accepted) in self.log.range(..=saved).rev() {
             bytes += accepted.entry.size();
-            if bytes > KEPT_BYTES || slot.next() != from {
+            if bytes > kept_bytes || slot.next() != from {
                 break;
             }
             from = *slot;
@@ -46,18 +45,18 @@ impl Acceptor {
     }
 
     /// Forgets what a durable snapshot up to `saved` has, but for a bounded rest.
-    pub(super) fn trim(&mut self, saved: Slot) {
-        let from = self.kept_from(saved);
+    pub(super) fn trim(&mut self, saved: Slot, kept_bytes: usize) {
+        let from = self.kept_from(saved, kept_bytes);
         self.log = self.log.split_off(&from);
         self.trimmed = self.trimmed.max(Slot(from.0 - 1));
     }
 
     /// One page of what was accepted from `from` on, and where the next begins.
-    fn report(&self, from: Slot) -> (Vec<Reported>, Option<Slot>) {
+    fn report(&self, from: Slot, page_bytes: usize) -> (Vec<Reported>, Option<Slot>) {
         let (mut page, mut bytes) = (Vec::new(), 0);
         for (slot, accepted) in self.log.range(from..) {
             bytes += accepted.entry.size();
-            if bytes > PAGE_BYTES && !page.is_empty() {
+            if bytes > page_bytes && !page.is_empty() {
                 return (page, Some(*slot));
             }
             page.push(Reported {
@@ -92,7 +91,7 @@ impl Node {
             self.promise_ballot(ballot);
             self.follow(None);
         }
-        let (accepted, next) = self.acceptor.report(slot);
+        let (accepted, next) = self.acceptor.report(slot, self.sizes.page_bytes);
         let body = Body::Promise {
             ballot,
             from: slot,
@@ -109,6 +108,7 @@ impl Node {
         self.acceptor.promised = ballot;
         self.highest = self.highest.max(ballot);
         self.record(Record::Promised(ballot));
+        self.disk.promised = self.seq_of_all();
     }
 
     /// Takes note of an established leader. Whether it counts.
@@ -148,7 +148,7 @@ impl Node {
         }
         let mut slot = first;
         for entry in entries {
-            if slot.0 > self.learning.decided.0 + MAX_AHEAD {
+            if slot.0 > self.learning.decided.0 + self.sizes.ahead {
                 break;
             }
             self.take(slot, ballot, entry);
@@ -192,12 +192,18 @@ impl Node {
         if !self.hear_leader(from, ballot) {
             return;
         }
+        if ballot > self.acceptor.promised {
+            // A grant without a promise would give way to a late message of a lower ballot, and
+            // to a restart.
+            self.promise_ballot(ballot);
+        }
         self.learn_commit(from, ballot, commit);
         let body = Body::HeartbeatAck {
             ballot,
             stamp,
             decided: self.learning.decided,
         };
-        self.send(from, body);
+        let envelope = self.envelope(from, body);
+        self.after_promise(envelope);
     }
 }

@@ -32,6 +32,8 @@ pub(super) struct Disk {
     pending: Vec<Record>,
     /// The last `Decided` written.
     decided: Slot,
+    /// With which sequence the promise was written.
+    pub(super) promised: u64,
     deferred: VecDeque<(u64, Deferred)>,
 }
 
@@ -49,11 +51,23 @@ impl Node {
             Deferred::Snapshot(..) => None,
         };
         let skip = fault.is_some_and(mutants::active);
-        let seq = if skip { 0 } else { self.seq_of_all() };
+        if skip {
+            return self.disk.deferred.push_front((0, deferred));
+        }
+        let seq = self.seq_of_all();
         self.disk.deferred.push_back((seq, deferred));
     }
 
-    fn seq_of_all(&self) -> u64 {
+    /// Sends what depends on the promise only: at once, usually, however slow the disk is.
+    pub(super) fn after_promise(&mut self, envelope: Envelope) {
+        if self.disk.promised <= self.disk.durable {
+            self.actions.push_back(Action::Send(envelope));
+        } else {
+            self.after_disk(Deferred::Send(envelope));
+        }
+    }
+
+    pub(super) fn seq_of_all(&self) -> u64 {
         self.disk.written + u64::from(!self.disk.pending.is_empty())
     }
 
@@ -84,7 +98,8 @@ impl Node {
             // What was accepted below was perhaps never decided.
             snapshot.slot.next()
         } else {
-            self.acceptor.kept_from(snapshot.slot)
+            self.acceptor
+                .kept_from(snapshot.slot, self.sizes.kept_bytes)
         };
         let retained = self.retained(&snapshot, from);
         self.actions.push_back(Action::SaveSnapshot {
@@ -113,10 +128,7 @@ impl Node {
     /// Carries out what waited and waits no longer. Whether there was anything.
     pub(super) fn release(&mut self) -> bool {
         let mut any = false;
-        while let Some(at) = self.first_released() {
-            let Some((_, deferred)) = self.disk.deferred.remove(at) else {
-                break;
-            };
+        while let Some(deferred) = self.released() {
             any = true;
             match deferred {
                 Deferred::Send(envelope) => self.actions.push_back(Action::Send(envelope)),
@@ -128,11 +140,13 @@ impl Node {
         any
     }
 
-    fn first_released(&self) -> Option<usize> {
+    /// The next that waits no longer: later ones never wait for less.
+    fn released(&mut self) -> Option<Deferred> {
         let durable = self.disk.durable;
-        self.disk
-            .deferred
-            .iter()
-            .position(|(seq, _)| *seq <= durable)
+        let first = self.disk.deferred.front()?;
+        if first.0 > durable {
+            return None;
+        }
+        self.disk.deferred.pop_front().map(|(_, deferred)| deferred)
     }
 }

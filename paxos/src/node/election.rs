@@ -13,7 +13,6 @@ use std::time::Duration;
 use super::disk::Deferred;
 use super::leader::{Leader, Report, quorum};
 use super::{Action, Node, Role};
-use crate::limits::CATCH_UP_FIRST;
 use crate::message::{Body, Reported};
 use crate::mutants::{self, Mutant};
 use crate::types::{Ballot, PeerId, Slot};
@@ -74,6 +73,10 @@ impl Node {
         }
         if !self.may_lead() || matches!(self.role, Role::Leading(_)) {
             self.election_due = None;
+            if self.is_member() && matches!(self.role, Role::Follower) && !self.removed {
+                // It may lead once it has learned who the others are.
+                self.rest_before_election();
+            }
             return;
         }
         let me = self.setup.me;
@@ -153,7 +156,7 @@ impl Node {
             return;
         }
         let (ahead, peer) = poll.ahead;
-        if ahead.0 > self.learning.decided.0 + CATCH_UP_FIRST {
+        if ahead.0 > self.learning.decided.0 + self.sizes.catch_up_first {
             self.role = Role::Follower;
             self.fetch_from(peer, ahead);
             self.rest_before_election();

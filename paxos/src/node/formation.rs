@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 
 use super::disk::Deferred;
-use super::{Action, Node};
+use super::{Action, Node, Role};
 use crate::message::Body;
 use crate::record::Record;
 use crate::types::{Group, GroupId, Incarnation, Member, PeerId, Slot, Time};
@@ -20,6 +20,8 @@ pub(super) struct Formation {
     pub(super) due: Option<Time>,
     /// Who has no group, with the incarnations of their disks.
     fresh: BTreeMap<PeerId, Incarnation>,
+    /// Whom this peer told that it has no group.
+    told: BTreeMap<PeerId, Incarnation>,
 }
 
 impl Node {
@@ -34,11 +36,15 @@ impl Node {
             self.ask_to_join();
         } else {
             for peer in self.named_others() {
-                let address = self.setup.address.clone();
-                self.send(peer, Body::Ask { address });
+                self.ask_for_group(peer);
             }
             self.found();
         }
+    }
+
+    pub(super) fn ask_for_group(&mut self, peer: PeerId) {
+        let address = self.setup.address.clone();
+        self.send(peer, Body::Ask { address });
     }
 
     fn named_others(&self) -> Vec<PeerId> {
@@ -119,7 +125,7 @@ impl Node {
                 self.formation.fresh.insert(from, of);
                 self.found();
             }
-            Body::Grouped { group } if group.is_valid() => self.hear_group(group),
+            Body::Grouped { group } if group.is_valid() => self.hear_group(from, of, group),
             _ => {}
         }
     }
@@ -128,6 +134,7 @@ impl Node {
         if self.group.is_some() {
             self.tell_group(to);
         } else {
+            self.formation.told.insert(to, asker);
             self.send(to, Body::Fresh { asker });
         }
     }
@@ -139,25 +146,63 @@ impl Node {
         }
     }
 
-    fn hear_group(&mut self, group: Group) {
+    fn hear_group(&mut self, from: PeerId, of: Incarnation, group: Group) {
         let Some(known) = &self.group else {
-            return self.adopt(group);
+            if !self.is_from_lost_disk(from, of) {
+                self.adopt(group);
+            }
+            return;
         };
-        if known.id != group.id || known.generation >= group.generation {
+        if known.id != group.id || known.generation == group.generation {
             return;
         }
-        let stays = group.contains(self.setup.me, self.setup.incarnation);
-        if self.is_member() && !stays {
-            self.leave();
-        } else if !self.is_member() {
-            self.group = Some(group);
+        if known.generation > group.generation {
+            // Perhaps it waits for members that are no more.
+            return self.tell_group(from);
         }
+        let stays = group.contains(self.setup.me, self.setup.incarnation);
+        if !self.is_member() {
+            self.group = Some(group);
+            self.rest_before_election();
+        } else if stays {
+            // How the group came to be stands in slots that are missing here.
+            self.fetch_from(from, self.learning.decided.next());
+        } else {
+            self.group = Some(group);
+            self.lose_place();
+        }
+    }
+
+    /// Whether this was said by a disk that its peer has lost since: one that founded a group
+    /// nobody took part in, and whose next disk is about to found another.
+    fn is_from_lost_disk(&self, from: PeerId, of: Incarnation) -> bool {
+        let told = self.formation.told.get(&from);
+        told.is_some_and(|asker| *asker != of)
+    }
+
+    /// This peer is in the group no more: another took its place, or an earlier disk of its own,
+    /// by a message that was late. Then it asks to be taken in again.
+    pub(super) fn lose_place(&mut self) {
+        let group = self.group.as_ref();
+        let named = group.is_some_and(|group| group.member(self.setup.me).is_some());
+        if !named {
+            return self.leave();
+        }
+        self.follow(None);
+        self.election_due = None;
+        self.formation.due = Some(self.now);
     }
 
     /// Another is in this peer's place.
     pub(super) fn leave(&mut self) {
         if !self.removed {
             self.removed = true;
+            if matches!(self.role, Role::Leading(_)) {
+                // Nobody else knows yet, and nobody may ask this peer once it is stopped.
+                for peer in self.others() {
+                    self.learn(peer, self.learning.decided, None);
+                }
+            }
             self.follow(None);
             self.election_due = None;
             self.actions.push_back(Action::Removed);

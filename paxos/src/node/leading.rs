@@ -4,35 +4,35 @@ use super::acceptor::Accepted;
 use super::disk::Deferred;
 use super::leader::InFlight;
 use super::{Action, Node, Role, Token};
-use crate::limits::{MAX_IN_FLIGHT, PAGE_BYTES};
+use crate::limits::MAX_IN_FLIGHT;
 use crate::message::Body;
 use crate::mutants::{self, Mutant};
 use crate::record::Record;
-use crate::types::{Ballot, Entry, PeerId, Slot, Time};
+use crate::types::{Ballot, Entry, Group, PeerId, Slot, Time};
 
 impl Node {
     /// Proposes what may be proposed.
     pub(super) fn flush_proposals(&mut self) {
-        let mut entries = Vec::new();
-        let mut first = None;
+        let mut slots = Vec::new();
         while let Some((slot, entry, tokens)) = self.next_proposal() {
-            first.get_or_insert(slot);
             self.vote_for(slot, &entry, tokens);
-            entries.push(entry);
+            slots.push(slot);
         }
-        let (Some(first), Some(ballot)) = (first, self.own_ballot()) else {
+        let Some(ballot) = self.own_ballot().filter(|_| !slots.is_empty()) else {
             return;
         };
-        let body = Body::Accept {
-            ballot,
-            first,
-            entries,
-            commit: self.learning.decided,
-            stamp: self.now,
-        };
-        for peer in self.others() {
-            self.stats.accepts_sent += 1;
-            self.send(peer, body.clone());
+        for (first, entries) in self.runs(slots.into_iter()) {
+            let body = Body::Accept {
+                ballot,
+                first,
+                entries,
+                commit: self.learning.decided,
+                stamp: self.now,
+            };
+            for peer in self.others() {
+                self.stats.accepts_sent += 1;
+                self.send(peer, body.clone());
+            }
         }
     }
 
@@ -59,7 +59,7 @@ impl Node {
         let highest = leader.reported.last_key_value().map(|(slot, _)| *slot);
         let mut tokens = Vec::new();
         let entry = if let Some(reported) = leader.reported.remove(&slot) {
-            reported.entry
+            fitting(reported.entry, group)
         } else if highest.is_some_and(|highest| slot < highest) {
             if mutants::active(Mutant::SkipNoop) {
                 leader.next = slot.next();
@@ -271,10 +271,8 @@ impl Node {
         for peer in others {
             let missing = leader.in_flight.iter();
             let missing = missing.filter(|(_, slot)| !slot.votes.contains(&peer));
-            again.extend(
-                self.runs(missing.map(|(slot, _)| *slot))
-                    .map(|run| (peer, run)),
-            );
+            let runs = self.runs(missing.map(|(slot, _)| *slot));
+            again.extend(runs.into_iter().map(|run| (peer, run)));
         }
         for (peer, (first, entries)) in again {
             self.stats.accepts_resent += 1;
@@ -290,7 +288,7 @@ impl Node {
     }
 
     /// Cuts slots into runs that follow each other and fit a message.
-    fn runs(&self, slots: impl Iterator<Item = Slot>) -> impl Iterator<Item = (Slot, Vec<Entry>)> {
+    fn runs(&self, slots: impl Iterator<Item = Slot>) -> Vec<(Slot, Vec<Entry>)> {
         let mut runs: Vec<(Slot, Vec<Entry>)> = Vec::new();
         let mut bytes = 0;
         for slot in slots {
@@ -301,7 +299,7 @@ impl Node {
             bytes += entry.size();
             match runs.last_mut() {
                 Some((first, run))
-                    if first.0 + run.len() as u64 == slot.0 && bytes <= PAGE_BYTES =>
+                    if first.0 + run.len() as u64 == slot.0 && bytes <= self.sizes.page_bytes =>
                 {
                     run.push(entry);
                 }
@@ -311,6 +309,16 @@ impl Node {
                 }
             }
         }
-        runs.into_iter()
+        runs
+    }
+}
+
+/// What was reported, unless it changes another group than this one: whoever proposed that did not
+/// know of a change in a slot below, so it was never decided. Adopted, it would bring back members
+/// that have been replaced.
+fn fitting(entry: Entry, group: &Group) -> Entry {
+    match entry {
+        Entry::Reconfigure(next) if next.generation != group.generation + 1 => Entry::Noop,
+        entry => entry,
     }
 }

@@ -9,7 +9,6 @@ use bytes::Bytes;
 
 use super::acceptor::Accepted;
 use super::{Action, Node, Role, Token};
-use crate::limits::PAGE_BYTES;
 use crate::message::Body;
 use crate::mutants::{self, Mutant};
 use crate::record::{Record, Snapshot};
@@ -41,11 +40,17 @@ pub(super) struct Learning {
     pub(super) saving: Slot,
     /// The last snapshot on the disk.
     pub(super) saved: Option<Snapshot>,
+    saved_crc: u32,
 }
 
 impl Learning {
     pub(super) fn due(&self) -> Option<Time> {
         self.fetch_due
+    }
+
+    pub(super) fn keep(&mut self, snapshot: Snapshot) {
+        self.saved_crc = crc32c::crc32c(&snapshot.state);
+        self.saved = Some(snapshot);
     }
 
     pub(super) fn saved_slot(&self) -> Slot {
@@ -157,12 +162,15 @@ impl Node {
             _ => 0,
         };
         let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        let end = saved.state.len().min(start.saturating_add(PAGE_BYTES));
+        let end = saved
+            .state
+            .len()
+            .min(start.saturating_add(self.sizes.page_bytes));
         let body = Body::SnapshotPage {
             slot: saved.slot,
             group: saved.group.clone(),
             total: saved.state.len() as u64,
-            crc: crc32c::crc32c(&saved.state),
+            crc: self.learning.saved_crc,
             offset,
             bytes: saved.state.slice(start..end),
             decided,
@@ -177,7 +185,7 @@ impl Node {
         }
         for (_, accepted) in self.acceptor.log.range(first..=self.learning.decided) {
             bytes += accepted.entry.size();
-            if bytes > PAGE_BYTES && !entries.is_empty() {
+            if bytes > self.sizes.page_bytes && !entries.is_empty() {
                 break;
             }
             entries.push((accepted.ballot, accepted.entry.clone()));
@@ -281,7 +289,7 @@ impl Node {
         if install && slot > self.learning.decided {
             self.install(&snapshot);
         }
-        self.acceptor.trim(slot);
+        self.acceptor.trim(slot, self.sizes.kept_bytes);
         if mutants::active(Mutant::TrimPastSnapshot) {
             let decided = self.learning.decided;
             self.acceptor.log = self.acceptor.log.split_off(&decided.next());
@@ -297,7 +305,7 @@ impl Node {
         }
         let saved = self.learning.saved.as_ref();
         if saved.is_none_or(|saved| saved.slot < slot) {
-            self.learning.saved = Some(snapshot);
+            self.learning.keep(snapshot);
         }
     }
 

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use super::{Node, Role};
-use crate::limits::{CAUGHT_UP, MAX_ADDRESS, MAX_LEARNERS};
+use crate::limits::{MAX_ADDRESS, MAX_LEARNERS};
 use crate::message::Body;
+use crate::mutants::{self, Mutant};
 use crate::types::{Group, Incarnation, Member, PeerId, Slot, Time};
 
 /// One who learns without being a member.
@@ -94,9 +95,12 @@ impl Node {
         if group.member(out).is_none() {
             return Err(ReplaceError::NoMember(out));
         }
+        if by != out && group.member(by).is_some() {
+            return Err(ReplaceError::NoLearner(by));
+        }
         let learner = self.learners.get(&by).ok_or(ReplaceError::NoLearner(by))?;
         let behind = self.learning.decided.0.saturating_sub(learner.decided.0);
-        if behind > CAUGHT_UP {
+        if behind > self.sizes.caught_up {
             return Err(ReplaceError::Behind(by, behind));
         }
         let member = Member {
@@ -115,7 +119,8 @@ impl Node {
         if leader.change == wanted {
             return Ok(());
         }
-        if leader.change.is_some() || leader.barrier.is_some() {
+        let blocked = leader.barrier.is_some() && !mutants::active(Mutant::SkipBarrier);
+        if leader.change.is_some() || blocked {
             return Err(ReplaceError::Busy);
         }
         leader.change = wanted;
@@ -157,7 +162,7 @@ impl Node {
         self.send(from, body);
         let member = self.group.as_ref().and_then(|group| group.member(from));
         let wiped = member.is_some_and(|member| member.incarnation != incarnation);
-        let near = decided.0 + CAUGHT_UP >= self.learning.decided.0;
+        let near = decided.0 + self.sizes.caught_up >= self.learning.decided.0;
         if wiped && near && from != self.setup.me {
             let by = Member {
                 id: from,
@@ -208,8 +213,12 @@ impl Node {
             self.forget_lost_disks(&group);
             self.group = Some(group);
         }
+        if let Role::Leading(leader) = &mut self.role {
+            // It was meant for the group before.
+            leader.change = None;
+        }
         if was_member && !self.is_member() {
-            self.leave();
+            self.lose_place();
         } else if !was_member && self.is_member() {
             self.rest_before_election();
         }

@@ -22,7 +22,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 
-use crate::limits::Timing;
+use crate::limits::{Sizes, Timing};
 use crate::message::{Body, Envelope};
 use crate::record::{Record, Snapshot};
 use crate::rng::SplitMix;
@@ -165,6 +165,7 @@ enum Role {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Node {
     setup: Setup,
+    sizes: Sizes,
     rng: SplitMix,
     now: Time,
     /// After the decided slots; what it was founded with or found before that.
@@ -398,6 +399,10 @@ impl Node {
             body => body,
         };
         let same_group = self.group.as_ref().map(|group| group.id) == envelope.group;
+        if self.group.is_none() && envelope.group.is_some() {
+            // There is a group that knows this peer, though its configuration names others.
+            return self.ask_for_group(from);
+        }
         if !same_group || envelope.group.is_none() {
             return;
         }

@@ -12,6 +12,7 @@ use super::disk::Disk;
 use super::formation::Formation;
 use super::learning::Learning;
 use super::{Action, Grant, Node, Role, Setup, Stats};
+use crate::limits::Sizes;
 use crate::mutants::{self, Mutant};
 use crate::record::{Record, Stored};
 use crate::rng::SplitMix;
@@ -40,6 +41,19 @@ impl Node {
     /// # Errors
     /// If it makes no sense.
     pub fn new(now: Time, setup: Setup, stored: Stored) -> Result<Self, RestoreError> {
+        Self::with_sizes(now, setup, Sizes::default(), stored)
+    }
+
+    /// As [`Node::new`], with other sizes.
+    ///
+    /// # Errors
+    /// If what is on the disk makes no sense.
+    pub fn with_sizes(
+        now: Time,
+        setup: Setup,
+        sizes: Sizes,
+        stored: Stored,
+    ) -> Result<Self, RestoreError> {
         let seed = setup
             .seed
             .chunks_exact(8)
@@ -51,6 +65,7 @@ impl Node {
         let mut node = Self {
             rng: SplitMix(seed),
             setup,
+            sizes,
             now,
             group: None,
             groups: BTreeMap::new(),
@@ -100,13 +115,17 @@ impl Node {
             self.groups.insert(decided, snapshot.group.clone());
             self.group = Some(snapshot.group.clone());
             self.actions.push_back(Action::Restore(snapshot.clone()));
-            self.learning.saved = Some(snapshot);
+            self.learning.keep(snapshot);
         }
+        let mut noted = Slot(0);
         for record in stored.records {
-            self.load_record(record, &mut decided);
+            self.load_record(record, &mut noted);
         }
+        decided = decided.max(noted);
         let first = self.acceptor.log.keys().next().copied();
-        let kept = self.acceptor.kept_from(self.learning.decided);
+        let kept = self
+            .acceptor
+            .kept_from(self.learning.decided, self.sizes.kept_bytes);
         self.acceptor.trimmed = Slot(kept.0 - 1);
         if self.group.is_none() && first.is_some() {
             return Err(RestoreError::NoGroup);
@@ -125,7 +144,8 @@ impl Node {
         Ok(())
     }
 
-    fn load_record(&mut self, record: Record, decided: &mut Slot) {
+    /// `noted`: what the records before say is decided.
+    fn load_record(&mut self, record: Record, noted: &mut Slot) {
         match record {
             Record::Group(group) => {
                 if group.generation == 0 && self.groups.is_empty() {
@@ -137,15 +157,18 @@ impl Node {
                 }
             }
             Record::Promised(ballot) => self.load_promise(ballot),
+            // Accepted while a snapshot that has this slot was being saved: perhaps never decided,
+            // and below the snapshot all is taken for decided.
+            Record::Accepted { slot, .. } if slot <= *noted => {}
             Record::Accepted {
                 slot,
                 ballot,
                 entry,
             } => {
-                self.load_promise(ballot);
+                // An own vote's promise is recorded before it; what was learned promises nothing.
                 self.acceptor.log.insert(slot, Accepted { ballot, entry });
             }
-            Record::Decided(slot) => *decided = (*decided).max(slot),
+            Record::Decided(slot) => *noted = (*noted).max(slot),
         }
     }
 

@@ -67,6 +67,8 @@ pub struct ClientNode {
     pub complaints: Vec<String>,
     /// Operations that ended, and those that were not refused.
     pub ended: (u64, u64),
+    /// Operations that ended in an answer which is no failure: a rejection, or no counter.
+    pub rejected: u64,
 }
 
 impl ClientNode {
@@ -86,6 +88,7 @@ impl ClientNode {
             repeated: Vec::new(),
             complaints: Vec::new(),
             ended: (0, 0),
+            rejected: 0,
         }
     }
 
@@ -362,6 +365,9 @@ impl ClientNode {
         };
         self.ended.0 += 1;
         self.ended.1 += u64::from(result.is_ok());
+        let rejected = matches!(result, Err(Error::Rejected { .. } | Error::NotACounter));
+        let made = matches!(under, Under::Create) && result.is_err();
+        self.rejected += u64::from(rejected || made);
         if context.trace.wants_lines() {
             context.say(format_args!("is answered {}", describe_result(&result)));
         }

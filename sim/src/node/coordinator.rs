@@ -1,66 +1,28 @@
-//! A coordinator process with its journal's disk.
+//! A coordinator process with its disk and its connections to servers and other coordinators.
 //!
 //! # Invariants
-//! 1. What was not synced when the process is killed may be lost from any record on; what was
-//!    synced is not.
-//! 2. The core hears that a record is persisted only once it is synced.
+//! 1. The core hears that records are persisted only once they are synced.
+//! 2. A reply that counts while a lease runs is given only if the clock, read after the core made
+//!    it, says so.
 
-use std::collections::{BTreeMap, VecDeque};
+mod disk;
+mod lines;
 
+use std::collections::BTreeMap;
+
+use paxos::limits::Timing;
+use paxos::{Record, Snapshot};
 use ramkeep_coordinator::{Config, Coordinator, Output};
-use ramkeep_wire::coordinator::{Request, Settings};
+use ramkeep_wire::coordinator::{Request, Response, Settings};
 use ramkeep_wire::envelope::{Header, Kind};
 use ramkeep_wire::order::{Command, Order, OrderReply};
 use ramkeep_wire::{Micros, Party, PeerId, ServerId, postcards};
 
 use super::{Context, delivered};
 use crate::network::{ConnectionId, NetEvent};
-use crate::rng::Rng;
 use crate::world::Event;
-
-/// The journal as the disk has it.
-#[derive(Clone, Debug, Default)]
-pub struct Journal {
-    snapshot: Option<(u64, Vec<u8>)>,
-    records: VecDeque<(u64, Vec<u8>)>,
-    /// Records up to this slot are on the disk for good.
-    synced: u64,
-}
-
-impl Journal {
-    /// What a kill leaves: all that was synced, and perhaps some of what was not.
-    pub fn crash(&mut self, rng: &mut Rng) {
-        let unsynced = self
-            .records
-            .iter()
-            .filter(|(index, _)| *index > self.synced)
-            .count();
-        if unsynced > 0 {
-            let lost = rng.index(unsynced + 1);
-            self.records.truncate(self.records.len() - lost);
-        }
-        self.synced = self.records.back().map_or(self.synced, |(index, _)| *index);
-    }
-
-    /// What is on the disk for good.
-    #[must_use]
-    pub fn durable(&self) -> Self {
-        let mut journal = self.clone();
-        journal.records.retain(|(index, _)| *index <= self.synced);
-        journal
-    }
-
-    /// A coordinator that goes on from here.
-    #[must_use]
-    pub fn recover(&self, config: Config) -> Coordinator {
-        let snapshot = self
-            .snapshot
-            .as_ref()
-            .map(|(index, bytes)| (*index, bytes.as_slice()));
-        Coordinator::recover(config, snapshot, self.records.iter().cloned())
-            .expect("a journal that this build wrote makes a coordinator")
-    }
-}
+pub use disk::CoordinatorDisk;
+use lines::Lines;
 
 /// What a coordinator process starts with.
 #[derive(Clone, Debug)]
@@ -69,20 +31,25 @@ pub struct CoordinatorConfig {
     pub peer: PeerId,
     /// Where it listens.
     pub address: String,
+    /// All of the group.
+    pub peers: Vec<(PeerId, String)>,
     /// Constants of the cluster.
     pub settings: Settings,
+    /// The times of the group.
+    pub timing: Timing,
     /// How long a sync takes, at least and at most.
     pub sync: (u64, u64),
 }
 
 impl CoordinatorConfig {
-    /// The core's configuration for one start.
-    #[must_use]
-    pub fn core(&self, entropy: [u8; 32]) -> Config {
+    fn core(&self, incarnation: [u8; 16], entropy: [u8; 32]) -> Config {
         Config {
             peer: self.peer,
+            incarnation,
             address: self.address.clone(),
+            peers: self.peers.clone(),
             settings: self.settings.clone(),
+            timing: self.timing,
             entropy,
         }
     }
@@ -92,49 +59,56 @@ impl CoordinatorConfig {
 struct ServerLink {
     connection: ConnectionId,
     open: bool,
+    /// No process listened there when it was asked for.
+    nobody: bool,
     /// Orders that wait for the connection or for their answer.
     orders: BTreeMap<u64, Order>,
 }
 
 /// A coordinator process.
+#[derive(Debug)]
 pub struct CoordinatorNode {
     config: CoordinatorConfig,
     core: Coordinator,
-    journal: Journal,
-    /// Connections that servers and clients opened, with who is there.
+    disk: CoordinatorDisk,
+    /// A sync is under way.
+    syncing: bool,
+    /// Syncs take so many times as long.
+    slow: u64,
+    lines: Lines,
+    /// Connections that others opened, with who is there.
     inbound: BTreeMap<ConnectionId, Party>,
     /// Where the answer to a token goes.
     tokens: BTreeMap<u64, (ConnectionId, Header)>,
     next: u64,
     servers: BTreeMap<ServerId, ServerLink>,
-}
-
-impl std::fmt::Debug for CoordinatorNode {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("CoordinatorNode").finish_non_exhaustive()
-    }
+    stopped: bool,
 }
 
 impl CoordinatorNode {
-    /// A process that starts with what is in the journal.
+    /// A process that starts with what is on the disk.
     #[must_use]
-    pub fn new(config: CoordinatorConfig, journal: Journal, entropy: [u8; 32]) -> Self {
-        let core = journal.recover(config.core(entropy));
+    pub fn new(
+        now: Micros,
+        config: CoordinatorConfig,
+        disk: CoordinatorDisk,
+        entropy: [u8; 32],
+    ) -> Self {
+        let core = Coordinator::new(now, config.core(disk.incarnation, entropy), disk.stored())
+            .expect("a disk that this build wrote makes a coordinator");
         Self {
+            lines: Lines::new(config.peer),
             config,
             core,
-            journal,
+            disk,
+            syncing: false,
+            slow: 1,
             inbound: BTreeMap::new(),
             tokens: BTreeMap::new(),
             next: 1,
             servers: BTreeMap::new(),
+            stopped: false,
         }
-    }
-
-    /// The journal.
-    #[must_use]
-    pub fn journal(&self) -> &Journal {
-        &self.journal
     }
 
     /// The core.
@@ -143,34 +117,57 @@ impl CoordinatorNode {
         &self.core
     }
 
+    /// Its disk.
+    #[must_use]
+    pub fn disk(&self) -> &CoordinatorDisk {
+        &self.disk
+    }
+
+    /// Which peer it is.
+    #[must_use]
+    pub fn peer(&self) -> PeerId {
+        self.config.peer
+    }
+
     /// What is left of the process when it is killed.
     #[must_use]
-    pub fn into_journal(self) -> Journal {
-        self.journal
+    pub fn into_disk(self) -> CoordinatorDisk {
+        self.disk
+    }
+
+    /// From now on a sync takes so many times as long.
+    pub fn slow_disk(&mut self, factor: u64) {
+        self.slow = factor;
     }
 
     pub(super) fn start(&mut self, context: &mut Context<'_>) {
-        self.core.start(context.now);
         self.act(context);
     }
 
     pub(super) fn timer(&mut self, context: &mut Context<'_>) {
+        self.lines.connect(context);
         self.core.handle_tick(context.now);
         self.act(context);
     }
 
     pub(super) fn next_timeout(&self) -> Option<Micros> {
-        self.core.next_timeout()
+        let due = self.core.next_timeout().into_iter().chain(self.lines.due());
+        due.min().filter(|_| !self.stopped)
     }
 
-    /// The disk has synced everything up to a slot.
-    pub fn persisted(&mut self, context: &mut Context<'_>, index: u64) {
-        self.journal.synced = self.journal.synced.max(index);
-        self.core.handle_persisted(context.now, index);
+    /// The disk has synced everything up to `seq`.
+    pub fn persisted(&mut self, context: &mut Context<'_>, seq: u64) {
+        self.disk.sync(seq);
+        self.syncing = false;
+        self.core.handle_persisted(context.now, seq);
+        self.sync(context);
         self.act(context);
     }
 
     pub(super) fn net(&mut self, context: &mut Context<'_>, event: &NetEvent) {
+        if self.stopped {
+            return;
+        }
         match event {
             NetEvent::Accepted { connection, .. } => {
                 self.inbound.insert(*connection, Party::NONE);
@@ -179,7 +176,7 @@ impl CoordinatorNode {
                 connection, bytes, ..
             } => self.deliver(context, *connection, bytes),
             NetEvent::Opened { connection, .. } => self.opened(context, *connection),
-            NetEvent::Failed { connection, .. } => self.lost(context, *connection, true),
+            NetEvent::Failed { connection, .. } => self.failed(context, *connection),
             NetEvent::Broken { connection, .. } => self.lost(context, *connection, false),
         }
         self.act(context);
@@ -215,8 +212,21 @@ impl CoordinatorNode {
                 };
                 self.order_replied(context, connection, envelope.header.correlation, reply);
             }
+            Kind::Group => self.group(context, connection, envelope.payload),
             _ => context.close(connection),
         }
+    }
+
+    /// Another coordinator says something; it speaks for itself only.
+    fn group(&mut self, context: &mut Context<'_>, connection: ConnectionId, payload: &[u8]) {
+        let Ok(message) = postcards::decode::<paxos::Envelope>(payload) else {
+            return context.close(connection);
+        };
+        let from = Party::coordinator(PeerId(message.from.0));
+        if self.inbound.get(&connection) != Some(&from) {
+            return context.close(connection);
+        }
+        self.core.handle_message(context.now, message);
     }
 
     fn order_replied(
@@ -240,6 +250,9 @@ impl CoordinatorNode {
     }
 
     fn opened(&mut self, context: &mut Context<'_>, connection: ConnectionId) {
+        if self.lines.opened(context, connection) {
+            return;
+        }
         let found = self
             .servers
             .iter_mut()
@@ -250,6 +263,9 @@ impl CoordinatorNode {
     }
 
     fn welcomed(&mut self, context: &mut Context<'_>, connection: ConnectionId) {
+        if self.lines.welcomed(context, connection) {
+            return;
+        }
         let found = self
             .servers
             .iter_mut()
@@ -262,21 +278,35 @@ impl CoordinatorNode {
         }
     }
 
+    /// A connection could not be made: nobody listens there, or nothing gets through.
+    fn failed(&mut self, context: &mut Context<'_>, connection: ConnectionId) {
+        let mut links = self.servers.values();
+        let link = links.find(|link| link.connection == connection);
+        let nobody = link.is_none_or(|link| link.nobody);
+        self.lost(context, connection, nobody);
+    }
+
     /// A connection is gone, or could not be made.
     fn lost(&mut self, context: &mut Context<'_>, connection: ConnectionId, refused: bool) {
+        if let Some((peer, nobody)) = self.lines.lost(context, connection) {
+            if nobody && refused {
+                self.core.handle_peer_gone(context.now, peer);
+            }
+            return;
+        }
         let party = self.inbound.remove(&connection);
         self.tokens.retain(|_, (at, _)| *at != connection);
         let found = self
             .servers
             .iter()
             .find(|(_, link)| link.connection == connection)
-            .map(|(server, _)| *server);
-        if let Some(server) = found {
+            .map(|(server, link)| (*server, link.open));
+        if let Some((server, open)) = found {
             self.servers.remove(&server);
-            if refused {
-                self.core.handle_probe_failed(context.now, server, true);
-            } else {
+            if open {
                 self.core.handle_link_down(context.now, server);
+            } else {
+                self.core.handle_probe_failed(context.now, server, refused);
             }
         } else if let Some(server) = party.and_then(Party::as_server) {
             self.core.handle_link_down(context.now, server);
@@ -286,36 +316,89 @@ impl CoordinatorNode {
     fn act(&mut self, context: &mut Context<'_>) {
         while let Some(output) = self.core.poll_output() {
             match output {
-                Output::Persist { index, bytes } => self.persist(context, index, bytes),
-                Output::Snapshot { index, bytes } => {
-                    self.journal.snapshot = Some((index, bytes));
-                    self.journal.records.retain(|(record, _)| *record > index);
-                    self.journal.synced = self.journal.synced.max(index);
-                }
-                Output::Reply { token, response } => {
-                    if let Some((connection, header)) = self.tokens.remove(&token) {
-                        let header = header.reply(Kind::CoordinatorResponse);
-                        let payload = postcards::encode(&response);
-                        context.send_payload(connection, header, &payload);
-                    }
-                }
+                Output::Persist { seq, records } => self.persist(context, seq, None, records),
+                Output::SaveSnapshot {
+                    seq,
+                    snapshot,
+                    records,
+                } => self.persist(context, seq, Some(snapshot), records),
+                Output::Send { address, message } => self.lines.send(context, address, &message),
+                Output::Reply {
+                    token,
+                    response,
+                    until,
+                } => self.reply(context, token, response, until),
                 Output::Order {
                     server,
                     addresses,
                     order,
                 } => self.order(context, server, &addresses, order),
+                Output::Removed => {
+                    context.say(format_args!("another took this coordinator's place"));
+                    self.stopped = true;
+                }
+                Output::Stop(why) => {
+                    context
+                        .group
+                        .find(format!("a coordinator can't go on: {why}"));
+                    self.stopped = true;
+                }
             }
         }
+        let until = (self.core.leads()).then(|| self.core.node().lease_until());
+        // A group of one has its lease for ever.
+        let until = until.flatten().map(|until| match until.0 {
+            u64::MAX => Micros(u64::MAX),
+            shown => context.clock.when(Micros(shown)),
+        });
+        let now = context.events.now();
+        context
+            .group
+            .acted(now, self.config.peer, &self.core, until);
     }
 
-    fn persist(&mut self, context: &mut Context<'_>, index: u64, bytes: Vec<u8>) {
-        self.journal.records.push_back((index, bytes));
-        let (least, most) = self.config.sync;
-        let delay = context.rng.micros(least..most + 1);
-        let event = Event::Persisted {
-            process: context.me,
-            index,
+    fn reply(
+        &mut self,
+        context: &mut Context<'_>,
+        token: u64,
+        response: Response,
+        until: Option<Micros>,
+    ) {
+        let Some((connection, header)) = self.tokens.remove(&token) else {
+            return;
         };
+        let late = until.is_some_and(|until| context.clock_now() >= until);
+        let response = if late {
+            self.core.not_leader()
+        } else {
+            response
+        };
+        context.group.answers(&response);
+        let header = header.reply(Kind::CoordinatorResponse);
+        context.send_payload(connection, header, &postcards::encode(&response));
+    }
+
+    fn persist(
+        &mut self,
+        context: &mut Context<'_>,
+        seq: u64,
+        snapshot: Option<Snapshot>,
+        records: Vec<Record>,
+    ) {
+        self.disk.hand_out(seq, snapshot, records);
+        self.sync(context);
+    }
+
+    /// Begins a sync of all that waits, unless one is under way.
+    fn sync(&mut self, context: &mut Context<'_>) {
+        let Some(index) = self.disk.unsynced().filter(|_| !self.syncing) else {
+            return;
+        };
+        self.syncing = true;
+        let (least, most) = self.config.sync;
+        let delay = context.rng.micros(least * self.slow..most * self.slow + 1);
+        let process = context.me;
+        let event = Event::Persisted { process, index };
         context.events.at(context.events.now() + delay, event);
     }
 
@@ -340,6 +423,7 @@ impl CoordinatorNode {
         let link = self.servers.entry(server).or_insert_with(|| ServerLink {
             connection: context.connect(address),
             open: false,
+            nobody: !context.listeners.contains_key(address),
             orders: BTreeMap::new(),
         });
         if link.open {

@@ -1,5 +1,6 @@
 //! Simulated processes: each drives one role's core as its shell would.
 
+pub mod admin;
 pub mod client;
 pub mod coordinator;
 pub mod server;
@@ -11,6 +12,7 @@ use ramkeep_wire::hello::{Hello, Refusal, Welcome};
 use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::{ClusterId, Micros, Party, postcards};
 
+use crate::check::group::GroupWatch;
 use crate::clock::Clock;
 use crate::events::Events;
 use crate::history::History;
@@ -19,6 +21,7 @@ use crate::rng::Rng;
 use crate::trace::Trace;
 use crate::world::Event;
 
+pub use admin::AdminNode;
 pub use client::ClientNode;
 pub use coordinator::CoordinatorNode;
 pub use server::ServerNode;
@@ -27,7 +30,7 @@ pub use server::ServerNode;
 pub struct Context<'a> {
     /// This process.
     pub me: ProcessId,
-    /// Its clock's time.
+    /// Its clock's time, as it read it when it began with this input.
     pub now: Micros,
     /// Its clock.
     pub clock: Clock,
@@ -35,6 +38,8 @@ pub struct Context<'a> {
     pub rng: &'a mut Rng,
     /// What clients were told.
     pub history: &'a mut History,
+    /// What the coordinators have done.
+    pub group: &'a mut GroupWatch,
     /// Who listens where.
     pub listeners: &'a BTreeMap<String, ProcessId>,
     /// The network.
@@ -46,6 +51,12 @@ pub struct Context<'a> {
 }
 
 impl Context<'_> {
+    /// What its clock shows if it is read again.
+    #[must_use]
+    pub fn clock_now(&self) -> Micros {
+        self.clock.shows(self.events.now())
+    }
+
     /// Asks for a connection to an address.
     pub fn connect(&mut self, address: &str) -> ConnectionId {
         let to = self.listeners.get(address).copied();
@@ -122,6 +133,8 @@ pub enum Node {
     Server(Box<ServerNode>),
     /// A client with its workload.
     Client(Box<ClientNode>),
+    /// One who makes and drops tables.
+    Admin(Box<AdminNode>),
 }
 
 impl Node {
@@ -131,6 +144,7 @@ impl Node {
             Self::Coordinator(node) => node.start(context),
             Self::Server(node) => node.start(context),
             Self::Client(node) => node.start(context),
+            Self::Admin(node) => node.start(context),
         }
     }
 
@@ -140,6 +154,7 @@ impl Node {
             Self::Coordinator(node) => node.net(context, event),
             Self::Server(node) => node.net(context, event),
             Self::Client(node) => node.net(context, event),
+            Self::Admin(node) => node.net(context, event),
         }
     }
 
@@ -149,6 +164,7 @@ impl Node {
             Self::Coordinator(node) => node.timer(context),
             Self::Server(node) => node.timer(context),
             Self::Client(node) => node.timer(context),
+            Self::Admin(node) => node.timer(context),
         }
     }
 
@@ -159,6 +175,7 @@ impl Node {
             Self::Coordinator(node) => node.next_timeout(),
             Self::Server(node) => node.next_timeout(),
             Self::Client(node) => node.next_timeout(),
+            Self::Admin(node) => node.next_timeout(),
         }
     }
 }

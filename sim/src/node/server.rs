@@ -8,6 +8,7 @@
 
 mod asks;
 mod backups;
+mod told;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -23,6 +24,7 @@ use ramkeep_wire::order::{Command, Order, OrderReply};
 use ramkeep_wire::replicate::Replicate;
 use ramkeep_wire::{Ballot, BootId, Micros, Party, ServerId, postcards};
 
+use self::told::Asked;
 use super::{Context, delivered};
 use crate::network::{ConnectionId, NetEvent};
 
@@ -62,6 +64,8 @@ struct CoordinatorLink {
     connection: Option<ConnectionId>,
     open: bool,
     which: usize,
+    /// Where the leader is said to be.
+    hint: Option<String>,
     not_before: Micros,
     asks: Vec<Ask>,
     next: u64,
@@ -76,6 +80,7 @@ struct BackupLink {
 #[derive(Debug, Default)]
 struct Inbound {
     data: DataSession,
+    asked: Asked,
 }
 
 /// A server process.
@@ -89,12 +94,15 @@ pub struct ServerNode {
     list: ServerList,
     ballot: Ballot,
     stopped: bool,
+    stale_orders: u64,
     coordinator: CoordinatorLink,
     backups: BTreeMap<ServerId, BackupLink>,
     not_before: BTreeMap<ServerId, Micros>,
     inbound: BTreeMap<ConnectionId, Inbound>,
     next_tick: Micros,
     next_heartbeat: Micros,
+    /// It has told a client of what it looked up, since this was asked last.
+    told: bool,
 }
 
 impl ServerNode {
@@ -113,13 +121,20 @@ impl ServerNode {
             list: ServerList::default(),
             ballot: Ballot::default(),
             stopped: false,
+            stale_orders: 0,
             coordinator: CoordinatorLink::default(),
             backups: BTreeMap::new(),
             not_before: BTreeMap::new(),
             inbound: BTreeMap::new(),
             next_tick: now,
             next_heartbeat: now,
+            told: false,
         }
+    }
+
+    /// Whether it has told a client of what it looked up, since this was asked last.
+    pub fn take_told(&mut self) -> bool {
+        std::mem::take(&mut self.told)
     }
 
     /// Its identity; 0 until it is enlisted.
@@ -165,6 +180,12 @@ impl ServerNode {
     #[must_use]
     pub fn stopped(&self) -> bool {
         self.stopped
+    }
+
+    /// Orders that it has refused for their ballot.
+    #[must_use]
+    pub fn stale_orders(&self) -> u64 {
+        self.stale_orders
     }
 
     /// The frames that a kill leaves.
@@ -317,9 +338,11 @@ impl ServerNode {
             return context.close(connection);
         };
         let mut out = Vec::new();
+        inbound.asked.note(envelope);
         let mut batch = inbound.data.begin(master.store(), &mut out);
         let read = batch.envelope(&envelope.header, envelope.payload);
-        batch.end(master.lease());
+        batch.end(|| master.lease(context.now));
+        self.told |= inbound.asked.is_told(&out);
         if !out.is_empty() {
             context.send(connection, &out);
         }
@@ -407,6 +430,7 @@ impl ServerNode {
 
     fn carry_out(&mut self, context: &mut Context<'_>, order: Order) -> OrderReply {
         if order.ballot < self.ballot {
+            self.stale_orders += 1;
             return OrderReply::StaleBallot(self.ballot);
         }
         self.ballot = order.ballot;
@@ -473,9 +497,9 @@ impl ServerNode {
                 continue;
             }
             let mut out = Vec::new();
-            inbound
-                .data
-                .release(master.store(), master.lease(), &mut out);
+            let lease = || master.lease(context.now);
+            inbound.data.release(master.store(), lease, &mut out);
+            self.told |= inbound.asked.is_told(&out);
             if !out.is_empty() {
                 context.send(*connection, &out);
             }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use ramkeep_coordinator::Coordinator;
+use ramkeep_coordinator::state::State;
 use ramkeep_wire::backup::ReplicaInfo;
 use ramkeep_wire::{KeyHash, ServerId, TableId};
 
@@ -14,12 +14,16 @@ impl Run {
     /// What is left right after a death is what counts; and what is recorded of a master when it is
     /// decided dead is what its recovery goes by (SAFETY 4).
     pub(super) fn notice_deaths(&mut self) {
-        if let Some(node) = self.world.coordinator(self.coordinator) {
-            for (server, found) in node.core().state().servers().iter() {
+        let slot = self.world.group.slot();
+        if self.slot != slot
+            && let Some(state) = inspect::recorded(&self.world)
+        {
+            self.slot = slot;
+            for (server, found) in state.servers().iter() {
                 if found.is_crashed()
                     && found.roles.master
                     && !self.dead.contains_key(&server)
-                    && let Some(record) = inspect::master_record(node.core(), server)
+                    && let Some(record) = inspect::master_record(&state, server)
                 {
                     let before = self.world.losses - self.world.wiped.len();
                     self.dead.insert(server, (record, before));
@@ -40,7 +44,7 @@ impl Run {
         let down: BTreeSet<usize> = (faults::down(&self.world).into_iter())
             .filter(|m| self.world.machines[*m].process.is_none())
             .collect();
-        let Some(coordinator) = inspect::recorded(&self.world, self.coordinator) else {
+        let Some(coordinator) = inspect::recorded(&self.world) else {
             return;
         };
         let living = inspect::living_masters(&self.world, &coordinator);
@@ -59,7 +63,7 @@ impl Run {
 
     pub(super) fn check_master(
         &mut self,
-        coordinator: &Coordinator,
+        coordinator: &State,
         record: &MasterRecord,
         down: &BTreeSet<usize>,
         lost: usize,
@@ -75,6 +79,7 @@ impl Run {
         // Frames that were lost count against the promise until they are made up for, though their
         // machine may hold new ones by now. A killed process comes back with its frames: it may be
         // taken for lost, or not.
+        let lost = lost + inspect::shortfall(coordinator, record.master);
         let none = BTreeSet::new();
         for (down, lost) in [(down, lost + down.len()), (&none, lost)] {
             let Some(more) = (self.replicas - 1).checked_sub(lost) else {

@@ -20,6 +20,7 @@ impl Run {
         // Whatever was about to be killed or restarted when faults stopped.
         faults::end(&mut self.world);
         faults::note_recovered(&mut self.world);
+        self.look_at_group(now);
         let lacking = self.lacking();
         if lacking.is_empty() {
             if self.reading {
@@ -69,8 +70,9 @@ impl Run {
                 ));
             }
         }
-        let Some(coordinator) = inspect::recorded(&self.world, self.coordinator) else {
-            return vec!["the coordinator has no journal".into()];
+        lacking.extend(self.group_lacks());
+        let Some(coordinator) = inspect::recorded(&self.world) else {
+            return vec!["the coordinators have decided nothing".into()];
         };
         let masters = inspect::living_masters(&self.world, &coordinator);
         for (machine, server) in &masters {
@@ -169,7 +171,7 @@ impl Run {
 
     pub(super) fn read_everything(&mut self) {
         // Nobody serves the tablets of a master that is dead.
-        let Some(coordinator) = inspect::recorded(&self.world, self.coordinator) else {
+        let Some(coordinator) = inspect::recorded(&self.world) else {
             return;
         };
         let served = |table: TableId, key: &[u8]| {

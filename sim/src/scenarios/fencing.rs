@@ -30,8 +30,8 @@ pub(super) fn nothing_from_the_dead(lines: Lines) -> Played {
     })?;
     let before = stage.record()?;
     stage.pass(8_000);
-    let coordinator = crate::inspect::recorded(&stage.world, stage.coordinator)
-        .ok_or("the coordinator has no journal")?;
+    let coordinator =
+        crate::inspect::recorded(&stage.world).ok_or("the coordinators have decided nothing")?;
     let after = crate::inspect::master_record(&coordinator, id).ok_or("the master is forgotten")?;
     ensure(
         before.epochs == after.epochs && before.floor == after.floor,

@@ -2,6 +2,8 @@
 
 mod end_of_the_log;
 mod fencing;
+mod group;
+mod leases;
 mod replication;
 mod stage;
 
@@ -26,6 +28,22 @@ pub struct Scenario {
 /// All of them.
 pub const ALL: &[Scenario] = &[
     Scenario {
+        name: "safety_01_a_zombie_that_wakes_up_answers_nothing",
+        play: leases::a_zombie_that_wakes_up,
+    },
+    Scenario {
+        name: "safety_01_a_master_cut_off_from_all_but_a_client_stops_answering",
+        play: leases::cut_off_from_all_but_a_client,
+    },
+    Scenario {
+        name: "safety_01_a_grant_that_comes_late_counts_from_when_it_was_asked_for",
+        play: leases::a_grant_that_comes_late,
+    },
+    Scenario {
+        name: "safety_01_old_and_new_head_are_needed_while_the_log_rolls_over",
+        play: leases::old_and_new_head,
+    },
+    Scenario {
         name: "safety_02_a_miss_waits_for_the_removal_that_it_saw",
         play: replication::a_miss_waits,
     },
@@ -46,12 +64,36 @@ pub const ALL: &[Scenario] = &[
         play: replication::a_record_that_comes_late,
     },
     Scenario {
+        name: "safety_03_old_and_new_backups_are_needed_while_a_change_is_under_way",
+        play: leases::old_and_new_backups,
+    },
+    Scenario {
         name: "safety_04_nothing_is_taken_from_the_dead",
         play: fencing::nothing_from_the_dead,
     },
     Scenario {
+        name: "safety_05_a_backup_waits_out_its_grant",
+        play: leases::a_backup_waits_out_its_grant,
+    },
+    Scenario {
         name: "safety_06_a_restarted_backup_is_not_the_one_before",
         play: fencing::a_restarted_backup,
+    },
+    Scenario {
+        name: "safety_06_a_restarted_backup_waits_for_what_it_has_forgotten",
+        play: leases::a_restarted_backup_waits,
+    },
+    Scenario {
+        name: "safety_07_clock_rates_at_the_bound_change_nothing",
+        play: leases::clocks_at_the_bound,
+    },
+    Scenario {
+        name: "safety_07_without_backups_the_coordinator_grants",
+        play: leases::without_backups,
+    },
+    Scenario {
+        name: "safety_08_without_a_coordinator_everything_goes_on",
+        play: leases::without_a_coordinator,
     },
     Scenario {
         name: "safety_09_with_one_backup_too_few_reads_go_on_and_writes_are_refused",
@@ -60,6 +102,10 @@ pub const ALL: &[Scenario] = &[
     Scenario {
         name: "safety_10_suspicion_is_bounded",
         play: replication::suspicion_is_bounded,
+    },
+    Scenario {
+        name: "safety_10_a_lost_backup_is_not_seen_by_readers",
+        play: leases::a_lost_backup_is_not_seen_by_readers,
     },
     Scenario {
         name: "safety_11_no_third_head_and_nothing_acknowledged_before_the_old_one_closes",
@@ -80,6 +126,34 @@ pub const ALL: &[Scenario] = &[
     Scenario {
         name: "safety_15_a_kill_at_any_byte_leaves_what_was_acknowledged",
         play: end_of_the_log::a_kill_at_any_byte,
+    },
+    Scenario {
+        name: "safety_08_nobody_is_dead_for_silence_while_there_was_no_leader",
+        play: group::a_long_outage,
+    },
+    Scenario {
+        name: "safety_08_a_group_that_was_cut_off_declares_nobody_dead",
+        play: group::cut_off_together,
+    },
+    Scenario {
+        name: "group_another_leader_goes_on_with_an_epoch_change",
+        play: group::killed_in_an_epoch_change,
+    },
+    Scenario {
+        name: "group_a_leader_that_wakes_up_answers_nothing_stale",
+        play: group::a_leader_that_sleeps,
+    },
+    Scenario {
+        name: "group_a_wiped_coordinator_is_taken_in_again",
+        play: group::a_wiped_coordinator,
+    },
+    Scenario {
+        name: "group_a_retried_drop_does_not_hit_the_table_made_since",
+        play: group::a_retried_drop,
+    },
+    Scenario {
+        name: "group_orders_under_a_lower_ballot_are_refused",
+        play: group::a_late_order,
     },
 ];
 

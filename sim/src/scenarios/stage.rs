@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use paxos::limits::Timing;
+use ramkeep_coordinator::state::State;
 use ramkeep_wire::coordinator::{Roles, Settings};
 use ramkeep_wire::data::RejectRules;
 use ramkeep_wire::{Micros, SegmentId, ServerId, TableId};
@@ -13,6 +15,7 @@ use crate::history::{Action, Operation, Outcome};
 use crate::inspect::{self, Held};
 use crate::network::{Delays, Direction, ProcessId};
 use crate::node::Node;
+use crate::node::admin::AdminConfig;
 use crate::node::client::ClientConfig;
 use crate::trace::Lines;
 use crate::workload::{Step, Workload};
@@ -27,7 +30,9 @@ const SEGMENT: u32 = 8 << 10;
 pub struct Stage {
     /// The cluster.
     pub world: World,
-    /// The coordinator's machine.
+    /// The machines of the coordinators.
+    pub coordinators: Vec<usize>,
+    /// The first coordinator's machine.
     pub coordinator: usize,
     /// The master's machine.
     pub master: usize,
@@ -39,10 +44,24 @@ pub struct Stage {
 impl Stage {
     /// A cluster with so many backups and two clients, ready to serve.
     pub fn new(backups: usize, lines: Lines) -> Result<Self, String> {
+        Self::build(REPLICAS, 1, backups, lines)
+    }
+
+    /// The same, with another number of copies.
+    pub fn with(replicas: u8, backups: usize, lines: Lines) -> Result<Self, String> {
+        Self::build(replicas, 1, backups, lines)
+    }
+
+    /// The same with a group of so many coordinators.
+    pub fn with_group(group: u32, backups: usize, lines: Lines) -> Result<Self, String> {
+        Self::build(REPLICAS, group, backups, lines)
+    }
+
+    fn build(replicas: u8, group: u32, backups: usize, lines: Lines) -> Result<Self, String> {
         let mut world = World::new(WorldConfig {
             seed: 1,
             settings: Settings {
-                replicas: REPLICAS,
+                replicas,
                 lease_us: 50_000,
                 backup_wait_us: 500_000,
                 heartbeat_us: 50_000,
@@ -54,11 +73,13 @@ impl Stage {
                 late_per_mille: 0,
                 late: (0, 0),
             },
-            sync: (500, 600),
+            sync: vec![(500, 600)],
+            timing: Timing::default(),
             reconnect: Duration::from_millis(10),
             lines,
         });
-        let coordinator = world.add_coordinator();
+        let coordinators = world.add_coordinators(group);
+        let coordinator = coordinators[0];
         let roles = |master| Roles {
             master,
             backup: !master,
@@ -72,7 +93,7 @@ impl Stage {
             .map(|number| {
                 let config = ClientConfig {
                     number,
-                    coordinators: World::coordinators(),
+                    coordinators: world.coordinators(),
                     deadline: Duration::from_secs(5),
                     depth: 64,
                     think: 0,
@@ -83,6 +104,7 @@ impl Stage {
             .collect();
         let mut stage = Self {
             world,
+            coordinators,
             coordinator,
             master,
             backups,
@@ -108,7 +130,12 @@ impl Stage {
 
     /// Lets so many milliseconds pass.
     pub fn pass(&mut self, milliseconds: u64) {
-        let end = self.world.events.now() + Duration::from_millis(milliseconds);
+        self.pass_us(milliseconds * 1_000);
+    }
+
+    /// Lets so many microseconds pass.
+    pub fn pass_us(&mut self, microseconds: u64) {
+        let end = self.world.events.now() + Duration::from_micros(microseconds);
         self.world.events.at(end, crate::world::Event::Step(0));
         while self.world.events.now() < end && self.world.step().is_some() {}
     }
@@ -175,10 +202,22 @@ impl Stage {
     /// The last operation on a key.
     #[must_use]
     pub fn last(&self, key: &str) -> &Operation {
-        (self.world.history)
-            .of(&(self.table(), key.as_bytes().to_vec()))
-            .last()
-            .expect("the script began one")
+        self.operations(key).last().expect("the script began one")
+    }
+
+    /// All operations on a key.
+    #[must_use]
+    pub fn operations(&self, key: &str) -> &[Operation] {
+        let place = (self.table(), key.as_bytes().to_vec());
+        self.world.history.of(&place)
+    }
+
+    /// Nobody told a client what it had no right to tell.
+    pub fn innocent(&self) -> Played {
+        match self.world.wrongs.first() {
+            None => Ok(()),
+            Some(wrong) => Err(wrong.clone()),
+        }
     }
 
     /// Whether the last operation on a key is answered.
@@ -267,8 +306,8 @@ impl Stage {
 
     /// What the coordinator has recorded of the master.
     pub fn record(&self) -> Result<crate::check::log_end::MasterRecord, String> {
-        let coordinator = inspect::recorded(&self.world, self.coordinator)
-            .ok_or("the coordinator has no journal")?;
+        let coordinator =
+            inspect::recorded(&self.world).ok_or("the coordinators have decided nothing")?;
         inspect::master_record(&coordinator, self.master_id())
             .ok_or_else(|| "the coordinator does not know the master".into())
     }
@@ -288,6 +327,15 @@ impl Stage {
             .map_err(|why| why.to_string())
     }
 
+    /// Begins to write more than the head has room for.
+    pub fn begin_fill(&mut self) {
+        let head = self.head();
+        for number in 0..=SEGMENT / 900 {
+            let key = format!("fill{}-{number}", head.0);
+            self.begin_write(0, &key, &".".repeat(900));
+        }
+    }
+
     /// Fills the head so that the log rolls over.
     pub fn roll(&mut self) -> Played {
         let head = self.head();
@@ -299,15 +347,55 @@ impl Stage {
         Ok(())
     }
 
+    /// The machine of the coordinator that leads.
+    pub fn leader(&self) -> Result<usize, String> {
+        self.world.leader().ok_or_else(|| "nobody leads".into())
+    }
+
+    /// Adds one who makes and drops so many tables.
+    pub fn add_admin(&mut self, rounds: u32, think: u64) -> usize {
+        let coordinators = self.world.coordinators();
+        self.world.add_admin(AdminConfig {
+            number: 0,
+            coordinators,
+            patience: Duration::from_millis(500),
+            think,
+            rounds,
+        })
+    }
+
+    /// Operations of clients that failed.
+    #[must_use]
+    pub fn failed(&self) -> u64 {
+        let clients = self.clients.iter().filter_map(|m| self.world.client(*m));
+        clients.map(|c| c.ended.0 - c.ended.1 - c.rejected).sum()
+    }
+
+    /// What the coordinators have decided.
+    pub fn state(&self) -> Result<std::sync::Arc<State>, String> {
+        inspect::recorded(&self.world).ok_or_else(|| "the coordinators have decided nothing".into())
+    }
+
+    /// Nothing was found that coordinators did, or told those who make and drop tables.
+    pub fn group_is_sound(&self) -> Played {
+        let admins = (0..self.world.machines.len()).filter_map(|m| self.world.admin(m));
+        let complaints = admins.flat_map(|admin| &admin.complaints);
+        let found = self.world.group.findings().iter().chain(complaints).next();
+        found.map_or(Ok(()), |found| Err(found.clone()))
+    }
+
     /// Everything is as it should be in the end.
     pub fn close(mut self) -> Played {
-        self.world.network.heal();
+        self.group_is_sound()?;
+        self.world.network.heal(&mut self.world.events);
         for machine in 0..self.world.machines.len() {
             if self.world.machines[machine].process.is_none() {
                 self.world.start(machine);
             }
         }
         self.until("everybody is answered", Stage::idle)?;
+        self.innocent()?;
+        self.group_is_sound()?;
         let verdict = check_history(&self.world.history);
         match verdict.violations.first() {
             None => Ok(()),

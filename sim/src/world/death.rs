@@ -8,6 +8,7 @@ use ramkeep_wire::BootId;
 use super::{Death, Disk, Event, World};
 use crate::network::ProcessId;
 use crate::node::Node;
+use crate::node::coordinator::CoordinatorDisk;
 
 impl World {
     /// A process handles nothing for a time.
@@ -16,6 +17,11 @@ impl World {
             && !running.paused
         {
             running.paused = true;
+            // It may have read its clock just before it fell asleep; what it does then, on waking,
+            // it does at another time than it thinks.
+            if matches!(running.node, Node::Coordinator(_)) {
+                running.asleep_since = Some(running.clock.shows(self.events.now()));
+            }
             let until = self.events.now() + time;
             self.events.at(until, Event::Resume(process));
             self.say(format_args!(
@@ -71,9 +77,10 @@ impl World {
         ));
         let disk = match running.node {
             Node::Coordinator(node) => {
-                let mut journal = node.into_journal();
-                journal.crash(&mut self.rng);
-                Disk::Journal(journal)
+                self.group.gone(node.peer());
+                let mut disk = node.into_disk();
+                disk.crash(&mut self.rng);
+                Disk::Journal(disk)
             }
             Node::Server(node) => {
                 // Frames taken over, by a process that was not enlisted yet, are its predecessor's.
@@ -89,11 +96,19 @@ impl World {
                     None => Disk::None,
                 }
             }
-            Node::Client(_) => Disk::None,
+            Node::Client(_) | Node::Admin(_) => Disk::None,
         };
         let place = &mut self.machines[machine];
         place.process = None;
         place.disk = disk;
+    }
+
+    /// A coordinator's disk is lost while no process runs there; a new one is in its place.
+    pub fn wipe(&mut self, machine: usize) {
+        if let Disk::Journal(_) = self.machines[machine].disk {
+            let disk = CoordinatorDisk::new(self.rng.bytes());
+            self.machines[machine].disk = Disk::Journal(disk);
+        }
     }
 
     /// A machine's memory is lost, or old pages of it come back from its disk; it boots anew.

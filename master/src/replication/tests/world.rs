@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use ramkeep_wire::certificate::BLAKE3_KEYED;
-use ramkeep_wire::replicate::{ReplicateAck, ReplicateStatus};
+use ramkeep_wire::replicate::{ReplicateAck, ReplicateStatus, flags};
 
 use super::super::*;
 
@@ -16,6 +16,8 @@ fn config(replicas: usize) -> Config {
         me: ME,
         replicas,
         slow_backup_us: 1_000,
+        slow_copy_us: 1_000,
+        renew_us: 400,
         retry_us: 500,
         backup_wait_us: 2_000,
         seed: 1,
@@ -126,13 +128,18 @@ pub(super) struct FakeBackup {
     pub(super) held: BTreeMap<SegmentId, Held>,
     /// What it found in its frames when it started.
     pub(super) inherited: BTreeSet<SegmentId>,
+    /// Before this time it would not answer recovery.
+    pub(super) silent_until: Micros,
 }
+
+/// What the backups grant, microseconds.
+pub(super) const LEASE: u32 = 3_200;
 
 /// Frames of each backup: enough for all segments of a run, if none leaks for good.
 pub(super) const FRAMES: usize = 24;
 
 impl FakeBackup {
-    pub(super) fn receive(&mut self, sent: &Sent) -> Option<ReplicateAck> {
+    pub(super) fn receive(&mut self, now: Micros, sent: &Sent) -> Option<ReplicateAck> {
         let message = match sent {
             Sent::Free(segments) => {
                 self.held.retain(|id, _| !segments.contains(id));
@@ -153,6 +160,10 @@ impl FakeBackup {
             .is_some_and(|h| h.certified > 0)
         {
             self.inherited.remove(&message.segment);
+        }
+        if ack.status == ReplicateStatus::Done && message.has(flags::LEASE) {
+            ack.lease_us = LEASE;
+            self.silent_until = now + Duration::from_micros(LEASE.into());
         }
         Some(ack)
     }
@@ -215,7 +226,7 @@ impl World {
         let Some(backup) = self.backups.get_mut(&to) else {
             return;
         };
-        if let Some(ack) = backup.receive(&message) {
+        if let Some(ack) = backup.receive(self.now, &message) {
             self.acks.entry(to).or_default().push_back(ack);
         }
     }
@@ -273,8 +284,12 @@ impl World {
         let new = ServerId(self.next_server);
         self.next_server += 1;
         let inherited = dead.held.into_keys().chain(dead.inherited).collect();
-        let held = BTreeMap::new();
-        self.backups.insert(new, FakeBackup { held, inherited });
+        let backup = FakeBackup {
+            held: BTreeMap::new(),
+            inherited,
+            silent_until: self.now + Duration::from_micros(LEASE.into()),
+        };
+        self.backups.insert(new, backup);
         self.replication.inherited(new, server);
         self.replication.link_up(new);
     }
@@ -319,6 +334,27 @@ impl World {
                 copies + lost >= replicas,
                 "{id:?}: {durable} bytes on {copies} backups only"
             );
+        }
+    }
+
+    /// As long as the lease is held, no backup would answer recovery that has a head in a state
+    /// that counts: whole, open, of the recorded epoch or a later one.
+    pub(super) fn check_lease(&self) {
+        let until = self.replication.lease_until();
+        if until <= self.now {
+            return;
+        }
+        for id in self.log.open_heads().into_iter().flatten() {
+            let floor = self.recorded.get(&id).copied().unwrap_or_default();
+            for (server, backup) in &self.backups {
+                let held = backup.held.get(&id).copied().unwrap_or_default();
+                let counts = held.certified > 0 && !held.closed && held.shown >= floor;
+                assert!(
+                    !counts || backup.silent_until >= until,
+                    "{server:?} could show {id:?} at {:?}, but the lease is until {until:?}",
+                    backup.silent_until,
+                );
+            }
         }
     }
 

@@ -42,6 +42,7 @@ impl ServerNode {
         let link = &mut self.coordinator;
         link.connection = None;
         link.open = false;
+        link.hint = None;
         link.which += 1;
         link.not_before = not_before;
         let (enlist, others): (Vec<_>, Vec<_>) = link
@@ -53,7 +54,7 @@ impl ServerNode {
             ask.sent = None;
         }
         for ask in others {
-            self.answer(context, &ask.request, None);
+            self.answer(context, &ask, None);
         }
     }
 
@@ -66,30 +67,33 @@ impl ServerNode {
         let (Some(found), Ok(response)) = (found, postcards::decode::<Response>(payload)) else {
             return;
         };
-        if matches!(response.answer, Answer::Refused(Refused::NotLeader { .. })) {
-            asks[found].sent = None;
-            self.coordinator.not_before = context.now + self.config.reconnect;
-            if !matches!(asks[found].request, Request::Enlist(_)) {
-                let ask = asks.remove(found);
-                self.answer(context, &ask.request, None);
+        if let Answer::Refused(Refused::NotLeader { leader, .. }) = response.answer {
+            self.ballot = self.ballot.max(response.ballot);
+            if let Some(connection) = self.coordinator.connection {
+                context.close(connection);
             }
+            self.coordinator_lost(context);
+            self.coordinator.hint = leader;
             return;
         }
         let ask = asks.remove(found);
-        self.answer(context, &ask.request, Some(&response));
+        self.answer(context, &ask, Some(&response));
     }
 
     pub(super) fn answer(
         &mut self,
         context: &mut Context<'_>,
-        asked: &Request,
+        ask: &Ask,
         response: Option<&Response>,
     ) {
+        let asked = &ask.request;
         if let Some(response) = response {
             self.ballot = self.ballot.max(response.ballot);
             match &response.answer {
                 Answer::Enlisted { .. } => return self.enlisted(context, &response.answer),
-                Answer::Heard { list: Some(list) } => self.take_list(context, list),
+                Answer::Heard {
+                    list: Some(list), ..
+                } => self.take_list(context, list),
                 Answer::Refused(Refused::Crashed) => self.stop(context),
                 Answer::EpochRecorded => {
                     context.say(format_args!("recorded: {asked:?}"));
@@ -101,7 +105,9 @@ impl ServerNode {
             }
         }
         if let Some(master) = &self.master {
-            master.handle_answer(context.now, asked, response);
+            // What was never sent counts from when it was to be.
+            let sent = ask.sent.map_or(ask.asked, |(_, sent)| sent);
+            master.handle_answer(context.now, sent, asked, response);
         }
     }
 
@@ -154,7 +160,9 @@ impl ServerNode {
         if context.now < self.next_heartbeat {
             return;
         }
-        self.next_heartbeat = context.now + Duration::from_micros(settings.heartbeat_us.into());
+        let every = Duration::from_micros(settings.heartbeat_us.into());
+        let renew = self.master.as_ref().and_then(Master::renew_every);
+        self.next_heartbeat = context.now + renew.map_or(every, |renew| renew.min(every));
         let under_way = |ask: &Ask| matches!(ask.request, Request::Heartbeat(_));
         if self.coordinator.asks.iter().any(under_way) {
             return;
@@ -182,8 +190,9 @@ impl ServerNode {
             return;
         }
         let Some(connection) = link.connection else {
-            let address = &self.config.coordinators[link.which % self.config.coordinators.len()];
-            link.connection = Some(context.connect(address));
+            let next = &self.config.coordinators[link.which % self.config.coordinators.len()];
+            let address = link.hint.take().unwrap_or_else(|| next.clone());
+            link.connection = Some(context.connect(&address));
             return;
         };
         if !link.open {

@@ -18,14 +18,14 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use crate::{Failure, Outcome};
 
 /// How long a server may take to answer its first request.
-pub(crate) const START: Duration = Duration::from_secs(10);
+pub const START: Duration = Duration::from_secs(10);
 /// How long a server may take to stop when asked to.
 const STOP: Duration = Duration::from_secs(5);
 /// Between two looks at a condition of another process.
 const LOOK: Duration = Duration::from_millis(10);
 
 /// Where a program lies on `PATH`.
-pub(crate) fn find(program: &str) -> Option<PathBuf> {
+pub fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path)
         .map(|dir| dir.join(program))
@@ -33,24 +33,24 @@ pub(crate) fn find(program: &str) -> Option<PathBuf> {
 }
 
 /// A port of loopback that is free now.
-pub(crate) fn free_port() -> Outcome<u16> {
+pub fn free_port() -> Outcome<u16> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
         .local_addr()?
         .port())
 }
 
 /// An address of loopback.
-pub(crate) fn loopback(port: u16) -> SocketAddr {
+pub fn loopback(port: u16) -> SocketAddr {
     (Ipv4Addr::LOCALHOST, port).into()
 }
 
 /// Connects as soon as something listens there.
-pub(crate) fn connect(address: SocketAddr) -> Outcome<TcpStream> {
+pub fn connect(address: SocketAddr) -> Outcome<TcpStream> {
     eventually("a server to listen", || TcpStream::connect(address).ok())
 }
 
 /// Asks until there is an answer, for at most [`START`].
-pub(crate) fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> Outcome<T> {
+pub fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> Outcome<T> {
     let begin = Instant::now();
     loop {
         if let Some(answer) = ask() {
@@ -65,7 +65,7 @@ pub(crate) fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> O
 
 /// Which cores the client and a single server use.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Cores {
+pub struct Cores {
     all: CpuSet,
     /// The server's and the client's, when they are kept apart.
     apart: Option<(usize, usize)>,
@@ -73,7 +73,7 @@ pub(crate) struct Cores {
 
 impl Cores {
     /// Two cores of those that this process may use, if pinning is wanted and there are two.
-    pub(crate) fn choose(pin: bool) -> Outcome<Self> {
+    pub fn choose(pin: bool) -> Outcome<Self> {
         let all = sched_getaffinity(None)?;
         let mut usable = (0..CpuSet::MAX_CPU).filter(|&core| all.is_set(core));
         let apart = usable.next().zip(usable.next()).filter(|_| pin);
@@ -81,7 +81,7 @@ impl Cores {
     }
 
     /// No pinning.
-    pub(crate) fn shared(self) -> Self {
+    pub fn shared(self) -> Self {
         Self {
             apart: None,
             ..self
@@ -89,7 +89,7 @@ impl Cores {
     }
 
     /// Moves this process to the client's core.
-    pub(crate) fn enter_client(self) -> Outcome<()> {
+    pub fn enter_client(self) -> Outcome<()> {
         self.enter(self.apart.map(|(_, client)| client))
     }
 
@@ -113,14 +113,14 @@ impl std::fmt::Display for Cores {
 }
 
 /// A running child process, ended on drop.
-pub(crate) struct Child {
+pub struct Child {
     child: std::process::Child,
     stdout: BufReader<ChildStdout>,
 }
 
 impl Child {
     /// Starts a program on the server's core, with a piped standard output.
-    pub(crate) fn start(cores: Cores, program: &PathBuf, args: &[OsString]) -> Outcome<Self> {
+    pub fn start(cores: Cores, program: &PathBuf, args: &[OsString]) -> Outcome<Self> {
         let mut command = match find("setpriv") {
             Some(setpriv) => {
                 let mut command = Command::new(setpriv);
@@ -151,7 +151,7 @@ impl Child {
     }
 
     /// The next line of the child's standard output.
-    pub(crate) fn line(&mut self) -> Outcome<String> {
+    pub fn line(&mut self) -> Outcome<String> {
         let mut line = String::new();
         if self.stdout.read_line(&mut line)? == 0 {
             return Err(Failure::new(
@@ -162,7 +162,7 @@ impl Child {
     }
 
     /// The child's process id.
-    pub(crate) fn pid(&self) -> u32 {
+    pub fn pid(&self) -> u32 {
         self.child.id()
     }
 }
@@ -184,7 +184,7 @@ impl Drop for Child {
 }
 
 /// Processor time that the processes have used so far, user and system, all threads.
-pub(crate) fn cpu_time(pids: &[u32]) -> Outcome<Duration> {
+pub fn cpu_time(pids: &[u32]) -> Outcome<Duration> {
     let per_second = rustix::param::clock_ticks_per_second();
     let mut ticks = 0;
     for pid in pids {

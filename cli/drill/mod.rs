@@ -1,0 +1,120 @@
+//! `ramkeep drill`: breaks a cluster of real processes on purpose, under a workload that checks
+//! every answer.
+//!
+//! # Invariants
+//! 1. Whether a drill has passed never depends on a time: times are measured and shown.
+//! 2. Every key has one writer, so that what a read may return is known (`record`).
+//! 3. No process of a drill outlives it.
+
+mod asking;
+mod background;
+mod cluster;
+mod coordinator;
+mod counts;
+mod ledger;
+mod metadata;
+mod outage;
+mod pause;
+mod record;
+mod rejoin;
+mod timeline;
+mod values;
+mod workload;
+mod zombie;
+
+use clap::{Args, Subcommand};
+
+use crate::args::Global;
+use crate::failure::Failure;
+use crate::output::Output;
+use crate::process::StopSignals;
+use crate::runtime;
+use crate::units::Size;
+use cluster::Shape;
+use timeline::Timeline;
+
+/// What to break.
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum DrillArgs {
+    /// Kill the leading coordinator, again and again, while tables are made and dropped
+    Coordinator(coordinator::CoordinatorArgs),
+    /// Stop a server beyond its lease, and wake it when it is fenced
+    Pause(pause::PauseArgs),
+    /// Have no coordinator for a long time while clients read and write
+    Outage(outage::OutageArgs),
+    /// Empty a coordinator's disk and see it come back
+    Rejoin(rejoin::RejoinArgs),
+}
+
+/// Flags of every drill.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Common {
+    /// Coordinators: 3 or 5
+    #[arg(
+        long,
+        default_value_t = 3,
+        env = "RAMKEEP_DRILL_COORDINATORS",
+        hide_env = true
+    )]
+    coordinators: u32,
+    /// Processes with a master and a backup each
+    #[arg(long, default_value_t = 4)]
+    servers: u32,
+    /// Copies of each write beside the master's own
+    #[arg(long, default_value_t = 2)]
+    replicas: u8,
+    /// Data to load, in values of 1,000 bytes
+    #[arg(long, default_value = "64MiB")]
+    size: Size,
+    /// Memory of each master [default: what loading and writing take]
+    #[arg(long)]
+    memory: Option<Size>,
+}
+
+/// Bytes of log that loaded data takes at most for each of its bytes, with keys and headers.
+const LOAD_TAKES: u64 = 2;
+/// Bytes of log that the workload writes to one master in a second, at most.
+const WRITES_PER_SECOND: u64 = 256 << 10;
+/// Memory that a master has in any case.
+const LEAST_MEMORY: u64 = 128 << 20;
+
+impl Common {
+    /// With memory for `seconds` of writes.
+    fn shape(&self, backups: u32, seconds: u64) -> Result<Shape, Failure> {
+        if self.coordinators < 3 {
+            return Err(Failure::usage(
+                "--coordinators: a drill needs 3 or 5, so that one can be lost",
+            ));
+        }
+        let loaded = self.size.0 * LOAD_TAKES / u64::from(self.servers.max(1));
+        let usual = LEAST_MEMORY + loaded + seconds * WRITES_PER_SECOND;
+        Ok(Shape {
+            coordinators: self.coordinators,
+            servers: self.servers,
+            backups,
+            replicas: self.replicas,
+            memory: self.memory.unwrap_or(Size(usual)),
+        })
+    }
+}
+
+/// Runs a drill to its end, or until a signal.
+pub(crate) fn run(args: &DrillArgs, global: &Global) -> Result<(), Failure> {
+    let timeline = Timeline::new(Output::new(global.json));
+    // On the main thread: children die with the thread that started them.
+    runtime::current_thread()?.block_on(async {
+        let mut signals = StopSignals::listen()?;
+        let drill = async {
+            match args {
+                DrillArgs::Coordinator(args) => args.run(global, timeline).await,
+                DrillArgs::Pause(args) => args.run(global, timeline).await,
+                DrillArgs::Outage(args) => args.run(global, timeline).await,
+                DrillArgs::Rejoin(args) => args.run(global, timeline).await,
+            }
+        };
+        tokio::select! {
+            done = drill => done,
+            () = signals.recv() => Err(Failure::new("the drill was stopped before its end")),
+        }
+    })
+}

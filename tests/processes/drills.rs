@@ -1,0 +1,92 @@
+//! Small drills: every promise is kept while processes are killed, stopped and robbed of their
+//! disks. Asserts on what was found, never on how long it took.
+
+use serde_json::Value;
+
+use crate::harness::run;
+
+/// Runs a drill of little data that must pass.
+fn drill(flags: &[&str]) -> Value {
+    let done = run(&[&["drill"], flags, &["--size", "2MiB", "--json"]].concat());
+    assert_eq!(done.code(), 0, "{done:?}");
+    let report = done.json();
+    assert_eq!(report["passed"], true);
+    assert_none(
+        &report,
+        &[
+            "lost_writes",
+            "stale_reads",
+            "wrong_values",
+            "failed_operations",
+        ],
+    );
+    assert_some(&report, &["objects", "operations", "acknowledged_writes"]);
+    report
+}
+
+fn assert_none(report: &Value, fields: &[&str]) {
+    for field in fields {
+        assert_eq!(report[field], 0, "{field} of {report}");
+    }
+}
+
+fn assert_some(report: &Value, fields: &[&str]) {
+    for field in fields {
+        assert!(report[field].as_u64() > Some(0), "{field} of {report}");
+    }
+}
+
+const METADATA: [&str; 3] = ["metadata_applied_twice", "metadata_lost", "metadata_failed"];
+
+#[test]
+fn killing_the_leader_again_and_again_loses_no_command_and_runs_none_twice() {
+    let report = drill(&["coordinator", "--kills", "3"]);
+    assert_eq!(report["drill"], "coordinator");
+    assert_eq!(report["kills"], 3);
+    assert_none(&report, &METADATA);
+    assert_some(&report, &["metadata_commands"]);
+    let elected = ["p50", "p90", "max"].map(|name| report["elected_ms"][name].as_f64());
+    assert!(elected[0] > Some(0.0) && elected.is_sorted(), "{report}");
+}
+
+#[test]
+fn five_coordinators_outlive_their_leader_too() {
+    let report = drill(&["coordinator", "--kills", "1", "--coordinators", "5"]);
+    assert_none(&report, &METADATA);
+}
+
+#[test]
+fn a_server_that_was_stopped_beyond_its_lease_serves_nothing_when_it_wakes() {
+    let report = drill(&["pause", "--seconds", "0"]);
+    assert_eq!(report["drill"], "pause");
+    assert_none(&report, &["answers_after_fence"]);
+    assert_some(&report, &["tablets_down"]);
+    assert!(report["detect_ms"].as_f64() > Some(0.0), "{report}");
+    let (old, new) = (report["server"].as_u64(), report["came_back_as"].as_u64());
+    assert!(new > old, "it is a new server: {report}");
+}
+
+#[test]
+fn without_any_coordinator_reads_and_writes_go_on_and_afterwards_all_else_does() {
+    let report = drill(&["outage", "--seconds", "5"]);
+    assert_eq!(report["drill"], "outage");
+    assert_eq!(report["seconds"], 5);
+    for field in ["leader_ms", "enlist_ms", "create_ms", "epoch_change_ms"] {
+        assert!(report[field].as_f64() > Some(0.0), "{field} of {report}");
+    }
+}
+
+#[test]
+fn a_coordinator_that_lost_its_disk_votes_only_after_it_is_a_new_member() {
+    let report = drill(&["rejoin"]);
+    assert_eq!(report["drill"], "rejoin");
+    assert_none(&report, &["leaders_elected_by_it"]);
+    assert_none(&report, &METADATA);
+    assert_some(&report, &["tables"]);
+}
+
+#[test]
+fn a_drill_without_enough_coordinators_is_wrong_usage() {
+    let done = run(&["drill", "coordinator", "--coordinators", "1"]);
+    done.assert_failed(2, "3 or 5");
+}
