@@ -297,5 +297,4 @@ fn name_missing(missing: &[DigestItem], shown: &[Held], gone: &Gone) -> String {
 }
 
 #[cfg(test)]
-#[path = "end_tests.rs"]
 mod tests;
