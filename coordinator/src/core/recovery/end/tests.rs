@@ -80,7 +80,13 @@ impl Segment {
         }
     }
 
-    fn info(&self, epoch: u32, length: usize, closed: bool, certificate: Certificate) -> ReplicaInfo {
+    fn info(
+        &self,
+        epoch: u32,
+        length: usize,
+        closed: bool,
+        certificate: Certificate,
+    ) -> ReplicaInfo {
         ReplicaInfo {
             master: M,
             segment: self.id,
@@ -254,12 +260,7 @@ fn an_active_head_beats_every_older_open_one() {
     let (s0, s1, s2) = log();
     let s2 = s2.active(S1).with(5);
     let open = s2.open(C, 1, 0);
-    let stored = [
-        s1.open(A, 1, 2),
-        s1.closed(B),
-        open.clone(),
-        s0.closed(B),
-    ];
+    let stored = [s1.open(A, 1, 2), s1.closed(B), open.clone(), s0.closed(B)];
     assert_eq!(end(&dead(), &stored), is(&open));
 }
 
@@ -289,7 +290,10 @@ fn a_segment_of_the_digest_must_be_there_closed_as_named() {
     for wrong in [s1.open(A, 1, 0), shorter.closed(A), other.closed(A)] {
         let stored = [head.clone(), wrong, s0.closed(A)];
         let why = end(&dead(), &stored).unwrap_err();
-        assert!(why.contains("segment-6") && why.contains("missing"), "{why}");
+        assert!(
+            why.contains("segment-6") && why.contains("missing"),
+            "{why}"
+        );
         assert!(why.contains("server-2 has it"), "{why}");
     }
     let stored = [head.clone(), s1.closed(D), s0.closed(A)];
@@ -309,7 +313,10 @@ fn a_missing_segment_is_named_with_who_may_have_it() {
     let Step::Stuck(why) = finder.step(&dead(), &[head.held], &gone) else {
         panic!("found");
     };
-    assert!(why.contains("segment-5") && why.contains("[server-5]"), "{why}");
+    assert!(
+        why.contains("segment-5") && why.contains("[server-5]"),
+        "{why}"
+    );
     gone.held.insert(SegmentId(S0), C);
     let Step::Stuck(why) = finder.step(&dead(), &[head.held], &gone) else {
         panic!("found");
@@ -321,7 +328,12 @@ fn a_missing_segment_is_named_with_who_may_have_it() {
 fn a_replica_of_an_epoch_below_the_recorded_one_does_not_count() {
     // 3: A was replaced by C in epoch 2 and has less than was acknowledged since.
     let (s0, s1, _) = log();
-    let stored = [s1.open(A, 1, 3), s1.open(B, 2, 0), s1.open(C, 2, 1), s0.closed(B)];
+    let stored = [
+        s1.open(A, 1, 3),
+        s1.open(B, 2, 0),
+        s1.open(C, 2, 1),
+        s0.closed(B),
+    ];
     assert_eq!(end(&recorded(S1, 2), &stored), is(&stored[2]));
     // A change that was not recorded before M died: both sets have all that was acknowledged.
     assert_eq!(end(&recorded(S1, 1), &stored[1..]), is(&stored[2]));
