@@ -2,8 +2,8 @@
 
 use ramkeep_wire::Ballot;
 use ramkeep_wire::coordinator::{
-    BackupStats, ClusterStatus, MasterStats, RecoveryReport, Roles, ServerReport, ServerState, Table, Tablet,
-    TabletState,
+    BackupStats, ClusterStatus, MasterStats, RecoveryReport, Roles, ServerReport, ServerState,
+    Table, Tablet, TabletState,
 };
 use serde_json::{Value, json};
 
@@ -33,7 +33,7 @@ pub(super) fn status(status: &ClusterStatus, ballot: Ballot) -> Value {
         "memory": memory(&total(masters)),
         "tables": status.tables.iter().map(table).collect::<Vec<_>>(),
         "tablets": status.tables.iter()
-            .flat_map(|table| table.tablets.iter().map(|one| tablet(&table.name, one)))
+            .flat_map(|table| table.tablets.iter().map(|one| tablet(&table.name, one, &status.recoveries)))
             .collect::<Vec<_>>(),
         "recoveries": status.recoveries.iter().map(recovery).collect::<Vec<_>>(),
     })
@@ -81,9 +81,19 @@ pub(super) fn tablet_state(state: TabletState) -> &'static str {
     }
 }
 
-/// Why a tablet is not served, if it isn't and nobody will see to it.
-pub(super) fn reason(tablet: &Tablet) -> Option<String> {
-    (tablet.state == TabletState::Down).then(|| format!("{} was decided crashed", tablet.owner))
+/// Why a tablet is not served, if its owner crashed, and how its recovery is.
+pub(super) fn reason(tablet: &Tablet, recoveries: &[RecoveryReport]) -> Option<String> {
+    if !matches!(tablet.state, TabletState::Down | TabletState::Recovering) {
+        return None;
+    }
+    let crashed = format!("{} was decided crashed", tablet.owner);
+    let mut own = recoveries
+        .iter()
+        .filter(|report| report.master == tablet.owner);
+    Some(match own.next() {
+        Some(report) => format!("{crashed}: {}", report.phase),
+        None => crashed,
+    })
 }
 
 fn server(report: &ServerReport) -> Value {
@@ -122,7 +132,7 @@ fn frames(stats: &BackupStats) -> Value {
 }
 
 /// Hashes are hexadecimal text: they go past what a JSON number holds exactly.
-fn tablet(name: &str, tablet: &Tablet) -> Value {
+fn tablet(name: &str, tablet: &Tablet, recoveries: &[RecoveryReport]) -> Value {
     json!({
         "table": tablet.table.0,
         "name": name,
@@ -130,6 +140,6 @@ fn tablet(name: &str, tablet: &Tablet) -> Value {
         "last": format!("{:016x}", tablet.last.0),
         "owner": tablet.owner.0,
         "state": tablet_state(tablet.state),
-        "reason": reason(tablet),
+        "reason": reason(tablet, recoveries),
     })
 }

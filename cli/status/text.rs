@@ -128,7 +128,7 @@ fn tablets(status: &ClusterStatus) -> Columns<5> {
                 format!("{:016x}", tablet.first.0),
                 format!("{:016x}", tablet.last.0),
                 tablet.owner.to_string(),
-                match reason(tablet) {
+                match reason(tablet, &[]) {
                     None => tablet_state(tablet.state).to_owned(),
                     Some(reason) => format!("{}: {reason}", tablet_state(tablet.state)),
                 },

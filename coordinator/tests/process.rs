@@ -101,6 +101,7 @@ impl Session for FakeServer {
                     OrderReply::Done
                 }
                 OrderCommand::DropTable(_) | OrderCommand::UpdateServers(_) => OrderReply::Done,
+                OrderCommand::Recover(_) => OrderReply::NotReady,
             };
             let header = envelope.header.reply(Kind::OrderReply);
             envelope::append(out, header, &postcards::encode(&reply));

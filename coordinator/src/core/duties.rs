@@ -8,7 +8,7 @@ use ramkeep_wire::order::{Command as OrderCommand, TabletGrant};
 use ramkeep_wire::{ListVersion, Micros, ServerId, TableId};
 
 use super::recovery;
-use crate::limits::{RECOVER_POLL, RETRY_FIRST, RETRY_MOST, UPDATE_SPACING};
+use crate::limits::{RECOVER_POLL, RECOVER_SOON, RETRY_FIRST, RETRY_MOST, UPDATE_SPACING};
 use crate::state::State;
 
 /// Something a server must do.
@@ -77,11 +77,19 @@ impl Duties {
         self.paces.remove(&(server, duty));
     }
 
+    /// Not before this.
+    pub(super) fn put_off(&mut self, server: ServerId, duty: Duty, until: Micros) {
+        if let Some(pace) = self.paces.get_mut(&(server, duty)) {
+            pace.due = pace.due.max(until);
+        }
+    }
+
     /// The duties that are due now; their next repetition is set.
     pub(super) fn take_due(&mut self, now: Micros) -> Vec<(ServerId, Duty)> {
         let due = self.paces.iter_mut().filter(|(_, pace)| pace.due <= now);
         due.map(|(key, pace)| {
             let wait = match key.1 {
+                Duty::Recover(..) if pace.tries < RECOVER_SOON => RECOVER_POLL / 4,
                 Duty::Recover(..) => RECOVER_POLL,
                 _ => (RETRY_FIRST * (1 << pace.tries.min(8))).min(RETRY_MOST),
             };

@@ -38,8 +38,8 @@ pub(super) use replay::{order, under_way};
 #[derive(Debug, Default)]
 pub(super) struct Recoveries {
     walks: BTreeMap<ServerId, Walk>,
-    /// Questions under way: about whose log.
-    asked: BTreeMap<u64, ServerId>,
+    /// Questions under way: about whose log, and whom.
+    asked: BTreeMap<u64, (ServerId, ServerId)>,
     /// Last token given; grows over all times of leading, so that no late answer fits.
     tokens: u64,
     /// The last reports of crashed masters.
@@ -64,6 +64,8 @@ struct Walk {
     stuck: Option<String>,
     /// Not before this.
     again: Micros,
+    /// It waits for a backup to hear of the crash.
+    unknown: bool,
     /// The partitions, by the number of their try.
     replays: BTreeMap<u32, Replay>,
     /// Who couldn't replay a partition, by its first range.
@@ -117,6 +119,10 @@ impl Recoveries {
         for (master, (down, lost)) in counts {
             let walk = self.walks.entry(master).or_insert_with(|| Walk::new(now));
             (walk.down, walk.lost) = (down, lost);
+            if walk.stuck.is_some() {
+                // A backup or a master may have come.
+                walk.again = walk.again.min(now);
+            }
             walk.follow(master, state);
         }
     }
@@ -140,6 +146,7 @@ impl Walk {
             proposed: 0,
             stuck: None,
             again: now,
+            unknown: false,
             replays: BTreeMap::new(),
             failed: BTreeMap::new(),
         }
@@ -161,7 +168,7 @@ impl Walk {
     }
 
     fn due(&self) -> Option<Micros> {
-        if self.down == 0 || self.proposed > 0 {
+        if self.down == 0 || self.proposed > 0 || self.unknown {
             return None;
         }
         match &self.search {
@@ -307,7 +314,7 @@ impl Coordinator {
         {
             watch.hear(now);
         }
-        if let Some(master) = self.recoveries.asked.remove(&token)
+        if let Some((master, _)) = self.recoveries.asked.remove(&token)
             && let Some(walk) = self.recoveries.walks.get_mut(&master)
             && let Some(dead) = dead(&self.state, master)
             && let Some(search) = &mut walk.search
@@ -347,6 +354,8 @@ impl Recoveries {
             tokens,
             reports,
         } = self;
+        // Nobody listens to what the dead answer.
+        asked.retain(|_, (_, server)| view.backups.contains_key(server));
         for (master, walk) in walks {
             if walk.proposed > 0 {
                 continue;
@@ -360,7 +369,11 @@ impl Recoveries {
                 walk.found = Some(Found { end, bytes: 0 });
             } else if walk.found.is_none() {
                 if walk.search.is_none() {
-                    if room == 0 || !view.is_known_crashed(*master) {
+                    walk.unknown = !view.is_known_crashed(*master);
+                    if walk.unknown {
+                        continue;
+                    }
+                    if room == 0 {
                         walk.again = view.now + ASK_SOON;
                         continue;
                     }
@@ -372,7 +385,7 @@ impl Recoveries {
                         return None;
                     }
                     *tokens += 1;
-                    asked.insert(*tokens, *master);
+                    asked.insert(*tokens, (*master, server));
                     acts.push(Act::Ask {
                         server,
                         token: *tokens,

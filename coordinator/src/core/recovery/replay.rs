@@ -11,11 +11,13 @@ use ramkeep_wire::{ServerId, order};
 
 use super::{Act, View, Walk};
 use crate::command::Command;
+use crate::core::duties::Duty;
 use crate::core::{Coordinator, Origin};
+use crate::limits::ASK_AGAIN;
 
 /// How often a recovery master is asked again after it said that it can't and no other is left,
 /// until all have another turn.
-const TRIES: u32 = 10;
+const TRIES: u32 = 4;
 
 /// What the leader knows of one try.
 #[derive(Debug, Default)]
@@ -152,6 +154,8 @@ impl Coordinator {
                 }
                 replay.tries += 1;
                 replay.cannot = Some(why);
+                let duty = Duty::Recover(master, attempt);
+                self.duties.put_off(server, duty, self.now + ASK_AGAIN);
                 self.look = true;
             }
             reply => tracing::warn!(%server, ?reply, "reply does not fit its order"),
