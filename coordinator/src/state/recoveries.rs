@@ -314,7 +314,7 @@ fn tile(master: ServerId, old: &[Tablet], pieces: &[TabletGrant]) -> Result<Vec<
     for tablet in old {
         let mut next = Some(tablet.first);
         let begins = |piece: &&TabletGrant| piece.first == tablet.first;
-        if pieces.peek().is_some_and(|piece| begins(piece)) {
+        if pieces.peek().is_some_and(begins) {
             if tablet.owner != master || tablet.state != TabletState::Down {
                 return Err(invalid("a tablet of the plan is not down"));
             }
