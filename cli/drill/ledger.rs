@@ -115,11 +115,6 @@ impl Ledger {
         self.live.iter()
     }
 
-    /// Nothing lost, twice or failed.
-    pub(super) fn is_clean(&self) -> bool {
-        self.twice + self.lost + self.failed == 0
-    }
-
     /// For people.
     pub(super) fn text(&self) -> String {
         format!(

@@ -86,7 +86,7 @@ impl OutageArgs {
         field("epoch_change_ms", ms(again.epoch_change).into());
         field("objects", objects.into());
         field("bytes", self.common.size.0.into());
-        timeline.end("outage", &text, fields, tally.is_clean())
+        timeline.end("outage", &text, fields)
     }
 
     /// The outage.

@@ -109,11 +109,10 @@ impl PauseArgs {
         field("failed_on_its_tablets", of_victim.failed.into());
         field("tablets_down", down.into());
         field("server", victim.0.into());
-        field("came_back_as", back.map(|server| server.0).into());
+        field("came_back_as", back.0.into());
         field("objects", shared.objects().into());
         field("bytes", self.common.size.0.into());
-        let passed = all.is_clean() && answers == 0 && down > 0;
-        timeline.end("pause", &text, fields, passed)
+        timeline.end("pause", &text, fields)
     }
 }
 
@@ -171,12 +170,12 @@ async fn ask_on(old: &mut OldMap) -> u64 {
     old.served(ASKED_FOR).await
 }
 
-/// The new server that the woken process became; `None`: it ended.
+/// The new server that the woken process became.
 async fn come_back(
     cluster: &mut Cluster,
     victim: ServerId,
     timeline: Timeline,
-) -> Result<Option<ServerId>, Failure> {
+) -> Result<ServerId, Failure> {
     let patience = Instant::now() + PATIENCE;
     let address = cluster.servers[0].address();
     while Instant::now() < patience {
@@ -189,11 +188,12 @@ async fn come_back(
         if let Some(found) = found {
             let new = found.server;
             timeline.tell(format_args!("server {victim} is back as server {new}"))?;
-            return Ok(Some(new));
+            return Ok(new);
         }
         if let Some(end) = cluster.servers[0].ended() {
-            timeline.tell(format_args!("server {victim} has ended ({end})"))?;
-            return Ok(None);
+            return Err(Failure::new(format_args!(
+                "server {victim} has ended ({end}), and did not come back as another"
+            )));
         }
         tokio::time::sleep(ASK_EVERY).await;
     }

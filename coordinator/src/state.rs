@@ -107,7 +107,7 @@ impl State {
     }
 
     /// Runs a client's request unless it ran before; then what came of it comes again, if that was
-    /// to be `kept`.
+    /// to be `kept`. Without a master it is refused for now: who asks goes on asking.
     fn run_once(
         &mut self,
         once: Option<Once>,
@@ -122,7 +122,7 @@ impl State {
         match self.results.admit(once.client, once.sequence, once.acked) {
             Admission::Run => {
                 let outcome = run(self);
-                if kept {
+                if kept && outcome != Err(Refused::NoMaster) {
                     let result = outcome.clone();
                     self.results.finish(&once.client, once.sequence, result);
                 }

@@ -234,9 +234,8 @@ impl Master {
     }
 
     fn set_gate(&self, now: Micros, control: &mut Control) {
-        // With no backups it writes as it reads: by the coordinator's leave.
-        let left_alone = self.config.settings.replicas == 0 && now >= control.granted;
-        let gate = if self.is_fenced() || left_alone {
+        let unvouched = self.config.settings.replicas == 0 && now >= control.granted;
+        let gate = if self.is_fenced() || unvouched {
             Gate::NotReady
         } else if control.replication.too_few_backups(now) {
             Gate::NotEnoughBackups

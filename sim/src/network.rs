@@ -502,7 +502,8 @@ impl Network {
         self.slow.insert((one, two), (factor, until));
     }
 
-    /// All cuts and slow links end; connections that they hold up for long yet break.
+    /// All cuts and slow links end; connections that they hold up for long yet break, and who has
+    /// not been told of a break is.
     pub fn heal<E: From<NetEvent>>(&mut self, events: &mut Events<E>) {
         self.cuts.clear();
         self.slow.clear();
@@ -514,6 +515,15 @@ impl Network {
             .collect();
         for connection in held_up {
             self.sever(events, connection, (50, 2_000));
+        }
+        let broken = self.connections.iter().filter(|(_, known)| known.broken);
+        for (connection, known) in broken {
+            let connection = *connection;
+            for (at, told) in known.ends.into_iter().zip(known.told) {
+                if !told {
+                    events.at(soon, NetEvent::Broken { connection, at }.into());
+                }
+            }
         }
     }
 

@@ -397,7 +397,7 @@ impl World {
             if let Some(at) = wanted {
                 let number = running.timer.0;
                 // A timer that is due already comes a little later, as a busy process's does.
-                let at = at.max(self.events.now() + Duration::from_micros(1));
+                let at = at.max(self.events.now() + Duration::from_micros(20));
                 self.events.at(at, Event::Timer { process, number });
             }
         }

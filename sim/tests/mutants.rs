@@ -3,7 +3,7 @@
 
 use ramkeep_wire::mutants::Mutant;
 use sim::run::{Options, Report, run};
-use sim::scenarios::ALL;
+use sim::scenarios::{ALL, Scenario};
 use sim::trace::Lines;
 
 /// Seeds that a fault may take to be found.
@@ -78,6 +78,41 @@ fn every_planted_fault_is_caught() {
     }
 }
 
+/// Faults of the coordinators, each with the story that is about it.
+const OF_COORDINATORS: &[(Mutant, &str)] = &[
+    (
+        Mutant::AnswerWithoutLease,
+        "group_a_leader_that_wakes_up_answers_nothing_stale",
+    ),
+    (
+        Mutant::ForgetOnce,
+        "group_a_retried_drop_does_not_hit_the_table_made_since",
+    ),
+    (
+        Mutant::TimersNotAfresh,
+        "safety_08_nobody_is_dead_for_silence_while_there_was_no_leader",
+    ),
+    (
+        Mutant::HearTheDead,
+        "safety_04_nothing_is_taken_from_the_dead",
+    ),
+    (
+        Mutant::RecordAnyEpoch,
+        "safety_03_a_record_that_comes_late_is_refused",
+    ),
+];
+
+#[test]
+fn faults_of_coordinators_are_caught_by_their_own_story() {
+    for (mutant, name) in OF_COORDINATORS {
+        let story = Scenario::named(name).expect("the list above names scenarios that exist");
+        let played = story.play(Some(*mutant), Lines::No);
+        println!("{}: {played:?}", mutant.name());
+        assert!(played.is_err(), "{mutant:?} is not caught by {name}");
+        assert_eq!(story.play(None, Lines::No), Ok(()), "{name}");
+    }
+}
+
 #[test]
 fn seeds_alone_catch_what_loses_or_shows_too_much() {
     for mutant in [
@@ -87,6 +122,9 @@ fn seeds_alone_catch_what_loses_or_shows_too_much() {
         Mutant::ReuseVersion,
         Mutant::SkipEpochRecord,
         Mutant::OneAckIsEnough,
+        Mutant::AnswerBeforeSync,
+        Mutant::AnswerWithoutLease,
+        Mutant::ForgetOnce,
     ] {
         assert!(seed_that_finds(mutant, SEEDS).is_some(), "{mutant:?}");
     }

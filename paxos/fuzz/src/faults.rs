@@ -266,7 +266,8 @@ impl World {
     fn is_replaced(&self, leader: PeerId, out: PeerId, by: PeerId) -> bool {
         let node = self.peers.get(&leader).and_then(|peer| peer.node.as_ref());
         let group = node.and_then(Node::group);
-        group.is_some_and(|group| group.member(out).is_none() && group.member(by).is_some())
+        node.is_some_and(Node::is_settled)
+            && group.is_some_and(|group| group.member(out).is_none() && group.member(by).is_some())
     }
 
     /// Faults stop; what was away comes back.

@@ -162,7 +162,7 @@ impl Node {
                 first,
                 last: Slot(slot.0 - 1),
                 stamp,
-                decided: self.learning.decided,
+                decided: self.told_decided(),
             };
             let envelope = self.envelope(from, body);
             self.after_disk(Deferred::Send(envelope));
@@ -201,7 +201,7 @@ impl Node {
         let body = Body::HeartbeatAck {
             ballot,
             stamp,
-            decided: self.learning.decided,
+            decided: self.told_decided(),
         };
         let envelope = self.envelope(from, body);
         self.after_promise(envelope);

@@ -34,12 +34,40 @@ pub(super) struct Disk {
     decided: Slot,
     /// With which sequence the promise was written.
     pub(super) promised: u64,
+    /// With which it was written that the last change of the group is decided.
+    pub(super) regrouped: u64,
     deferred: VecDeque<(u64, Deferred)>,
 }
 
 impl Node {
     pub(super) fn record(&mut self, record: Record) {
         self.disk.pending.push(record);
+    }
+
+    /// A change of the group is known for good only when the disk has it: those who decided it may
+    /// be gone then.
+    pub(super) fn record_regrouped(&mut self, slot: Slot) {
+        self.disk.decided = slot;
+        self.record(Record::Decided(slot));
+        self.disk.regrouped = self.seq_of_all();
+    }
+
+    /// The last decided slot as it is told to a leader: a change of the group not before the disk
+    /// has it.
+    pub(super) fn told_decided(&self) -> Slot {
+        let changed = self.groups.last_key_value().map(|(slot, _)| *slot);
+        match changed {
+            Some(slot) if self.disk.regrouped > self.disk.durable => {
+                self.learning.decided.min(Slot(slot.0.saturating_sub(1)))
+            }
+            _ => self.learning.decided,
+        }
+    }
+
+    /// Forgets what loading would have written again.
+    pub(super) fn nothing_to_write(&mut self) {
+        self.disk.pending.clear();
+        self.disk.regrouped = 0;
     }
 
     /// Keeps `deferred` until all records so far are durable.

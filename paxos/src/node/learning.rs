@@ -97,6 +97,7 @@ impl Node {
             tokens,
         });
         if let Some(group) = group {
+            self.record_regrouped(slot);
             self.regroup(slot, group);
         }
     }

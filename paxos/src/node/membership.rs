@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::leader::quorum;
 use super::{Node, Role};
 use crate::limits::{MAX_ADDRESS, MAX_LEARNERS};
 use crate::message::Body;
@@ -70,7 +71,7 @@ fn since(now: Time, then: Time) -> Duration {
 
 impl Node {
     /// Puts `by`, who has asked to join, in the place of `out`. Takes effect when decided; done
-    /// already is done.
+    /// already is done. `out` may be stopped for good once [`Node::is_settled`] too.
     ///
     /// # Errors
     /// When it can't be, or not yet.
@@ -246,6 +247,25 @@ impl Node {
         let reached = self.groups.last_key_value().map(|(_, g)| g.generation);
         let known = self.group.as_ref().map(|group| group.generation);
         reached.is_some() && reached >= known
+    }
+
+    /// Whether most members have on their disks that they are the members, as this leader knows:
+    /// only then may a peer that was replaced be stopped. Until then its vote may be needed to
+    /// decide its replacement once more.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        let (Role::Leading(leader), Some(group)) = (&self.role, &self.group) else {
+            return false;
+        };
+        let Some((slot, _)) = self.groups.last_key_value() else {
+            return false;
+        };
+        let knows = |id: PeerId| {
+            let told = leader.progress.get(&id).map(|progress| progress.decided);
+            let own = (id == self.setup.me).then(|| self.told_decided());
+            told.or(own).is_some_and(|decided| decided >= *slot)
+        };
+        leader.leads && quorum(group, knows)
     }
 
     /// The members, as far as this leader knows.

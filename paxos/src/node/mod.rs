@@ -353,9 +353,10 @@ impl Node {
         let member = || self.group.as_ref()?.member(peer);
         let named = || self.setup.peers.iter().find(|(id, _)| *id == peer);
         learner
-            .or_else(caller)
             .or_else(|| member().map(|m: &Member| m.address.as_str()))
             .or_else(|| named().map(|(_, address)| address.as_str()))
+            // Last: who only asks does not say where others are.
+            .or_else(caller)
     }
 
     fn send(&mut self, to: PeerId, body: Body) {

@@ -139,6 +139,7 @@ impl Node {
             }
             self.apply(slot, Vec::new());
         }
+        self.nothing_to_write();
         self.learning.known = decided;
         self.highest = self.highest.max(self.acceptor.promised);
         Ok(())

@@ -93,8 +93,8 @@ impl GroupWatch {
         if until <= now {
             return;
         }
-        let others = self.leading.iter().filter(|(id, _)| **id != peer);
-        let other = others.filter(|(_, (_, until))| *until > now).next();
+        let mut all = self.leading.iter();
+        let other = all.find(|(id, (_, until))| **id != peer && *until > now);
         if let Some((id, (theirs, _))) = other {
             let text = format!(
                 "{peer:?} leads under {ballot} and {id:?} under {theirs}, both with a lease"

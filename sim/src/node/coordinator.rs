@@ -258,6 +258,14 @@ impl CoordinatorNode {
         if self.inbound.get(&connection) != Some(&from) {
             return context.close(connection);
         }
+        if context.trace.wants_lines() {
+            let mut text = format!("{:?}", message.body);
+            text.truncate(
+                text.find(|c: char| !c.is_alphanumeric())
+                    .unwrap_or(text.len()),
+            );
+            context.say(format_args!("hears {text} of {from:?}"));
+        }
         self.core.handle_message(context.now, message);
     }
 
