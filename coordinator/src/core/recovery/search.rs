@@ -325,3 +325,181 @@ impl Reading {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ramkeep_wire::certificate::{Certificate, CertificateKey, SegmentKind};
+    use ramkeep_wire::{ClusterId, ReplicationEpoch};
+
+    use super::*;
+
+    const M: ServerId = ServerId(1);
+    const B: ServerId = ServerId(2);
+    const NOW: Micros = Micros(1_000_000);
+
+    fn dead() -> Dead {
+        Dead {
+            cluster: ClusterId([1; 16]),
+            master: M,
+            key: CertificateKey([1; 32]),
+            floor: None,
+            epochs: BTreeMap::new(),
+        }
+    }
+
+    fn closed(segment: u64) -> ReplicaInfo {
+        ReplicaInfo {
+            master: M,
+            segment: SegmentId(segment),
+            kind: SegmentKind::Head,
+            epoch: ReplicationEpoch(1),
+            length: 1,
+            closed: true,
+            certificate: Certificate::NONE,
+            boot: BootId([0; 16]),
+            inherited: false,
+        }
+    }
+
+    struct Bench {
+        search: Search,
+        finder: Finder,
+        gone: Gone,
+        backups: BTreeMap<ServerId, BootId>,
+        now: Micros,
+        asked: Vec<(u64, ServerId, BackupRequest)>,
+        tokens: u64,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            Self {
+                search: Search::default(),
+                finder: Finder::default(),
+                gone: Gone::default(),
+                backups: BTreeMap::from([(B, BootId([0; 16]))]),
+                now: NOW,
+                asked: Vec::new(),
+                tokens: 0,
+            }
+        }
+
+        fn look(&mut self) -> Looked {
+            let (asked, tokens) = (&mut self.asked, &mut self.tokens);
+            let mut ask = |server, request| {
+                *tokens += 1;
+                asked.push((*tokens, server, request));
+                Some(*tokens)
+            };
+            let (finder, gone) = (&self.finder, &mut self.gone);
+            let (now, backups) = (self.now, &self.backups);
+            self.search
+                .look(now, &dead(), backups, finder, gone, &mut ask)
+        }
+
+        /// The answer to the only question since the last one.
+        fn answer(&mut self, response: Option<BackupResponse>) -> BackupRequest {
+            assert_eq!(self.asked.len(), 1, "{:?}", self.asked);
+            let (token, server, request) = self.asked.remove(0);
+            let answer = response.map(|response| (response, Vec::new()));
+            let finder = &mut self.finder;
+            self.search
+                .answered(self.now, &dead(), finder, server, token, answer);
+            request
+        }
+
+        fn waits(&mut self) {
+            assert!(matches!(self.look(), Looked::Waits));
+        }
+
+        /// Until the next question is due.
+        fn pass(&mut self) {
+            self.now = self.search.due().expect("something to ask").max(self.now);
+        }
+    }
+
+    #[test]
+    fn an_inventory_comes_in_pages_and_the_shorter_one_is_the_last() {
+        let mut bench = Bench::new();
+        let most = MAX_INVENTORY as u64;
+        bench.waits();
+        let page = (1..=most).map(closed).collect();
+        let first = bench.answer(Some(BackupResponse::Inventory(page)));
+        let asks = |after| BackupRequest::Inventory { master: M, after };
+        assert_eq!(first, asks(None));
+        bench.waits();
+        let second = bench.answer(Some(BackupResponse::Inventory(vec![closed(most + 1)])));
+        assert_eq!(second, asks(Some(SegmentId(most))));
+        assert!(matches!(bench.look(), Looked::Stuck(_)), "no head is there");
+        assert_eq!(bench.search.shown().len(), MAX_INVENTORY + 1);
+        assert!(bench.asked.is_empty());
+    }
+
+    #[test]
+    fn a_page_that_makes_no_sense_is_not_taken() {
+        let of_another = ReplicaInfo {
+            master: B,
+            ..closed(1)
+        };
+        let too_many = (1..=MAX_INVENTORY as u64 + 1).map(closed).collect();
+        for page in [
+            vec![closed(2), closed(1)],
+            vec![closed(1), closed(1)],
+            vec![of_another],
+            too_many,
+        ] {
+            let mut bench = Bench::new();
+            bench.waits();
+            bench.answer(Some(BackupResponse::Inventory(page)));
+            assert!(bench.search.shown().is_empty());
+            bench.waits();
+            assert!(bench.asked.is_empty(), "it is asked again after a while");
+            bench.pass();
+            bench.waits();
+            assert_eq!(bench.asked.len(), 1);
+        }
+    }
+
+    #[test]
+    fn who_is_not_ready_or_not_reached_is_asked_again() {
+        let mut bench = Bench::new();
+        bench.waits();
+        bench.answer(Some(BackupResponse::NotYet { wait_us: 70_000 }));
+        assert_eq!(bench.search.due(), Some(Micros(NOW.0 + 70_000)));
+        bench.pass();
+        bench.waits();
+        bench.answer(None);
+        bench.pass();
+        bench.waits();
+        bench.answer(Some(BackupResponse::Inventory(Vec::new())));
+        assert!(matches!(bench.look(), Looked::Stuck(_)));
+    }
+
+    #[test]
+    fn a_late_answer_to_an_earlier_question_is_not_listened_to() {
+        let mut bench = Bench::new();
+        bench.waits();
+        let (token, ..) = bench.asked.remove(0);
+        bench.backups.clear();
+        assert!(
+            matches!(bench.look(), Looked::Stuck(_)),
+            "no backup is there"
+        );
+        bench.backups.insert(B, BootId([0; 16]));
+        bench.waits();
+        let late = Some((BackupResponse::Inventory(vec![closed(1)]), Vec::new()));
+        let finder = &mut bench.finder;
+        bench.search.answered(NOW, &dead(), finder, B, token, late);
+        assert!(bench.search.shown().is_empty());
+    }
+
+    #[test]
+    fn what_a_backup_showed_is_remembered_when_it_is_gone() {
+        let mut bench = Bench::new();
+        bench.waits();
+        bench.answer(Some(BackupResponse::Inventory(vec![closed(3)])));
+        bench.backups.clear();
+        bench.look();
+        assert_eq!(bench.gone.held.get(&SegmentId(3)), Some(&B));
+    }
+}
