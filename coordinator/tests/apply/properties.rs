@@ -56,7 +56,7 @@ fn any_command() -> impl Strategy<Value = Command> {
                     plan(master, segment, &[(&pieces[..half], by), (&pieces[half..], by)])
                 }
             }),
-        2 => (any_server(), 1..6_u32, any_server()).prop_map(|(master, attempt, by)| {
+        6 => (any_server(), 1..6_u32, any_server()).prop_map(|(master, attempt, by)| {
             Command::AssignRecovery { master, attempt, by }
         }),
         1 => (0..9_u8).prop_map(|nonce| Command::OpenClientLease { nonce: [nonce; 16] }),
@@ -106,18 +106,23 @@ fn fitting(state: &State, command: &Command) -> Command {
                 parts: grants.into_iter().map(|grant| (vec![grant], by)).collect(),
             }
         }
-        Command::AssignRecovery { attempt, .. } => {
-            let mut planned = state.recoveries().iter();
-            let part = planned.find_map(|(master, record)| {
-                let at = *attempt as usize % (record.partitions.len() + 1);
-                Some((master, record.partitions.get(at)?.clone()))
+        Command::AssignRecovery { attempt, by, .. } => {
+            let planned = state.recoveries().iter();
+            let mut parts = planned.flat_map(|(master, record)| {
+                let parts = record.partitions.iter();
+                parts.map(move |part| (master, part.clone()))
             });
-            match part {
-                Some((master, part)) if attempt % 2 == 0 => {
+            match parts.next() {
+                Some((master, part)) if attempt % 3 > 0 => {
                     let taken: Vec<_> = part.tablets.iter().map(|lost| (lost.range, 99)).collect();
                     recovered(master, part.attempt, part.by, &taken)
                 }
-                _ => command.clone(),
+                Some((master, part)) => Command::AssignRecovery {
+                    master,
+                    attempt: part.attempt,
+                    by: *by,
+                },
+                None => command.clone(),
             }
         }
         _ => command.clone(),
@@ -140,9 +145,17 @@ fn wrong_recoveries(before: &State, state: &State) -> Option<String> {
             .iter()
             .flat_map(|part| part.tablets.iter().map(|lost| lost.range))
             .collect();
+        let needed = record.partitions.iter().all(|part| {
+            let mut tablets = part.tablets.iter();
+            tablets.any(|lost| waiting.contains(&lost.range))
+        });
         let count = given.len();
         let given: BTreeSet<_> = given.into_iter().collect();
-        if given.len() != count || !waiting.is_subset(&given) || !lost.iter().any(|t| own(&t)) {
+        if !needed
+            || given.len() != count
+            || !waiting.is_subset(&given)
+            || !lost.iter().any(|t| own(&t))
+        {
             return Some(format!("{master:?}: {waiting:?} wait, {given:?} are given"));
         }
         let attempts: BTreeSet<_> = record.partitions.iter().map(|p| p.attempt).collect();
