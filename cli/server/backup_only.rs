@@ -113,7 +113,7 @@ impl Inner {
                 self.take_list(&mut seen, list);
                 OrderReply::Done
             }
-            Command::TakeTablets(_) => OrderReply::NotReady,
+            Command::TakeTablets(_) | Command::Recover(_) => OrderReply::NotReady,
         }
     }
 

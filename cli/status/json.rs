@@ -2,8 +2,8 @@
 
 use ramkeep_wire::Ballot;
 use ramkeep_wire::coordinator::{
-    BackupStats, ClusterStatus, MasterStats, Roles, ServerReport, ServerState, Table, Tablet,
-    TabletState,
+    BackupStats, ClusterStatus, MasterStats, RecoveryReport, Roles, ServerReport, ServerState,
+    Table, Tablet, TabletState,
 };
 use serde_json::{Value, json};
 
@@ -33,14 +33,24 @@ pub(super) fn status(status: &ClusterStatus, ballot: Ballot) -> Value {
         "memory": memory(&total(masters)),
         "tables": status.tables.iter().map(table).collect::<Vec<_>>(),
         "tablets": status.tables.iter()
-            .flat_map(|table| table.tablets.iter().map(|one| tablet(&table.name, one)))
+            .flat_map(|table| table.tablets.iter().map(|one| tablet(&table.name, one, &status.recoveries)))
             .collect::<Vec<_>>(),
-        "recoveries": [],
+        "recoveries": status.recoveries.iter().map(recovery).collect::<Vec<_>>(),
     })
 }
 
 fn table(table: &Table) -> Value {
     json!({ "id": table.table.0, "name": table.name, "tablets": table.tablets.len() })
+}
+
+fn recovery(report: &RecoveryReport) -> Value {
+    json!({
+        "master": report.master.0,
+        "phase": report.phase,
+        "stuck": report.stuck,
+        "tablets": report.tablets,
+        "since_ms": report.since_us / 1_000,
+    })
 }
 
 /// Roles by name.
@@ -67,12 +77,23 @@ pub(super) fn tablet_state(state: TabletState) -> &'static str {
         TabletState::Normal => "normal",
         TabletState::Down => "down",
         TabletState::Dropping => "dropping",
+        TabletState::Recovering => "recovering",
     }
 }
 
-/// Why a tablet is not served, if it isn't and nobody will see to it.
-pub(super) fn reason(tablet: &Tablet) -> Option<String> {
-    (tablet.state == TabletState::Down).then(|| format!("{} was decided crashed", tablet.owner))
+/// Why a tablet is not served, if its owner crashed, and how its recovery is.
+pub(super) fn reason(tablet: &Tablet, recoveries: &[RecoveryReport]) -> Option<String> {
+    if !matches!(tablet.state, TabletState::Down | TabletState::Recovering) {
+        return None;
+    }
+    let crashed = format!("{} was decided crashed", tablet.owner);
+    let mut own = recoveries
+        .iter()
+        .filter(|report| report.master == tablet.owner);
+    Some(match own.next() {
+        Some(report) => format!("{crashed}: {}", report.phase),
+        None => crashed,
+    })
 }
 
 fn server(report: &ServerReport) -> Value {
@@ -84,6 +105,7 @@ fn server(report: &ServerReport) -> Value {
         "address": report.entry.addresses.first(),
         "addresses": report.entry.addresses,
         "replaces": report.entry.replaces.map(|server| server.0),
+        "recovered": report.entry.recovered,
         "resident": heartbeat.map(|heartbeat| heartbeat.resident),
         "memory": heartbeat.and_then(|heartbeat| heartbeat.master.as_ref()).map(memory),
         "frames": heartbeat.and_then(|heartbeat| heartbeat.backup.as_ref()).map(frames),
@@ -110,7 +132,7 @@ fn frames(stats: &BackupStats) -> Value {
 }
 
 /// Hashes are hexadecimal text: they go past what a JSON number holds exactly.
-fn tablet(name: &str, tablet: &Tablet) -> Value {
+fn tablet(name: &str, tablet: &Tablet, recoveries: &[RecoveryReport]) -> Value {
     json!({
         "table": tablet.table.0,
         "name": name,
@@ -118,6 +140,6 @@ fn tablet(name: &str, tablet: &Tablet) -> Value {
         "last": format!("{:016x}", tablet.last.0),
         "owner": tablet.owner.0,
         "state": tablet_state(tablet.state),
-        "reason": reason(tablet),
+        "reason": reason(tablet, recoveries),
     })
 }

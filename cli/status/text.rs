@@ -29,6 +29,9 @@ pub(super) fn status(status: &ClusterStatus, ballot: Ballot) -> String {
         let _ = writeln!(text, "Tables\n{}", tables(status));
         let _ = writeln!(text, "Tablets\n{}", tablets(status));
     }
+    if !status.recoveries.is_empty() {
+        let _ = writeln!(text, "Recoveries\n{}", recoveries(status));
+    }
     let _ = writeln!(text, "{}", summary(status));
     text
 }
@@ -125,12 +128,26 @@ fn tablets(status: &ClusterStatus) -> Columns<5> {
                 format!("{:016x}", tablet.first.0),
                 format!("{:016x}", tablet.last.0),
                 tablet.owner.to_string(),
-                match reason(tablet) {
+                match reason(tablet, &[]) {
                     None => tablet_state(tablet.state).to_owned(),
                     Some(reason) => format!("{}: {reason}", tablet_state(tablet.state)),
                 },
             ]);
         }
+    }
+    columns
+}
+
+fn recoveries(status: &ClusterStatus) -> Columns<5> {
+    let mut columns = Columns::new([">master", ">tablets", ">for", "", "phase"]);
+    for report in &status.recoveries {
+        columns.row([
+            report.master.to_string(),
+            report.tablets.to_string(),
+            format!("{} ms", report.since_us / 1_000),
+            if report.stuck { "STUCK" } else { "" }.to_owned(),
+            report.phase.clone(),
+        ]);
     }
     columns
 }
@@ -162,6 +179,10 @@ fn summary(status: &ClusterStatus) -> String {
         0 => {}
         count => drop(write!(text, "; {count} tablets are not served")),
     }
-    text.push_str("; no recoveries under way");
+    match status.recoveries.len() {
+        0 => text.push_str("; no recoveries under way"),
+        1 => text.push_str("; one recovery under way"),
+        count => drop(write!(text, "; {count} recoveries under way")),
+    }
     text
 }

@@ -28,6 +28,9 @@ pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(10);
 pub(crate) const BACKOFF_FIRST: Duration = Duration::from_millis(1);
 /// Longest wait before trying again.
 pub(crate) const BACKOFF_LAST: Duration = Duration::from_millis(128);
+/// Longest wait for a tablet that nobody serves now, until the map is asked for anew. A recovery
+/// takes tenths of a second and more, and what waits for it should notice its end soon.
+pub(crate) const NOT_SERVED_LAST: Duration = Duration::from_millis(32);
 /// A request that may take long is sent again after this, to a coordinator that answers others.
 pub(crate) const SLOW_PATIENCE: Duration = Duration::from_secs(2);
 /// When answers have been owed by a server for this long, the map is asked for anew.

@@ -7,12 +7,13 @@
 //!    by their nonce, replication epochs and floors by their order, and what a client asks for
 //!    ([`Once`]) by the results that are kept with its lease.
 //! 3. A command on behalf of a server decided crashed is refused (SAFETY 4).
+//! 4. A recovery's commands name the try they are about: those of one given up are refused.
 //!
 //! Variants are only ever appended: their order is in every journal.
 
 use ramkeep_wire::certificate::CertificateKey;
 use ramkeep_wire::coordinator::{Enlist, Once, Refused, Settings};
-use ramkeep_wire::order::TabletGrant;
+use ramkeep_wire::order::{LogEnd, TabletGrant};
 use ramkeep_wire::{
     Ballot, ClientId, ClusterId, LogPosition, ReplicationEpoch, SegmentId, ServerId, TableId,
 };
@@ -113,6 +114,37 @@ pub enum Command {
     ExpireClientLease {
         /// Whose.
         client: ClientId,
+    },
+    /// Where a crashed master's log ends, and who replays what of it. The end is decided once; a
+    /// master with very many tablets is planned in several commands with the same end.
+    PlanRecovery {
+        /// Who crashed.
+        master: ServerId,
+        /// Where its log ends.
+        end: LogEnd,
+        /// The partitions with their recovery masters. Their ranges tile whole tablets that are
+        /// down.
+        parts: Vec<(Vec<TabletGrant>, ServerId)>,
+    },
+    /// Another recovery master for a partition, or the same once more.
+    AssignRecovery {
+        /// Who crashed.
+        master: ServerId,
+        /// The try that is given up.
+        attempt: u32,
+        /// Who tries next.
+        by: ServerId,
+    },
+    /// A partition is replayed, and durable: its recovery master owns it.
+    PartitionRecovered {
+        /// Who crashed.
+        master: ServerId,
+        /// The try that succeeded.
+        attempt: u32,
+        /// Its recovery master.
+        by: ServerId,
+        /// The tablets, with where its log stood when the replay began.
+        taken: Vec<(TabletGrant, LogPosition)>,
     },
 }
 

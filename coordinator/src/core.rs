@@ -18,6 +18,7 @@ mod decided;
 mod detector;
 mod duties;
 mod follow;
+mod recovery;
 mod requests;
 mod waiting;
 
@@ -25,6 +26,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use paxos::limits::Timing;
 use paxos::{Record, RestoreError, Setup, Snapshot, Stored};
+use ramkeep_wire::backup::BackupRequest;
 use ramkeep_wire::coordinator::{Answer, Once, Refused, Response, Settings};
 use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::order::{Command as OrderCommand, Order, OrderReply};
@@ -41,6 +43,7 @@ use crate::state::State;
 use backlog::Backlog;
 use detector::Watch;
 use duties::Duties;
+use recovery::Recoveries;
 use waiting::{Waiting, Wanted};
 
 /// What a coordinator is started with.
@@ -124,6 +127,18 @@ pub enum Output {
         /// The order.
         order: Order,
     },
+    /// Ask a server's backup; what came of it, also when nothing did, goes to
+    /// [`Coordinator::handle_backup_answer`].
+    Ask {
+        /// Whom.
+        server: ServerId,
+        /// Where it listens.
+        addresses: Vec<String>,
+        /// Names the question.
+        token: u64,
+        /// What.
+        request: BackupRequest,
+    },
     /// Another coordinator took this one's place: the process ends.
     Removed,
     /// This build can't go on: the process ends.
@@ -159,6 +174,8 @@ enum Origin {
     Crash(ServerId),
     /// A server became ready, or its floor rose.
     Report(ServerId),
+    /// A recovery of this master goes on.
+    Recovery(ServerId),
 }
 
 /// Things proposed on a server's behalf and not decided yet, so that no heartbeat proposes twice.
@@ -175,6 +192,9 @@ struct Replacing {
     lost: PeerId,
     by: PeerId,
 }
+
+/// No state has these versions.
+const NOTHING_FOLLOWED: (ListVersion, MapVersion, u64) = (ListVersion(0), MapVersion(0), 0);
 
 /// One peer's coordinator.
 #[derive(Debug)]
@@ -202,9 +222,11 @@ pub struct Coordinator {
     leases: BTreeMap<ClientId, Micros>,
     leases_checked: Micros,
     duties: Duties,
+    recoveries: Recoveries,
     waiting: Waiting,
     replacing: Vec<Replacing>,
-    followed: (ListVersion, MapVersion),
+    /// The versions of servers, tables and recoveries that were followed last.
+    followed: (ListVersion, MapVersion, u64),
     /// Something happened that may need action beyond what `next_look` waits for.
     look: bool,
     next_look: Option<Micros>,
@@ -245,9 +267,10 @@ impl Coordinator {
             leases: BTreeMap::new(),
             leases_checked: now,
             duties: Duties::default(),
+            recoveries: Recoveries::default(),
             waiting: Waiting::default(),
             replacing: Vec::new(),
-            followed: (ListVersion(0), MapVersion(0)),
+            followed: NOTHING_FOLLOWED,
             look: false,
             next_look: None,
         };
@@ -494,6 +517,9 @@ impl Coordinator {
                 self.list_confirmed(server, list.version);
             }
             (OrderCommand::Probe, _) | (_, OrderReply::NotReady | OrderReply::StaleBallot(_)) => {}
+            (OrderCommand::Recover(recovery), reply) => {
+                self.recover_answered(server, recovery, reply);
+            }
             (command, reply) => {
                 tracing::warn!(%server, ?command, ?reply, "reply does not fit its order");
             }

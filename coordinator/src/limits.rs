@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use ramkeep_wire::limits::{
-    MAX_ADDRESS, MAX_PAYLOAD, MAX_REPLICAS, MAX_TABLE_NAME, MAX_TABLETS_PER_TABLE,
+    MAX_ADDRESS, MAX_PAYLOAD, MAX_REPLICAS, MAX_SEGMENTS_PER_LOG, MAX_TABLE_NAME,
+    MAX_TABLETS_PER_TABLE,
 };
 
 /// Addresses of one server.
@@ -40,6 +41,20 @@ pub const SNAPSHOT_AFTER: usize = 4 << 20;
 /// Requests that wait for owners to confirm.
 pub const MAX_WAITING: usize = 16_384;
 
+/// Tablets, after cutting, that one plan of a recovery gives out; one with more takes several.
+pub const MAX_PLANNED_TABLETS: usize = MAX_TABLETS_PER_TABLE;
+/// Partitions of one plan of a recovery.
+pub const MAX_PARTITIONS: usize = 64;
+/// Bytes of a crashed master's log for one recovery master, if there are enough of those.
+pub const PARTITION_BYTES: u64 = 512 << 20;
+/// Objects for one recovery master, if there are enough of those.
+pub const PARTITION_OBJECTS: u64 = 8 << 20;
+/// Crashed masters whose replicas are looked through at once.
+pub const MAX_SEARCHES: usize = 4;
+/// Replicas that one backup may show of one crashed master.
+pub const MAX_LISTED: usize = 2 * MAX_SEGMENTS_PER_LOG;
+/// Questions under way to backups; more wait.
+pub const MAX_ASKED: usize = 256;
 /// Requests that wait for a coordinator to be replaced.
 pub const MAX_REPLACING: usize = 64;
 
@@ -49,12 +64,16 @@ pub const CLIENT_LEASE: Duration = Duration::from_secs(60);
 pub const LEASE_CHECK: Duration = Duration::from_secs(1);
 /// Between two probes of a suspected server.
 pub const PROBE_EVERY: Duration = Duration::from_millis(100);
-/// Probes without an answer before a suspected server can be decided crashed.
+/// Probes without an answer before a suspected server can be decided crashed; and connections refused
+/// before its port counts as closed.
 pub const MIN_PROBES: u32 = 3;
 /// A suspected server that answers no probe for so long is decided crashed.
 pub const CRASH_AFTER: Duration = Duration::from_secs(2);
-/// The same for one whose port refuses connections: no process is there.
-pub const CLOSED_CRASH_AFTER: Duration = Duration::from_millis(500);
+/// The same for one whose port refuses connections, time and again: no process is there, and
+/// whichever comes there next is another server. One that is slow does not refuse.
+pub const CLOSED_CRASH_AFTER: Duration = Duration::from_millis(200);
+/// Between two probes of a server whose port refuses.
+pub const PROBE_CLOSED_EVERY: Duration = Duration::from_millis(50);
 /// Without any input or tick for so long the coordinator itself was asleep: all timers start
 /// afresh, since the silence was its own.
 pub const PAUSE_SEEN: Duration = Duration::from_secs(1);
@@ -64,6 +83,15 @@ pub const RETRY_FIRST: Duration = Duration::from_millis(50);
 pub const RETRY_MOST: Duration = Duration::from_secs(1);
 /// Between two server lists sent to one server.
 pub const UPDATE_SPACING: Duration = Duration::from_millis(10);
+/// Between two questions to a recovery master how far it is.
+pub const RECOVER_POLL: Duration = Duration::from_millis(100);
+/// So many of the first come four times as often: a small log is replayed at once.
+pub const RECOVER_SOON: u32 = 4;
+/// Until backups are asked again for what a recovery lacks, and until a recovery master that can't
+/// go on is asked again.
+pub const ASK_AGAIN: Duration = Duration::from_millis(300);
+/// Until a backup that was not reached, or that is not ready to answer, is asked again.
+pub const ASK_SOON: Duration = Duration::from_millis(50);
 /// How long a request waits for owners to confirm before it is refused.
 pub const WAIT_MOST: Duration = Duration::from_secs(30);
 
@@ -72,7 +100,7 @@ pub(crate) const TABLET_BYTES: usize = 5 + 10 + 10 + 10 + 10 + 1;
 /// Most bytes of a table beside its name and tablets.
 pub(crate) const TABLE_BYTES: usize = 5 + 3 + 3;
 /// Most bytes of a server beside its addresses.
-pub(crate) const SERVER_BYTES: usize = 10 + 2 + 3 + 1 + 11;
+pub(crate) const SERVER_BYTES: usize = 10 + 2 + 3 + 1 + 11 + 1;
 
 /// Most bytes of a command beside its tablets, addresses, name or backups.
 const COMMAND_BYTES: usize = 256;
@@ -85,5 +113,8 @@ const _: () = assert!(SNAPSHOT_AFTER < MAX_RECORD);
 // What a request may bring fits a command, and a full batch of the longest ones fits a record.
 const _: () = assert!(MAX_ADDRESSES * (MAX_ADDRESS + 2) + COMMAND_BYTES <= MAX_COMMAND);
 const _: () = assert!(MAX_TABLE_NAME + COMMAND_BYTES <= MAX_COMMAND);
+// A plan in which every partition has one tablet.
+const _: () = assert!(MAX_PLANNED_TABLETS * (25 + 13) + COMMAND_BYTES <= MAX_COMMAND);
+const _: () = assert!(MAX_PARTITIONS <= MAX_PLANNED_TABLETS);
 const _: () = assert!(MAX_REPLICAS * 10 + COMMAND_BYTES <= MAX_COMMAND);
 const _: () = assert!(paxos::limits::MAX_BATCH_BYTES + MAX_COMMAND <= MAX_RECORD);

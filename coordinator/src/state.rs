@@ -10,6 +10,7 @@
 //! 6. A refused command changes nothing, but for the result that is kept of it.
 
 mod clients;
+mod recoveries;
 mod servers;
 mod tables;
 
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::command::{Applied, Command, Outcome};
 pub use clients::Clients;
+pub use recoveries::{Partition, Recoveries, RecoveryRecord};
 pub(crate) use servers::check_enlist;
 pub use servers::{RecordedEpoch, Server, Servers};
 pub use tables::{TableRecord, Tables};
@@ -46,6 +48,7 @@ pub struct State {
     clients: Clients,
     /// What came of the requests that clients may repeat.
     results: Sessions<ClientId, Outcome>,
+    recoveries: Recoveries,
 }
 
 impl State {
@@ -88,6 +91,18 @@ impl State {
                 self.results.expire(client);
                 Ok(Applied::Done)
             }
+            Command::PlanRecovery { master, end, parts } => self.plan_recovery(*master, end, parts),
+            Command::AssignRecovery {
+                master,
+                attempt,
+                by,
+            } => self.assign_recovery(*master, *attempt, *by),
+            Command::PartitionRecovered {
+                master,
+                attempt,
+                by,
+                taken,
+            } => self.partition_recovered(*master, *attempt, *by, taken),
         }
     }
 
@@ -193,6 +208,12 @@ impl State {
     #[must_use]
     pub fn clients(&self) -> &Clients {
         &self.clients
+    }
+
+    /// The recoveries that are planned.
+    #[must_use]
+    pub fn recoveries(&self) -> &Recoveries {
+        &self.recoveries
     }
 
     /// A server in service or joining; otherwise why not.

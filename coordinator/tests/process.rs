@@ -15,15 +15,18 @@ use ramkeep_rpc::{
     Address, Batch, Caller, Identity, Link, Peer, PollMode, Router, Serving, Session, Wake,
     WorkerPool,
 };
+use ramkeep_wire::backup::{BackupRequest, BackupResponse, ReplicaInfo};
+use ramkeep_wire::certificate::{Certificate, SegmentKind};
 use ramkeep_wire::coordinator::{
-    Answer, Enlist, Heartbeat, Refused, Request, Response, Roles, ServerState, TabletState,
+    Answer, Enlist, Heartbeat, RecoveryReport, Refused, Request, Response, Roles, ServerState,
+    TabletState,
 };
-use ramkeep_wire::envelope::{self, Kind};
+use ramkeep_wire::envelope::{self, Header, Kind};
 use ramkeep_wire::hello::Refusal;
 use ramkeep_wire::order::{Command as OrderCommand, Order, OrderReply};
 use ramkeep_wire::{
-    Ballot, BootId, ListVersion, LogPosition, MapVersion, Micros, Party, PeerId, ServerId,
-    postcards,
+    Ballot, BootId, ListVersion, LogPosition, MapVersion, Micros, Party, PeerId, ReplicationEpoch,
+    SegmentId, ServerId, postcards,
 };
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -90,6 +93,10 @@ impl Session for FakeServer {
         out: &mut Vec<u8>,
     ) -> Result<(), Refusal> {
         for envelope in batch.by_ref() {
+            if envelope.header.kind == Kind::BackupRequest {
+                self.show(&envelope.header, envelope.payload, out);
+                continue;
+            }
             let order: Order = postcards::decode(envelope.payload).unwrap();
             *self.ballot.lock() = order.ballot;
             let reply = match order.command {
@@ -101,6 +108,7 @@ impl Session for FakeServer {
                     OrderReply::Done
                 }
                 OrderCommand::DropTable(_) | OrderCommand::UpdateServers(_) => OrderReply::Done,
+                OrderCommand::Recover(_) => OrderReply::NotReady,
             };
             let header = envelope.header.reply(Kind::OrderReply);
             envelope::append(out, header, &postcards::encode(&reply));
@@ -114,6 +122,29 @@ impl Session for FakeServer {
 
     fn holds(&self) -> bool {
         false
+    }
+}
+
+impl FakeServer {
+    /// Holds a replica of whatever master, from before its machine was started anew.
+    fn show(&self, header: &Header, payload: &[u8], out: &mut Vec<u8>) {
+        let BackupRequest::Inventory { master, .. } = postcards::decode(payload).unwrap() else {
+            panic!("asked for the bytes of a replica that proves nothing");
+        };
+        let replica = ReplicaInfo {
+            master,
+            segment: SegmentId(1),
+            kind: SegmentKind::Head,
+            epoch: ReplicationEpoch(1),
+            length: 1,
+            closed: false,
+            certificate: Certificate::NONE,
+            boot: BootId([9; 16]),
+            inherited: true,
+        };
+        let response = BackupResponse::Inventory(vec![replica]);
+        let header = header.reply(Kind::BackupResponse);
+        envelope::append(out, header, &postcards::encode(&response));
     }
 }
 
@@ -138,7 +169,7 @@ impl Server {
                 probes: counted.clone(),
             })
         };
-        let router = Router::new().route(&[Kind::Order], Arc::new(open));
+        let router = Router::new().route(&[Kind::Order, Kind::BackupRequest], Arc::new(open));
         let any = "127.0.0.1:0".parse().unwrap();
         let serving = pool.serve(&any, &identity, router).unwrap();
         Self {
@@ -152,8 +183,12 @@ impl Server {
 
     /// Enlists and reports as ready.
     async fn join(&self, caller: &Caller) -> ServerId {
+        self.join_as(caller, 3).await
+    }
+
+    async fn join_as(&self, caller: &Caller, nonce: u8) -> ServerId {
         let request = Request::Enlist(Enlist {
-            nonce: [3; 16],
+            nonce: [nonce; 16],
             roles: Roles {
                 master: true,
                 backup: true,
@@ -311,6 +346,34 @@ fn a_server_whose_port_is_closed_is_decided_crashed() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         assert_eq!(beat(&caller, id).await, Answer::Refused(Refused::Crashed));
+    });
+}
+
+#[test]
+fn the_backups_are_asked_what_they_hold_of_a_crashed_master() {
+    let directory = tempfile::tempdir().unwrap();
+    block_on(async {
+        let process = Process::start(directory.path()).unwrap();
+        let caller = connect(&process).await;
+        let master = Server::start();
+        let id = master.join_as(&caller, 3).await;
+        assert!(matches!(create(&caller).await, Answer::Table(_)));
+        let backup = Server::start();
+        let other = backup.join_as(&caller, 4).await;
+        master.serving.stop(Duration::ZERO).await;
+        let report = loop {
+            beat(&caller, other).await;
+            let Answer::Status(status) = ask(&caller, &Request::Status).await.answer else {
+                panic!("no status");
+            };
+            let stuck = |report: &RecoveryReport| report.master == id && report.stuck;
+            if let Some(report) = status.recoveries.into_iter().find(stuck) {
+                break report;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        };
+        assert!(report.phase.contains("segment-1 at server-2"), "{report:?}");
+        assert_eq!(report.tablets, 1);
     });
 }
 

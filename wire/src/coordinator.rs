@@ -78,6 +78,8 @@ pub struct ServerEntry {
     pub state: ServerState,
     /// Whose frames it took over by restarting with their directory.
     pub replaces: Option<ServerId>,
+    /// Crashed, and nothing of it is needed any more: its replicas are freed wherever they are.
+    pub recovered: bool,
 }
 
 /// The server list.
@@ -100,6 +102,8 @@ pub enum TabletState {
     Down,
     /// Being dropped; complete when the owner has confirmed.
     Dropping,
+    /// Its owner crashed; a recovery master replays it.
+    Recovering,
 }
 
 /// A contiguous range of key hashes of a table.
@@ -343,6 +347,22 @@ pub struct CoordinatorReport {
     pub silent_us: Option<u64>,
 }
 
+/// How a recovery is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecoveryReport {
+    /// Whose.
+    pub master: ServerId,
+    /// What it waits for or does, for people: `backups answer`, `server-3 replays: 12 of 40
+    /// segments`, or why it can't go on: `segment-5 is missing ...`.
+    pub phase: String,
+    /// Why the tablets stay down, if they do.
+    pub stuck: bool,
+    /// Tablets still to be recovered.
+    pub tablets: u32,
+    /// Since the leader began to see to it, microseconds.
+    pub since_us: u64,
+}
+
 /// How the cluster is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterStatus {
@@ -360,6 +380,8 @@ pub struct ClusterStatus {
     pub servers: Vec<ServerReport>,
     /// The tables with their tablets.
     pub tables: Vec<Table>,
+    /// Recoveries under way.
+    pub recoveries: Vec<RecoveryReport>,
 }
 
 /// The coordinator's answer.

@@ -4,9 +4,12 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::certificate::{Certificate, CertificateKey};
 use crate::coordinator::{BackupStats, MasterStats, ServerList};
 use crate::hash::KeyHash;
-use crate::ids::{Ballot, ListVersion, LogPosition, ServerId, TableId};
+use crate::ids::{
+    Ballot, ListVersion, LogPosition, ReplicationEpoch, SegmentId, ServerId, TableId,
+};
 
 /// A tablet that a master is given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -17,6 +20,45 @@ pub struct TabletGrant {
     pub first: KeyHash,
     /// Last hash, inclusive.
     pub last: KeyHash,
+}
+
+/// Where a crashed master's log ends: decided once, before anything of it is replayed (SAFETY 18).
+/// Any replica of the segment that is at least as long has these bytes at its front.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogEnd {
+    /// The last head that counts. Its digest names every other segment.
+    pub segment: SegmentId,
+    /// Bytes of it that count.
+    pub length: u32,
+    /// The replication epoch that the certificate names.
+    pub epoch: ReplicationEpoch,
+    /// Proves those bytes, as of an open head.
+    pub certificate: Certificate,
+}
+
+/// A tablet that is to be recovered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LostTablet {
+    /// The tablet.
+    pub range: TabletGrant,
+    /// Where the crashed owner's log stood when it took the tablet over: earlier entries for it
+    /// don't count (SAFETY 20).
+    pub takeover: LogPosition,
+}
+
+/// One partition of a crashed master's tablets, for one recovery master.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recovery {
+    /// Whose log is replayed.
+    pub master: ServerId,
+    /// Proves its segments; handed to its recovery masters only (SAFETY 16).
+    pub key: CertificateKey,
+    /// Where the log ends.
+    pub end: LogEnd,
+    /// Grows whenever a partition is given to another, or again.
+    pub attempt: u32,
+    /// What to recover.
+    pub tablets: Vec<LostTablet>,
 }
 
 /// What to do.
@@ -30,6 +72,8 @@ pub enum Command {
     DropTable(TableId),
     /// The server list has changed.
     UpdateServers(ServerList),
+    /// Replay these tablets of a crashed master. Repeated to ask how far it is.
+    Recover(Recovery),
 }
 
 /// An order.
@@ -52,6 +96,21 @@ pub enum OrderReply {
     NotReady,
     /// A higher ballot was seen.
     StaleBallot(Ballot),
+    /// To `Recover`: under way.
+    Recovering {
+        /// Segments replayed.
+        segments: u32,
+        /// Segments in all; 0 while that is not known.
+        of: u32,
+        /// Bytes replayed.
+        bytes: u64,
+    },
+    /// To `Recover`: replayed, and durable on all backups. Where the log stood when the replay
+    /// began, in the order of the tablets: what `TakeTablets` takes them over at.
+    Recovered(Vec<LogPosition>),
+    /// To `Recover`: it can't be done here, or not with the backups that are there. It is tried
+    /// again when it is asked for again.
+    CannotRecover(String),
 }
 
 /// How a server is, for a person who asks it directly.

@@ -5,7 +5,7 @@
 //! 2. A table's tablets are in order and cover all hashes; a table that came otherwise serves
 //!    nothing until the next map.
 
-use ramkeep_wire::coordinator::{Table, TabletMap, TabletState};
+use ramkeep_wire::coordinator::{Table, Tablet, TabletMap, TabletState};
 use ramkeep_wire::{KeyHash, MapVersion, ServerId, TableId};
 
 /// Where an operation goes.
@@ -51,15 +51,10 @@ impl Routes {
     /// Where the operation on a key of this hash goes.
     #[inline]
     pub(crate) fn route(&self, table: TableId, hash: KeyHash) -> Route {
-        let Ok(at) = self
-            .tables
-            .binary_search_by_key(&table, |table| table.table)
-        else {
+        let Some(table) = self.table(table) else {
             return Route::NoTable;
         };
-        let tablets = &self.tables[at].tablets;
-        let at = tablets.partition_point(|tablet| tablet.last < hash);
-        match tablets.get(at) {
+        match tablet(table, hash) {
             Some(tablet) if tablet.state == TabletState::Normal => Route::Server {
                 server: tablet.owner,
                 last: tablet.last,
@@ -68,10 +63,39 @@ impl Routes {
         }
     }
 
+    /// Why nobody serves the tablet of a key of this hash, for people.
+    pub(crate) fn why_not_served(&self, table: TableId, hash: KeyHash) -> String {
+        let tablet = self.table(table).and_then(|table| tablet(table, hash));
+        let Some(tablet) = tablet else {
+            return "no server owns the key's tablet now".to_owned();
+        };
+        let owner = tablet.owner;
+        match tablet.state {
+            TabletState::Down => format!("the key's tablet is down: server {owner} crashed"),
+            TabletState::Recovering => {
+                format!("the key's tablet is being recovered: server {owner} crashed")
+            }
+            _ => "no server owns the key's tablet now".to_owned(),
+        }
+    }
+
+    #[inline]
+    fn table(&self, table: TableId) -> Option<&Table> {
+        let by_id = |table: &Table| table.table;
+        let at = self.tables.binary_search_by_key(&table, by_id).ok()?;
+        self.tables.get(at)
+    }
+
     /// All tables, by id.
     pub(crate) fn tables(&self) -> &[Table] {
         &self.tables
     }
+}
+
+#[inline]
+fn tablet(table: &Table, hash: KeyHash) -> Option<&Tablet> {
+    let tablets = &table.tablets;
+    tablets.get(tablets.partition_point(|tablet| tablet.last < hash))
 }
 
 fn covers_everything(table: &Table) -> bool {
@@ -95,7 +119,6 @@ pub(crate) fn owners(map: &mut TabletMap) -> impl Iterator<Item = (ServerId, Vec
 #[cfg(test)]
 mod tests {
     use ramkeep_wire::LogPosition;
-    use ramkeep_wire::coordinator::Tablet;
 
     use super::*;
 

@@ -11,7 +11,7 @@ use super::map::{self, Route};
 use super::slots::{OpId, Phase};
 use super::{Core, NEVER, Target};
 use crate::error::Error;
-use crate::limits::backoff;
+use crate::limits::{NOT_SERVED_LAST, backoff};
 
 /// As the refresh that an operation waits for: whichever is answered next.
 const ANY_MAP: u64 = 0;
@@ -34,7 +34,7 @@ impl Core {
             }
             Route::Server { .. } | Route::NotServed => {
                 slot.attempts += 1;
-                let until = now + backoff(slot.attempts);
+                let until = now + backoff(slot.attempts).min(NOT_SERVED_LAST);
                 self.control.refresh();
                 self.wait(op, ANY_MAP, until);
             }
@@ -93,7 +93,7 @@ impl Core {
             }
             Route::NotServed => {
                 slot.attempts += 1;
-                let until = now + backoff(slot.attempts);
+                let until = now + backoff(slot.attempts).min(NOT_SERVED_LAST);
                 self.wait(op, ANY_MAP, until);
             }
             Route::Server { .. } => self.dispatch(now, op),

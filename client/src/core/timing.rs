@@ -64,7 +64,7 @@ impl Core {
                 .and_then(|link| link.trouble.as_ref())
                 .map(|reason| format!("server {server}: {reason}")),
             _ => match self.routes.route(slot.table, slot.hash) {
-                Route::NotServed => Some("no server owns the key's tablet now".to_owned()),
+                Route::NotServed => Some(self.routes.why_not_served(slot.table, slot.hash)),
                 _ => self.control.trouble().map(str::to_owned),
             },
         };

@@ -4,11 +4,11 @@
 use paxos::PeerId as GroupPeer;
 use ramkeep_wire::coordinator::{Answer, Refused};
 use ramkeep_wire::mutants::{self, Mutant};
-use ramkeep_wire::{Ballot, ClusterId, ListVersion, MapVersion, postcards};
+use ramkeep_wire::{Ballot, ClusterId, postcards};
 
 use super::duties::Duties;
 use super::waiting::Wanted;
-use super::{Coordinator, Origin, Output, Replacing};
+use super::{Coordinator, NOTHING_FOLLOWED, Origin, Output, Replacing};
 use crate::command::{Applied, Command, Outcome};
 use crate::consensus::{Decided, Event, Unreadable, peer, time};
 use crate::limits::{CLIENT_LEASE, MAX_REPLACING, SNAPSHOT_AFTER};
@@ -152,7 +152,8 @@ impl Coordinator {
         self.fences.clear();
         self.leases.clear();
         self.duties = Duties::default();
-        self.followed = (ListVersion(0), MapVersion(0));
+        self.recoveries.forget();
+        self.followed = NOTHING_FOLLOWED;
         self.next_look = None;
         self.look = true;
     }
@@ -170,6 +171,7 @@ impl Coordinator {
                     watch.declaring = false;
                 }
             }
+            Origin::Recovery(master) => self.recovery_decided(*master, true),
             Origin::Own => {}
         }
     }
@@ -187,6 +189,12 @@ impl Coordinator {
             Origin::Crash(server) => tracing::warn!(%server, "server decided crashed"),
             Origin::Report(server) => {
                 self.reported.remove(&server);
+            }
+            Origin::Recovery(master) => {
+                if let Err(why) = &outcome {
+                    tracing::warn!(%master, %why, "a step of a recovery is refused");
+                }
+                self.recovery_decided(master, outcome.is_err());
             }
         }
     }

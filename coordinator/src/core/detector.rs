@@ -11,7 +11,7 @@ use std::time::Duration;
 use ramkeep_wire::coordinator::Heartbeat;
 use ramkeep_wire::{ListVersion, Micros};
 
-use crate::limits::{CLOSED_CRASH_AFTER, CRASH_AFTER, MIN_PROBES, PROBE_EVERY};
+use crate::limits::{CLOSED_CRASH_AFTER, CRASH_AFTER, MIN_PROBES, PROBE_CLOSED_EVERY, PROBE_EVERY};
 
 /// What the leader knows of a living server beside the replicated state. Lost with the leader.
 #[derive(Debug)]
@@ -122,10 +122,8 @@ impl Watch {
         let Some(suspicion) = &self.suspicion else {
             return Verdict::Fine;
         };
-        if suspicion
-            .last_probe
-            .is_none_or(|at| now >= at + PROBE_EVERY)
-        {
+        let spacing = suspicion.spacing();
+        if suspicion.last_probe.is_none_or(|at| now >= at + spacing) {
             // The last probe had its time to be answered.
             return if suspicion.is_over(now) {
                 Verdict::Dead
@@ -142,18 +140,28 @@ impl Watch {
             None => self.heard + suspect_after,
             Some(suspicion) => suspicion
                 .last_probe
-                .map_or(suspicion.since, |at| at + PROBE_EVERY),
+                .map_or(suspicion.since, |at| at + suspicion.spacing()),
         }
     }
 }
 
 impl Suspicion {
+    /// One whose port refuses has nothing to be patient about.
+    fn spacing(&self) -> Duration {
+        if self.refused > 0 {
+            PROBE_CLOSED_EVERY
+        } else {
+            PROBE_EVERY
+        }
+    }
+
     fn is_over(&self, now: Micros) -> bool {
         if self.probes < MIN_PROBES {
             return false;
         }
-        let closed = |since: Micros| self.refused > 0 && now.since(since) >= CLOSED_CRASH_AFTER;
-        now.since(self.since) >= CRASH_AFTER || self.closed_since.is_some_and(closed)
+        let closed = |since: Micros| now.since(since) >= CLOSED_CRASH_AFTER;
+        let refused = self.refused >= MIN_PROBES && self.closed_since.is_some_and(closed);
+        refused || now.since(self.since) >= CRASH_AFTER
     }
 }
 
@@ -198,7 +206,20 @@ mod tests {
         let mut watch = Watch::new(Micros(0));
         watch.closed(Micros(0));
         let dead = run(&mut watch, 0, 10_000, Watch::refused).unwrap();
-        assert!((500..700).contains(&dead), "{dead}");
+        assert!((200..300).contains(&dead), "{dead}");
+    }
+
+    #[test]
+    fn a_port_that_refused_once_is_not_yet_closed() {
+        let mut watch = Watch::new(Micros(0));
+        watch.closed(Micros(0));
+        let mut refuses = true;
+        let dead = run(&mut watch, 0, 10_000, |watch, now| {
+            if std::mem::take(&mut refuses) {
+                watch.refused(now);
+            }
+        });
+        assert!(dead.unwrap() >= 2_000, "{dead:?}");
     }
 
     #[test]

@@ -7,7 +7,8 @@ use ramkeep_wire::coordinator::TabletState;
 use ramkeep_wire::order::{Command as OrderCommand, TabletGrant};
 use ramkeep_wire::{ListVersion, Micros, ServerId, TableId};
 
-use crate::limits::{RETRY_FIRST, RETRY_MOST, UPDATE_SPACING};
+use super::recovery;
+use crate::limits::{RECOVER_POLL, RECOVER_SOON, RETRY_FIRST, RETRY_MOST, UPDATE_SPACING};
 use crate::state::State;
 
 /// Something a server must do.
@@ -19,6 +20,8 @@ pub(super) enum Duty {
     Drop(TableId),
     /// Learn the server list.
     Update,
+    /// Replay a partition of this crashed master's log: the try of this number.
+    Recover(ServerId, u32),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -74,12 +77,23 @@ impl Duties {
         self.paces.remove(&(server, duty));
     }
 
+    /// Not before this.
+    pub(super) fn put_off(&mut self, server: ServerId, duty: Duty, until: Micros) {
+        if let Some(pace) = self.paces.get_mut(&(server, duty)) {
+            pace.due = pace.due.max(until);
+        }
+    }
+
     /// The duties that are due now; their next repetition is set.
     pub(super) fn take_due(&mut self, now: Micros) -> Vec<(ServerId, Duty)> {
         let due = self.paces.iter_mut().filter(|(_, pace)| pace.due <= now);
         due.map(|(key, pace)| {
-            let wait = RETRY_FIRST * (1 << pace.tries.min(8));
-            pace.due = now + wait.min(RETRY_MOST);
+            let wait = match key.1 {
+                Duty::Recover(..) if pace.tries < RECOVER_SOON => RECOVER_POLL / 4,
+                Duty::Recover(..) => RECOVER_POLL,
+                _ => (RETRY_FIRST * (1 << pace.tries.min(8))).min(RETRY_MOST),
+            };
+            pace.due = now + wait;
             pace.tries += 1;
             pace.sent = Some(now);
             *key
@@ -110,6 +124,9 @@ fn duties(
         let given = tablets.filter(|tablet| tablet.state == TabletState::Assigning);
         all.extend(given.map(|tablet| (tablet.owner, Duty::Take(table))));
     }
+    for (server, master, attempt) in recovery::under_way(state) {
+        all.insert((server, Duty::Recover(master, attempt)));
+    }
     for (server, found) in state.servers().iter() {
         if !found.is_crashed() && confirmed(server).0 < state.list_version() {
             all.insert((server, Duty::Update));
@@ -126,6 +143,7 @@ pub(super) fn order(state: &State, server: ServerId, duty: Duty) -> Option<Order
             (!grants.is_empty()).then_some(OrderCommand::TakeTablets(grants))
         }
         Duty::Drop(table) => Some(OrderCommand::DropTable(table)),
+        Duty::Recover(master, attempt) => recovery::order(state, server, master, attempt),
         Duty::Update => Some(OrderCommand::UpdateServers(state.server_list())),
     }
 }

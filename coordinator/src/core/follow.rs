@@ -33,11 +33,14 @@ impl Coordinator {
     fn act(&mut self) {
         if self.leads() {
             self.settle_replacing();
-            let versions = (self.state.list_version(), self.state.map_version());
+            let state = &self.state;
+            let changes = state.recoveries().changes();
+            let versions = (state.list_version(), state.map_version(), changes);
             if self.followed != versions {
                 self.followed = versions;
                 self.follow_servers();
                 self.follow_duties();
+                self.recoveries.follow(self.now, &self.state);
                 self.look = true;
             }
             if self.look || self.next_look.is_none_or(|at| at <= self.now) {
@@ -53,6 +56,7 @@ impl Coordinator {
         }
         self.judge();
         self.fence();
+        self.see_to_recoveries();
         self.expire_leases();
         self.give_orders();
         self.next_look = self.next_look();
@@ -69,6 +73,7 @@ impl Coordinator {
             .map(|watch| watch.due(suspect))
             .chain(self.fences.values().copied())
             .chain(self.duties.due())
+            .chain(self.recoveries.due())
             .chain(self.waiting.due())
             .chain(leases)
             .chain(awake)
@@ -79,8 +84,14 @@ impl Coordinator {
     fn follow_servers(&mut self) {
         let (state, now) = (&self.state, self.now);
         let begins = self.watches.is_empty();
-        self.watches
-            .retain(|server, _| state.living(*server).is_ok());
+        for (server, watch) in self
+            .watches
+            .extract_if(.., |server, _| state.living(*server).is_err())
+        {
+            if let Some(report) = watch.heartbeat {
+                self.recoveries.note_report(server, report);
+            }
+        }
         self.reported
             .retain(|server, _| state.living(*server).is_ok());
         for (server, found) in state.servers().iter() {
@@ -206,7 +217,7 @@ impl Coordinator {
     }
 
     /// The newest list that all living backups are known to have.
-    fn known_to_backups(&self) -> Option<ListVersion> {
+    pub(super) fn known_to_backups(&self) -> Option<ListVersion> {
         let is_backup = |roles: Roles| roles.backup;
         let confirmed = self.watches.iter().filter_map(|(server, watch)| {
             let found = self.state.servers().by_id(*server)?;

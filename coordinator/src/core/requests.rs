@@ -258,6 +258,7 @@ impl Coordinator {
                 .iter()
                 .map(|t| t.table.clone())
                 .collect(),
+            recoveries: self.recovery_reports(),
         };
         // List and map fit by their limits; in a cluster that uses them up, reports are left out.
         if ramkeep_wire::postcards::encode(&status).len() + 1_024 > MAX_PAYLOAD {

@@ -214,6 +214,25 @@ impl Hub {
                         self.runtime.spawn(delivery);
                     }
                 }
+                Output::Ask {
+                    server,
+                    addresses,
+                    token,
+                    request,
+                } => {
+                    let post = inner.posts.entry(server).or_default().clone();
+                    let hub = self.clone();
+                    if post.begin() {
+                        let asked = orders::ask(hub, post, server, addresses, token, request);
+                        self.runtime.spawn(asked);
+                    } else {
+                        self.runtime.spawn(async move {
+                            hub.input(|core, now| {
+                                core.handle_backup_answer(now, server, token, None);
+                            });
+                        });
+                    }
+                }
             }
         }
         inner.forget_posts();

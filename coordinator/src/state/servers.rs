@@ -5,8 +5,9 @@
 //! 2. An epoch of a segment only grows; the same epoch always has the same backups.
 //! 3. A floor only rises; epochs of segments below it are not kept.
 //! 4. From the decision that a server crashed, its epochs, floor and key stay as they were.
-//! 5. Only crashed and fenced servers that own no tablet are ever forgotten, the oldest crash
+//! 5. Only crashed servers that are recovered and own no tablet are ever forgotten, the oldest crash
 //!    first; an id that was issued and is not listed counts as crashed.
+//! 6. A server is recovered from when it is fenced and no tablet waits for its log, never before.
 
 use std::collections::BTreeMap;
 
@@ -61,6 +62,8 @@ pub struct Server {
     pub crashed_in: Option<ListVersion>,
     /// Crashed, and can neither read nor write any more.
     pub fenced: bool,
+    /// Fenced, and no tablet waits for its log.
+    pub recovered: bool,
 }
 
 impl Server {
@@ -79,6 +82,7 @@ impl Server {
             epochs: BTreeMap::new(),
             crashed_in: None,
             fenced: false,
+            recovered: false,
         }
     }
 
@@ -101,6 +105,7 @@ impl Server {
             addresses: self.addresses.clone(),
             state: self.state,
             replaces: self.replaces,
+            recovered: self.recovered,
         }
     }
 }
@@ -228,7 +233,7 @@ impl State {
         let mut idle: Vec<_> = self
             .servers
             .iter()
-            .filter(|(id, server)| server.fenced && !owners.contains(id))
+            .filter(|(id, server)| server.recovered && !owners.contains(id))
             .map(|(id, server)| (server.crashed_in, id))
             .collect();
         idle.sort_unstable();
@@ -273,8 +278,20 @@ impl State {
             if self.tables.owner_fenced(server) {
                 self.map_changed();
             }
+            self.settle_recovery(server);
         }
         Ok(Applied::Done)
+    }
+
+    /// Nothing of a fenced server is needed any more.
+    pub(super) fn recovered(&mut self, server: ServerId) {
+        if let Some(dead) = self.servers.by_id.get_mut(&server)
+            && dead.fenced
+            && !dead.recovered
+        {
+            dead.recovered = true;
+            self.list_changed();
+        }
     }
 
     pub(super) fn server_ready(&mut self, server: ServerId) -> Outcome {

@@ -7,6 +7,8 @@
 //!    one of them might still answer reads.
 //! 4. A tablet that was given to a master is never given to another without its log: the master
 //!    may have taken it and acknowledged writes although it could not say so.
+//! 5. A takeover that recovery set stays as long as its owner has the tablet: what was replayed
+//!    lies after it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -40,8 +42,7 @@ impl TableRecord {
     /// Some tablet's owner crashed.
     #[must_use]
     pub fn is_down(&self) -> bool {
-        let mut tablets = self.table.tablets.iter();
-        tablets.any(|tablet| tablet.state == TabletState::Down)
+        self.table.tablets.iter().any(is_lost)
     }
 
     /// The tablets that `owner` was given and has not confirmed.
@@ -57,7 +58,12 @@ impl TableRecord {
     }
 }
 
-fn grant(tablet: &Tablet) -> TabletGrant {
+/// Whether the tablet waits for a crashed owner's log.
+pub(super) fn is_lost(tablet: &Tablet) -> bool {
+    matches!(tablet.state, TabletState::Down | TabletState::Recovering)
+}
+
+pub(super) fn grant(tablet: &Tablet) -> TabletGrant {
     TabletGrant {
         table: tablet.table,
         first: tablet.first,
@@ -110,6 +116,22 @@ impl Tables {
 
     fn tablets(&self) -> impl Iterator<Item = &Tablet> + '_ {
         self.iter().flat_map(|record| &record.table.tablets)
+    }
+
+    /// The tablets that wait for their crashed owners' logs.
+    pub fn lost(&self) -> impl Iterator<Item = &Tablet> + '_ {
+        self.tablets().filter(|tablet| is_lost(tablet))
+    }
+
+    /// Tablets that may still be added before the map is full.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        let used: usize = self.iter().map(TableRecord::map_bytes).sum();
+        MAX_MAP_BYTES.saturating_sub(used) / TABLET_BYTES
+    }
+
+    pub(super) fn by_id_mut(&mut self, table: TableId) -> Option<&mut TableRecord> {
+        self.by_id.get_mut(&table)
     }
 
     /// A crashed owner's tablets are down. Whether anything changed.
@@ -253,7 +275,9 @@ impl State {
             });
             if let Some(tablet) = waiting.next() {
                 tablet.state = TabletState::Normal;
-                tablet.takeover = *position;
+                if tablet.takeover == LogPosition::ZERO {
+                    tablet.takeover = *position;
+                }
                 changed = true;
             }
         }
@@ -282,6 +306,7 @@ impl State {
             if self.servers.by_id(owner).is_none_or(|server| server.fenced) {
                 self.tables.let_go(table, owner);
             }
+            self.settle_recovery(owner);
         }
         self.map_changed();
         Ok(Applied::Table(table))

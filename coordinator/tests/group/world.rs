@@ -163,6 +163,8 @@ impl World {
                     assert_eq!(before, None, "answered twice");
                 }
                 Output::Order { server, order, .. } => machine.orders.push((server, order)),
+                // Servers of this world answer orders only when a test does.
+                Output::Ask { .. } => {}
                 Output::Removed => machine.removed = true,
                 Output::Stop(why) => panic!("{why}"),
             }

@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use paxos::limits::Timing;
 use paxos::{Record, Snapshot};
 use ramkeep_coordinator::{Config, Coordinator, Output};
+use ramkeep_wire::backup::{BackupRequest, BackupResponse};
 use ramkeep_wire::coordinator::{Request, Response, Settings};
 use ramkeep_wire::envelope::{Header, Kind};
 use ramkeep_wire::order::{Command, Order, OrderReply};
@@ -61,8 +62,32 @@ struct ServerLink {
     open: bool,
     /// No process listened there when it was asked for.
     nobody: bool,
-    /// Orders that wait for the connection or for their answer.
-    orders: BTreeMap<u64, Order>,
+    /// What waits for the connection or for its answer.
+    mail: BTreeMap<u64, Mail>,
+}
+
+/// What is sent to a server.
+#[derive(Debug)]
+enum Mail {
+    Order(Order),
+    /// A question, with its token.
+    Ask(u64, BackupRequest),
+}
+
+impl Mail {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Order(_) => Kind::Order,
+            Self::Ask(..) => Kind::BackupRequest,
+        }
+    }
+
+    fn payload(&self) -> Vec<u8> {
+        match self {
+            Self::Order(order) => postcards::encode(order),
+            Self::Ask(_, request) => postcards::encode(request),
+        }
+    }
 }
 
 /// A coordinator process.
@@ -223,6 +248,13 @@ impl CoordinatorNode {
                 };
                 self.order_replied(context, connection, envelope.header.correlation, reply);
             }
+            Kind::BackupResponse => {
+                let Ok((response, bytes)) = BackupResponse::read(envelope.payload) else {
+                    return context.close(connection);
+                };
+                let answer = (response, bytes.to_vec());
+                self.asked(context, connection, envelope.header.correlation, answer);
+            }
             Kind::Group => self.group(context, connection, envelope.payload),
             _ => context.close(connection),
         }
@@ -261,10 +293,27 @@ impl CoordinatorNode {
             .find(|(_, link)| link.connection == connection);
         let Some((server, link)) = found else { return };
         let server = *server;
-        if let Some(order) = link.orders.remove(&correlation) {
+        if let Some(Mail::Order(order)) = link.mail.remove(&correlation) {
             context.say(format_args!("{server:?} answers {reply:?}"));
             self.core
                 .handle_order_reply(context.now, server, &order.command, reply);
+        }
+    }
+
+    fn asked(
+        &mut self,
+        context: &mut Context<'_>,
+        connection: ConnectionId,
+        correlation: u64,
+        answer: (BackupResponse, Vec<u8>),
+    ) {
+        let mut links = self.servers.iter_mut();
+        let found = links.find(|(_, link)| link.connection == connection);
+        let Some((server, link)) = found else { return };
+        let server = *server;
+        if let Some(Mail::Ask(token, _)) = link.mail.remove(&correlation) {
+            self.core
+                .handle_backup_answer(context.now, server, token, Some(answer));
         }
     }
 
@@ -291,9 +340,9 @@ impl CoordinatorNode {
             .find(|(_, link)| link.connection == connection);
         let Some((server, link)) = found else { return };
         link.open = true;
-        for (correlation, order) in &link.orders {
-            let header = order_header(self.config.peer, *server, *correlation);
-            context.send_payload(connection, header, &postcards::encode(order));
+        for (correlation, mail) in &link.mail {
+            let header = header(self.config.peer, *server, *correlation, mail);
+            context.send_payload(connection, header, &mail.payload());
         }
     }
 
@@ -321,11 +370,14 @@ impl CoordinatorNode {
             .find(|(_, link)| link.connection == connection)
             .map(|(server, link)| (*server, link.open));
         if let Some((server, open)) = found {
-            self.servers.remove(&server);
+            let gone = self.servers.remove(&server);
             if open {
                 self.core.handle_link_down(context.now, server);
             } else {
                 self.core.handle_probe_failed(context.now, server, refused);
+            }
+            for mail in gone.into_iter().flat_map(|link| link.mail.into_values()) {
+                self.mail_lost(context.now, server, &mail);
             }
         } else if let Some(server) = party.and_then(Party::as_server) {
             self.core.handle_link_down(context.now, server);
@@ -355,6 +407,15 @@ impl CoordinatorNode {
                     addresses,
                     order,
                 } => self.order(context, server, &addresses, order),
+                Output::Ask {
+                    server,
+                    addresses,
+                    token,
+                    request,
+                } => {
+                    context.say(format_args!("asks {server:?} for {request:?}"));
+                    self.send(context, server, &addresses, Mail::Ask(token, request));
+                }
                 Output::Removed => {
                     context.say(format_args!("another took this coordinator's place"));
                     self.stopped = true;
@@ -435,40 +496,61 @@ impl CoordinatorNode {
         addresses: &[String],
         order: Order,
     ) {
-        let Some(address) = addresses.first() else {
-            return;
-        };
         if order.command != Command::Probe {
             context.say(format_args!(
                 "orders {server:?} to {}",
                 brief(&order.command)
             ));
         }
+        self.send(context, server, addresses, Mail::Order(order));
+    }
+
+    fn send(
+        &mut self,
+        context: &mut Context<'_>,
+        server: ServerId,
+        addresses: &[String],
+        mail: Mail,
+    ) {
+        let Some(address) = addresses.first() else {
+            return self.mail_lost(context.now, server, &mail);
+        };
         let correlation = self.next;
         self.next += 1;
         let link = self.servers.entry(server).or_insert_with(|| ServerLink {
             connection: context.connect(address),
             open: false,
             nobody: !context.listeners.contains_key(address),
-            orders: BTreeMap::new(),
+            mail: BTreeMap::new(),
         });
         if link.open {
-            let header = order_header(self.config.peer, server, correlation);
-            context.send_payload(link.connection, header, &postcards::encode(&order));
+            let header = header(self.config.peer, server, correlation, &mail);
+            context.send_payload(link.connection, header, &mail.payload());
         }
-        link.orders.insert(correlation, order);
-        while link.orders.len() > MAX_ORDERS {
-            link.orders.pop_first();
+        link.mail.insert(correlation, mail);
+        let mut oldest = None;
+        if link.mail.len() > MAX_MAIL {
+            oldest = link.mail.pop_first();
+        }
+        if let Some((_, mail)) = oldest {
+            self.mail_lost(context.now, server, &mail);
+        }
+    }
+
+    /// Orders are repeated anyway; questions are when it is known that they are lost.
+    fn mail_lost(&mut self, now: Micros, server: ServerId, mail: &Mail) {
+        if let Mail::Ask(token, _) = mail {
+            self.core.handle_backup_answer(now, server, *token, None);
         }
     }
 }
 
-/// Orders without an answer that are remembered for one server; older ones are repeated anyway.
-const MAX_ORDERS: usize = 64;
+/// Orders and questions without an answer that are remembered for one server.
+const MAX_MAIL: usize = 64;
 
-fn order_header(peer: PeerId, server: ServerId, correlation: u64) -> Header {
+fn header(peer: PeerId, server: ServerId, correlation: u64, mail: &Mail) -> Header {
     let (to, from) = (Party::server(server), Party::coordinator(peer));
-    Header::new(Kind::Order, correlation, to, from)
+    Header::new(mail.kind(), correlation, to, from)
 }
 
 fn brief(command: &Command) -> String {

@@ -77,6 +77,51 @@ fn a_tablet_nobody_serves_is_waited_for() {
     assert_eq!(bench.result(op), Some(Ok(object(b"v", 1))));
 }
 
+/// The map after server 1 crashed.
+fn crashed(version: u64, state: TabletState) -> TabletMap {
+    let mut map = map(version, ONE, TWO);
+    map.tables[0].tablets[0].state = state;
+    map.servers.retain(|(server, _)| *server != ONE);
+    map
+}
+
+#[test]
+fn a_tablet_in_recovery_is_waited_for_and_asked_about_often() {
+    let mut bench = Bench::new();
+    let key = key(false, 0);
+    let op = bench.start(read(&key));
+    bench.sent();
+    bench.break_link(Target::Server(ONE));
+    bench.answer_map(crashed(2, TabletState::Down));
+    for version in 3..60 {
+        bench.pass(Duration::from_millis(50));
+        bench.answer_map(crashed(version, TabletState::Recovering));
+        assert_eq!(bench.sent(), [], "nobody may answer yet");
+        assert_eq!(bench.result(op), None);
+    }
+    bench.pass(Duration::from_millis(50));
+    bench.answer_map(map(60, TWO, TWO));
+    let seen = bench.respond_to_last(Status::Ok, 4, b"kept");
+    assert_eq!(seen.server, TWO);
+    assert_eq!(bench.result(op), Some(Ok(object(b"kept", 4))));
+}
+
+#[test]
+fn what_waited_for_a_recovery_in_vain_says_so() {
+    let mut bench = Bench::fresh(1);
+    bench.answer_map(crashed(2, TabletState::Recovering));
+    let key = key(false, 0);
+    let op = bench.start_within(write(&key, b"v"), Duration::from_millis(300));
+    bench.pass(Duration::from_millis(301));
+    let Some(Err(Error::Unavailable { reason })) = bench.result(op) else {
+        panic!("it was not applied, and that is known");
+    };
+    assert!(
+        reason.contains("being recovered") && reason.contains("server 1"),
+        "{reason}"
+    );
+}
+
 #[test]
 fn an_unknown_table_is_not_found_only_by_a_map_asked_for_since() {
     let mut bench = Bench::fresh(1);

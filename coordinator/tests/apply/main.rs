@@ -1,13 +1,16 @@
 //! The state machine alone: what any sequence of commands must leave true.
 #![allow(clippy::unwrap_used, reason = "helpers of tests panic like tests")]
 
-use std::collections::{BTreeMap, BTreeSet};
+mod properties;
+mod recoveries;
 
-use proptest::prelude::*;
+use std::collections::BTreeSet;
+
 use ramkeep_coordinator::core::default_settings;
 use ramkeep_coordinator::{Applied, Command, State};
+use ramkeep_wire::certificate::Certificate;
 use ramkeep_wire::coordinator::{Enlist, Once, Refused, Roles, ServerState, TabletState};
-use ramkeep_wire::order::TabletGrant;
+use ramkeep_wire::order::{LogEnd, TabletGrant};
 use ramkeep_wire::{
     BootId, CertificateKey, ClientId, ClusterId, KeyHash, LogPosition, ReplicationEpoch, SegmentId,
     ServerId, TableId, postcards,
@@ -115,6 +118,52 @@ fn epoch(master: ServerId, segment: u64, epoch: u32, backups: &[ServerId]) -> Co
         segment: SegmentId(segment),
         epoch: ReplicationEpoch(epoch),
         backups: backups.to_vec(),
+    }
+}
+
+fn end(segment: u64) -> LogEnd {
+    LogEnd {
+        segment: SegmentId(segment),
+        length: 4_096,
+        epoch: ReplicationEpoch(1),
+        certificate: Certificate {
+            algorithm: 1,
+            hash: [7; 32],
+        },
+    }
+}
+
+fn range(table: TableId, first: u64, last: u64) -> TabletGrant {
+    TabletGrant {
+        table,
+        first: KeyHash(first),
+        last: KeyHash(last),
+    }
+}
+
+fn plan(master: ServerId, segment: u64, parts: &[(&[TabletGrant], ServerId)]) -> Command {
+    let parts = parts.iter();
+    Command::PlanRecovery {
+        master,
+        end: end(segment),
+        parts: parts.map(|(grants, by)| (grants.to_vec(), *by)).collect(),
+    }
+}
+
+fn recovered(
+    master: ServerId,
+    attempt: u32,
+    by: ServerId,
+    taken: &[(TabletGrant, u64)],
+) -> Command {
+    let taken = taken.iter();
+    Command::PartitionRecovered {
+        master,
+        attempt,
+        by,
+        taken: taken
+            .map(|(range, at)| (*range, LogPosition(*at)))
+            .collect(),
     }
 }
 
@@ -495,6 +544,22 @@ fn golden_commands_never_change() {
         Command::ExpireClientLease {
             client: ClientId(1),
         },
+        plan(
+            ServerId(2),
+            9,
+            &[(&[range(TableId(1), 0, u64::MAX)], ServerId(3))],
+        ),
+        Command::AssignRecovery {
+            master: ServerId(2),
+            attempt: 1,
+            by: ServerId(3),
+        },
+        recovered(
+            ServerId(2),
+            2,
+            ServerId(3),
+            &[(range(TableId(1), 0, u64::MAX), 5)],
+        ),
     ];
     let hex: String = commands
         .iter()
@@ -503,131 +568,5 @@ fn golden_commands_never_change() {
             bytes.iter().map(|b| format!("{b:02x}")).collect::<String>() + "\n"
         })
         .collect();
-    assert_eq!(hex, include_str!("golden/commands.hex"));
-}
-
-fn any_server() -> impl Strategy<Value = ServerId> {
-    (1..12_u64).prop_map(ServerId)
-}
-
-fn any_name() -> impl Strategy<Value = String> {
-    prop::sample::select(vec!["a", "b", "c"]).prop_map(String::from)
-}
-
-fn any_command() -> impl Strategy<Value = Command> {
-    prop_oneof![
-        3 => (0..40_u8, prop::option::weighted(0.2, 1..12_u64))
-            .prop_map(|(nonce, replaces)| enlist(nonce, replaces)),
-        1 => any_server().prop_map(|server| Command::DeclareCrashed { server }),
-        1 => any_server().prop_map(|server| Command::Fenced { server }),
-        4 => any_server().prop_map(|server| Command::ServerReady { server }),
-        2 => any_name().prop_map(|name| Command::CreateTable { name, once: None }),
-        2 => any_name().prop_map(|name| Command::DropTable { name, once: None }),
-        3 => (any_server(), 1..6_u32).prop_map(|(owner, table)| Command::TableDropped {
-            table: TableId(table),
-            owner,
-        }),
-        3 => (any_server(), 1..6_u32, 1..4_u128, 0..4_u128).prop_map(|(owner, table, of, piece)| {
-            let bound = |n: u128| (n << 64) / of;
-            taken(owner, TabletGrant {
-                table: TableId(table),
-                first: KeyHash(bound(piece.min(of - 1)) as u64),
-                last: KeyHash((bound(piece.min(of - 1) + 1) - 1) as u64),
-            })
-        }),
-        3 => (any_server(), 1..4_u64, 1..5_u32, prop::collection::vec(any_server(), 0..3))
-            .prop_map(|(master, segment, number, backups)| epoch(master, segment, number, &backups)),
-        2 => (any_server(), 1..4_u64, 1..5_u32).prop_map(|(master, segment, epoch)| {
-            Command::RaiseFloor {
-                master,
-                segment: SegmentId(segment),
-                epoch: ReplicationEpoch(epoch),
-            }
-        }),
-        1 => (0..9_u8).prop_map(|nonce| Command::OpenClientLease { nonce: [nonce; 16] }),
-        1 => (1..9_u64).prop_map(|client| Command::ExpireClientLease { client: ClientId(client) }),
-    ]
-}
-
-/// Whether the tablets of each table run from the first hash to the last.
-fn covers_all_hashes(state: &State) -> bool {
-    state.tables().iter().all(|record| {
-        let tablets = &record.table.tablets;
-        let ends = tablets.first().is_some_and(|t| t.first == KeyHash(0))
-            && tablets.last().is_some_and(|t| t.last == KeyHash(u64::MAX));
-        let joined = tablets
-            .windows(2)
-            .all(|pair| pair[0].last.0.checked_add(1) == Some(pair[1].first.0));
-        ends && joined && tablets.iter().all(|t| t.first <= t.last)
-    })
-}
-
-proptest! {
-    #[test]
-    fn the_same_commands_give_the_same_bytes(
-        commands in prop::collection::vec(any_command(), 0..120)
-    ) {
-        let (mut one, mut other) = (bootstrapped(), bootstrapped());
-        for command in &commands {
-            let outcome = one.apply(command);
-            // The other goes through its bytes at each step, as a snapshot would.
-            other = postcards::decode(&postcards::encode(&other)).unwrap();
-            prop_assert_eq!(outcome, other.apply(command));
-        }
-        prop_assert_eq!(postcards::encode(&one), postcards::encode(&other));
-    }
-
-    #[test]
-    fn what_must_hold_holds_after_any_commands(
-        commands in prop::collection::vec(any_command(), 0..200)
-    ) {
-        let mut state = bootstrapped();
-        let mut nonces: BTreeMap<ServerId, [u8; 16]> = BTreeMap::new();
-        let mut names: BTreeMap<TableId, String> = BTreeMap::new();
-        let mut clients = BTreeSet::new();
-        let mut open = BTreeMap::new();
-        for command in &commands {
-            let before = state.clone();
-            let outcome = state.apply(command);
-            if outcome.is_err() {
-                prop_assert_eq!(&before, &state, "a refused command changed something");
-            }
-            match (&outcome, command) {
-                (Ok(Applied::Server(server)), Command::Enlist { request, .. }) => {
-                    prop_assert_eq!(*nonces.entry(*server).or_insert(request.nonce), request.nonce);
-                }
-                (Ok(Applied::Table(table)), Command::CreateTable { name, .. }) => {
-                    prop_assert_eq!(names.entry(*table).or_insert_with(|| name.clone()), name);
-                }
-                (Ok(Applied::Client(client)), Command::OpenClientLease { nonce }) => {
-                    let known = open.insert(*nonce, *client) == Some(*client);
-                    prop_assert!(known || clients.insert(*client), "a client id was reused");
-                }
-                (Ok(_), Command::ExpireClientLease { client }) => {
-                    open.retain(|_, holder| holder != client);
-                }
-                _ => {}
-            }
-            prop_assert!(covers_all_hashes(&state));
-            let changed = before.server_list().servers != state.server_list().servers;
-            prop_assert_eq!(changed, before.list_version() < state.list_version());
-            let changed = before.tablet_map().tables != state.tablet_map().tables;
-            prop_assert!(!changed || before.map_version() < state.map_version());
-            for (server, found) in before.servers().iter().filter(|(_, s)| s.is_crashed()) {
-                if let Some(now) = state.servers().by_id(server) {
-                    let frozen = (&found.epochs, found.floor, found.key, found.state);
-                    prop_assert_eq!(frozen, (&now.epochs, now.floor, now.key, ServerState::Crashed));
-                }
-            }
-            for (server, found) in before.servers().iter() {
-                let Some(now) = state.servers().by_id(server) else { continue };
-                prop_assert!(found.floor <= now.floor);
-                for (segment, old) in &found.epochs {
-                    if let Some(new) = now.epochs.get(segment) {
-                        prop_assert!(old.epoch < new.epoch || old == new);
-                    }
-                }
-            }
-        }
-    }
+    assert_eq!(hex, include_str!("../golden/commands.hex"));
 }

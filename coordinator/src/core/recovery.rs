@@ -1,0 +1,456 @@
+//! Recoveries, as the leader sees to them: it looks for the end of each crashed master's log, plans,
+//! and has the partitions replayed until none is left.
+//!
+//! # Invariants
+//! 1. All of this is soft: what is decided is in the replicated state, and a new leader finds the rest
+//!    again.
+//! 2. Backups are asked only once every living one is known to have heard of the crash, and so refuses
+//!    the master (SAFETY 5, 12).
+//! 3. A log whose end is decided is not searched again.
+//! 4. Searches and questions under way are bounded.
+
+mod end;
+mod plan;
+mod replay;
+mod report;
+mod search;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ramkeep_wire::backup::{BackupRequest, BackupResponse};
+use ramkeep_wire::coordinator::{Heartbeat, Tablet, TabletState};
+use ramkeep_wire::order::TabletGrant;
+use ramkeep_wire::{BootId, ListVersion, Micros, ServerId, TableId};
+
+use super::detector::Watch;
+use super::{Coordinator, Origin, Output};
+use crate::command::Command;
+use crate::limits::{ASK_AGAIN, ASK_SOON, MAX_ASKED, MAX_SEARCHES};
+use crate::state::State;
+use end::{Dead, Finder, Found, Gone};
+use plan::Candidate;
+use replay::Replay;
+use search::{Looked, Search};
+
+pub(super) use replay::{order, under_way};
+
+/// All recoveries with what only the leader knows of them.
+#[derive(Debug, Default)]
+pub(super) struct Recoveries {
+    walks: BTreeMap<ServerId, Walk>,
+    /// Questions under way: about whose log, and whom.
+    asked: BTreeMap<u64, (ServerId, ServerId)>,
+    /// Last token given; grows over all times of leading, so that no late answer fits.
+    tokens: u64,
+    /// The last reports of crashed masters.
+    reports: BTreeMap<ServerId, Heartbeat>,
+}
+
+/// One recovery.
+#[derive(Debug)]
+struct Walk {
+    since: Micros,
+    /// Tablets that are not planned.
+    down: usize,
+    /// Tablets that wait for the log, planned or not.
+    lost: usize,
+    finder: Finder,
+    gone: Gone,
+    search: Option<Search>,
+    found: Option<Found>,
+    /// Commands proposed and not decided.
+    proposed: usize,
+    /// Why it can't go on.
+    stuck: Option<String>,
+    /// Not before this.
+    again: Micros,
+    /// It waits for a backup to hear of the crash.
+    unknown: bool,
+    /// The partitions, by the number of their try.
+    replays: BTreeMap<u32, Replay>,
+    /// Who couldn't replay a partition, by its first range.
+    failed: BTreeMap<TabletGrant, BTreeSet<ServerId>>,
+}
+
+/// What a step of a recovery wants done.
+enum Act {
+    Ask {
+        server: ServerId,
+        token: u64,
+        request: BackupRequest,
+    },
+    Propose(Command),
+}
+
+/// What all recoveries look at.
+struct View<'a> {
+    state: &'a State,
+    watches: &'a BTreeMap<ServerId, Watch>,
+    now: Micros,
+    /// The newest list that all living backups are known to have.
+    known: Option<ListVersion>,
+    backups: BTreeMap<ServerId, BootId>,
+}
+
+impl Recoveries {
+    /// As a new leader begins.
+    pub(super) fn forget(&mut self) {
+        *self = Self {
+            tokens: self.tokens,
+            ..Self::default()
+        };
+    }
+
+    /// A server crashed: its last report says how much it had.
+    pub(super) fn note_report(&mut self, server: ServerId, report: Heartbeat) {
+        self.reports.insert(server, report);
+    }
+
+    /// Follows the state: recoveries begin and end.
+    pub(super) fn follow(&mut self, now: Micros, state: &State) {
+        let mut counts: BTreeMap<ServerId, (usize, usize)> = BTreeMap::new();
+        for tablet in state.tables().lost() {
+            let (down, lost) = counts.entry(tablet.owner).or_default();
+            *down += usize::from(tablet.state == TabletState::Down);
+            *lost += 1;
+        }
+        self.walks.retain(|master, _| counts.contains_key(master));
+        self.reports.retain(|master, _| counts.contains_key(master));
+        for (master, (down, lost)) in counts {
+            let walk = self.walks.entry(master).or_insert_with(|| Walk::new(now));
+            (walk.down, walk.lost) = (down, lost);
+            if walk.stuck.is_some() {
+                // A backup or a master may have come.
+                walk.again = walk.again.min(now);
+            }
+            walk.follow(master, state);
+        }
+    }
+
+    /// When something is due by time alone.
+    pub(super) fn due(&self) -> Option<Micros> {
+        self.walks.values().filter_map(Walk::due).min()
+    }
+}
+
+impl Walk {
+    fn new(now: Micros) -> Self {
+        Self {
+            since: now,
+            down: 0,
+            lost: 0,
+            finder: Finder::default(),
+            gone: Gone::default(),
+            search: None,
+            found: None,
+            proposed: 0,
+            stuck: None,
+            again: now,
+            unknown: false,
+            replays: BTreeMap::new(),
+            failed: BTreeMap::new(),
+        }
+    }
+
+    fn follow(&mut self, master: ServerId, state: &State) {
+        let record = state.recoveries().by_master(master);
+        let parts = record.map_or(&[][..], |record| &record.partitions);
+        let mut old = std::mem::take(&mut self.replays);
+        for part in parts {
+            let replay = old.remove(&part.attempt);
+            self.replays
+                .insert(part.attempt, replay.unwrap_or_default());
+        }
+        if record.is_some() {
+            self.search = None;
+            self.stuck = None;
+        }
+    }
+
+    fn due(&self) -> Option<Micros> {
+        if self.down == 0 || self.proposed > 0 || self.unknown {
+            return None;
+        }
+        match &self.search {
+            Some(search) => search.due(),
+            None => Some(self.again),
+        }
+    }
+
+    /// It can't go on, and tries again after a while.
+    fn stop(&mut self, now: Micros, master: ServerId, why: String) {
+        if self.stuck.as_ref() != Some(&why) {
+            tracing::warn!(%master, %why, "tablets stay down");
+        }
+        self.search = None;
+        self.stuck = Some(why);
+        self.again = now + ASK_AGAIN;
+    }
+}
+
+fn dead(state: &State, master: ServerId) -> Option<Dead> {
+    let found = state.servers().by_id(master)?;
+    let epochs = found.epochs.iter();
+    Some(Dead {
+        cluster: state.constants()?.cluster,
+        master,
+        key: found.key,
+        floor: found.floor,
+        epochs: epochs.map(|(id, recorded)| (*id, recorded.epoch)).collect(),
+    })
+}
+
+impl View<'_> {
+    /// Whether every living backup is known to refuse this master.
+    fn is_known_crashed(&self, master: ServerId) -> bool {
+        let found = self.state.servers().by_id(master);
+        found.is_some_and(|dead| dead.crashed_in <= self.known)
+    }
+
+    /// The masters that can replay, the best first.
+    fn candidates(&self) -> Vec<Candidate> {
+        let mut busy: BTreeMap<ServerId, usize> = BTreeMap::new();
+        for (_, record) in self.state.recoveries().iter() {
+            for part in &record.partitions {
+                *busy.entry(part.by).or_default() += 1;
+            }
+        }
+        let servers = self.state.servers().iter();
+        let ready = servers.filter(|(_, server)| server.is_ready_master());
+        let mut all: Vec<_> = ready
+            .map(|(id, server)| {
+                let watch = self.watches.get(&id);
+                let stats = watch.and_then(|watch| watch.heartbeat.as_ref()?.master);
+                Candidate {
+                    server: id,
+                    free: stats.map_or(server.memory, |s| s.memory.saturating_sub(s.used)),
+                    busy: busy.get(&id).copied().unwrap_or(0),
+                }
+            })
+            .collect();
+        plan::rank(&mut all);
+        all
+    }
+
+    /// Crashed backups whose frames no living server has taken over.
+    fn crashed_backups(&self) -> Vec<ServerId> {
+        let servers = || self.state.servers().iter();
+        let living = servers().filter(|(_, server)| !server.is_crashed());
+        let back: Vec<_> = living.filter_map(|(_, server)| server.replaces).collect();
+        servers()
+            .filter(|(id, s)| s.is_crashed() && s.roles.backup && !back.contains(id))
+            .map(|(id, _)| id)
+            .collect()
+    }
+}
+
+impl Coordinator {
+    /// Takes every recovery as far as it goes now.
+    pub(super) fn see_to_recoveries(&mut self) {
+        if self.recoveries.walks.is_empty() {
+            return;
+        }
+        let mut recoveries = std::mem::take(&mut self.recoveries);
+        let view = View {
+            state: &self.state,
+            watches: &self.watches,
+            now: self.now,
+            known: self.known_to_backups(),
+            backups: self.living_backups(),
+        };
+        let acts = recoveries.go_on(&view);
+        self.recoveries = recoveries;
+        self.carry_out(acts);
+    }
+
+    fn living_backups(&self) -> BTreeMap<ServerId, BootId> {
+        let servers = self.state.servers().iter();
+        let living = servers.filter(|(_, s)| s.roles.backup && !s.is_crashed());
+        living.map(|(id, server)| (id, server.boot)).collect()
+    }
+
+    fn carry_out(&mut self, acts: Vec<Act>) {
+        for act in acts {
+            match act {
+                Act::Ask {
+                    server,
+                    token,
+                    request,
+                } => {
+                    let addresses = self.state.living(server).map(|s| s.addresses.clone());
+                    self.outputs.push_back(Output::Ask {
+                        server,
+                        addresses: addresses.unwrap_or_default(),
+                        token,
+                        request,
+                    });
+                }
+                Act::Propose(command) => {
+                    let (Command::PlanRecovery { master, .. }
+                    | Command::AssignRecovery { master, .. }
+                    | Command::PartitionRecovered { master, .. }) = &command
+                    else {
+                        continue;
+                    };
+                    let origin = Origin::Recovery(*master);
+                    self.propose(&command, origin);
+                }
+            }
+        }
+    }
+
+    /// A server answered what [`Output::Ask`] asked, with the bytes that a fetch brings; or the
+    /// question or its answer was lost.
+    pub fn handle_backup_answer(
+        &mut self,
+        now: Micros,
+        server: ServerId,
+        token: u64,
+        answer: Option<(BackupResponse, Vec<u8>)>,
+    ) {
+        self.wake(now);
+        if answer.is_some()
+            && let Some(watch) = self.watches.get_mut(&server)
+        {
+            watch.hear(now);
+        }
+        if let Some((master, _)) = self.recoveries.asked.remove(&token)
+            && let Some(walk) = self.recoveries.walks.get_mut(&master)
+            && let Some(dead) = dead(&self.state, master)
+            && let Some(search) = &mut walk.search
+        {
+            let finder = &mut walk.finder;
+            search.answered(self.now, &dead, finder, server, token, answer);
+            self.look = true;
+        }
+        self.settle();
+    }
+
+    /// A command for a recovery is decided, or lost.
+    pub(super) fn recovery_decided(&mut self, master: ServerId, refused: bool) {
+        let now = self.now;
+        if let Some(walk) = self.recoveries.walks.get_mut(&master) {
+            walk.proposed = walk.proposed.saturating_sub(1);
+            if refused {
+                walk.again = now + ASK_SOON;
+            }
+            if walk.proposed == 0 {
+                let replays = walk.replays.values_mut();
+                replays.for_each(|replay| replay.proposed = false);
+            }
+            self.look = true;
+        }
+    }
+}
+
+impl Recoveries {
+    fn go_on(&mut self, view: &View<'_>) -> Vec<Act> {
+        let mut acts = Vec::new();
+        let searches = self.walks.values().filter(|walk| walk.search.is_some());
+        let mut room = MAX_SEARCHES.saturating_sub(searches.count());
+        let Self {
+            walks,
+            asked,
+            tokens,
+            reports,
+        } = self;
+        // Nobody listens to what the dead answer.
+        asked.retain(|_, (_, server)| view.backups.contains_key(server));
+        for (master, walk) in walks {
+            if walk.proposed > 0 {
+                continue;
+            }
+            replay::reassign(walk, *master, view, &mut acts);
+            if walk.down == 0 || walk.again > view.now {
+                continue;
+            }
+            if let Some(record) = view.state.recoveries().by_master(*master) {
+                let end = record.end;
+                walk.found = Some(Found { end, bytes: 0 });
+            } else if walk.found.is_none() {
+                if walk.search.is_none() {
+                    walk.unknown = !view.is_known_crashed(*master);
+                    if walk.unknown {
+                        continue;
+                    }
+                    if room == 0 {
+                        walk.again = view.now + ASK_SOON;
+                        continue;
+                    }
+                    room -= 1;
+                    walk.search = Some(Search::default());
+                }
+                let mut ask = |server, request| {
+                    if asked.len() >= MAX_ASKED {
+                        return None;
+                    }
+                    *tokens += 1;
+                    asked.insert(*tokens, (*master, server));
+                    acts.push(Act::Ask {
+                        server,
+                        token: *tokens,
+                        request,
+                    });
+                    Some(*tokens)
+                };
+                walk.look(*master, view, &mut ask);
+            }
+            if walk.found.is_some() {
+                let report = reports.get(master);
+                walk.plan(*master, view, report, &mut acts);
+            }
+        }
+        acts
+    }
+}
+
+impl Walk {
+    fn look(&mut self, master: ServerId, view: &View<'_>, ask: &mut search::Ask<'_>) {
+        let (Some(dead), Some(search)) = (dead(view.state, master), &mut self.search) else {
+            return;
+        };
+        self.gone.backups = view.crashed_backups();
+        let (finder, gone) = (&self.finder, &mut self.gone);
+        match search.look(view.now, &dead, &view.backups, finder, gone, ask) {
+            Looked::Waits => {}
+            Looked::Stuck(why) => self.stop(view.now, master, why),
+            Looked::Found(found) => {
+                tracing::info!(%master, end = ?found.end, bytes = found.bytes, "end of a log");
+                self.search = None;
+                self.stuck = None;
+                self.found = Some(found);
+            }
+        }
+    }
+
+    fn plan(
+        &mut self,
+        master: ServerId,
+        view: &View<'_>,
+        report: Option<&Heartbeat>,
+        acts: &mut Vec<Act>,
+    ) {
+        let Some(found) = self.found else { return };
+        let stats = report.and_then(|report| report.master);
+        let bytes = stats.map_or(found.bytes, |stats| stats.live);
+        let objects = stats.map_or(0, |stats| stats.objects);
+        let masters = plan::choose(&view.candidates(), bytes, objects);
+        if masters.is_empty() {
+            return self.stop(view.now, master, "no master is ready to replay".into());
+        }
+        let tables = view.state.tables();
+        let own = tables.lost().filter(|tablet| tablet.owner == master);
+        let own = own.filter(|tablet| tablet.state == TabletState::Down);
+        let down: Vec<Tablet> = own.copied().collect();
+        let size = |tablet: &Tablet| -> (TableId, usize) {
+            let record = view.state.table(tablet.table);
+            (tablet.table, record.map_or(0, |r| r.table.tablets.len()))
+        };
+        let sizes = down.iter().map(size).collect();
+        for parts in plan::plan(&down, &masters, &sizes, tables.room()) {
+            self.proposed += 1;
+            let end = found.end;
+            acts.push(Act::Propose(Command::PlanRecovery { master, end, parts }));
+        }
+    }
+}

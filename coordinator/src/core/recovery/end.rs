@@ -1,0 +1,300 @@
+//! Where a crashed master's log ends, as far as what the backups show proves it (SAFETY 11 to 16).
+//!
+//! # Invariants
+//! 1. An open replica counts as evidence if it is of a head, its epoch is at least the recorded one,
+//!    it is not below the floor, and it was written since its machine booted. Nothing was acknowledged
+//!    in any head after one that counts, unless that one carries its active mark.
+//! 2. Nothing is believed of a replica's contents but under a certificate that fits.
+//! 3. There is an end only if every segment that its digest names is there, closed, as the digest
+//!    says.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ramkeep_wire::backup::ReplicaInfo;
+use ramkeep_wire::certificate::{CertificateKey, Claim, SegmentKind};
+use ramkeep_wire::entry::{DigestItem, Entry};
+use ramkeep_wire::order::LogEnd;
+use ramkeep_wire::segment::UnverifiedSegment;
+use ramkeep_wire::{BootId, ClusterId, ReplicationEpoch, SegmentId, ServerId};
+
+/// Crashed backups that a reason names.
+const NAMED: usize = 4;
+
+/// What the replicated state says of a crashed master's log.
+#[derive(Clone, Debug)]
+pub(super) struct Dead {
+    pub(super) cluster: ClusterId,
+    pub(super) master: ServerId,
+    pub(super) key: CertificateKey,
+    /// Open replicas below it never count.
+    pub(super) floor: Option<(SegmentId, ReplicationEpoch)>,
+    /// The recorded epochs, by segment.
+    pub(super) epochs: BTreeMap<SegmentId, ReplicationEpoch>,
+}
+
+/// A replica where a living backup holds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Held {
+    pub(super) by: ServerId,
+    /// The boot of that backup's machine.
+    pub(super) boot: BootId,
+    pub(super) replica: ReplicaInfo,
+}
+
+/// What is to be done to know the end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Give [`Finder::read`] the bytes of this replica.
+    Read(Held),
+    /// It is known.
+    Found(Found),
+    /// It can't be known from what is there; for people.
+    Stuck(String),
+}
+
+/// The end of a log, all of which is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Found {
+    pub(super) end: LogEnd,
+    /// Bytes of all segments.
+    pub(super) bytes: u64,
+}
+
+/// What a head's proved bytes say.
+#[derive(Debug)]
+struct Facts {
+    active: bool,
+    digest: Option<Vec<DigestItem>>,
+}
+
+/// Finds the end of one log.
+#[derive(Debug, Default)]
+pub(super) struct Finder {
+    /// By the claim and the certificate that prove them.
+    facts: BTreeMap<Proved, Facts>,
+    /// Replicas whose certificate does not fit their bytes.
+    aside: BTreeMap<(ServerId, SegmentId), Proved>,
+}
+
+/// An open head's claim, but for what all of a log have in common, and its certificate.
+type Proved = (SegmentId, ReplicationEpoch, u32, [u8; 32]);
+
+fn proved(replica: &ReplicaInfo) -> Proved {
+    let hash = replica.certificate.hash;
+    (replica.segment, replica.epoch, replica.length, hash)
+}
+
+/// What is known of backups that are not there.
+#[derive(Debug, Default)]
+pub(super) struct Gone {
+    /// Segments that a backup showed before it crashed.
+    pub(super) held: BTreeMap<SegmentId, ServerId>,
+    /// Crashed backups whose frames have not come back.
+    pub(super) backups: Vec<ServerId>,
+}
+
+impl Dead {
+    fn counts(&self, held: &Held) -> bool {
+        let replica = &held.replica;
+        let recorded = self.epochs.get(&replica.segment);
+        replica.kind == SegmentKind::Head
+            && !replica.closed
+            && replica.certificate.is_some()
+            && recorded.is_none_or(|epoch| replica.epoch >= *epoch)
+            && self
+                .floor
+                .is_none_or(|floor| (replica.segment, replica.epoch) >= floor)
+            && !held.is_from_before_boot()
+    }
+
+    fn claim(&self, replica: &ReplicaInfo) -> Claim {
+        if replica.closed {
+            let (segment, kind) = (replica.segment, replica.kind);
+            return Claim::closed(self.cluster, self.master, segment, kind, replica.length);
+        }
+        Claim {
+            cluster: self.cluster,
+            master: self.master,
+            segment: replica.segment,
+            kind: replica.kind,
+            epoch: replica.epoch,
+            length: replica.length,
+            closed: false,
+        }
+    }
+}
+
+impl Held {
+    fn is_from_before_boot(&self) -> bool {
+        self.replica.inherited && self.replica.boot != self.boot
+    }
+}
+
+impl Finder {
+    /// The next step, given all that every living backup shows.
+    pub(super) fn step(&self, dead: &Dead, shown: &[Held], gone: &Gone) -> Step {
+        let mut heads: BTreeMap<SegmentId, Vec<&Held>> = BTreeMap::new();
+        for held in shown.iter().filter(|held| dead.counts(held)) {
+            if !self.is_aside(held) && self.may_have_digest(&held.replica) {
+                heads.entry(held.replica.segment).or_default().push(held);
+            }
+        }
+        let Some((&oldest, _)) = heads.first_key_value() else {
+            return Step::Stuck(self.no_head(dead, shown));
+        };
+        let mut last = oldest;
+        // With one open head there is nothing to choose.
+        for (&segment, replicas) in heads.iter().skip(1).rev() {
+            let Some(longest) = replicas.iter().max_by_key(|held| held.replica.length) else {
+                continue;
+            };
+            match self.facts.get(&proved(&longest.replica)) {
+                None => return Step::Read(**longest),
+                Some(facts) if facts.active => {
+                    last = segment;
+                    break;
+                }
+                Some(_) => {}
+            }
+        }
+        let replicas = heads.get(&last).into_iter().flatten();
+        let Some(shortest) = replicas.min_by_key(|held| held.replica.length) else {
+            return Step::Stuck(self.no_head(dead, shown));
+        };
+        match self.facts.get(&proved(&shortest.replica)) {
+            None => Step::Read(**shortest),
+            Some(facts) => self.complete(&shortest.replica, facts, shown, gone),
+        }
+    }
+
+    /// Takes the bytes of a replica that was asked for. Whether its certificate fits them; if not,
+    /// the replica is set aside.
+    pub(super) fn read(&mut self, dead: &Dead, held: &Held, contents: &[u8]) -> bool {
+        let replica = &held.replica;
+        let claim = dead.claim(replica);
+        let unverified = UnverifiedSegment::new(claim, replica.certificate, contents);
+        match unverified.verify(&dead.key) {
+            Ok(verified) => {
+                let mut facts = Facts {
+                    active: false,
+                    digest: None,
+                };
+                for (_, entry) in verified.entries() {
+                    match entry {
+                        Entry::Digest(digest) => facts.digest = Some(digest.iter().collect()),
+                        Entry::Active(_) => facts.active = true,
+                        _ => {}
+                    }
+                }
+                self.facts.insert(proved(replica), facts);
+                true
+            }
+            Err(error) => {
+                tracing::warn!(backup = %held.by, master = %dead.master,
+                    segment = %replica.segment, %error, "a replica is damaged: set aside");
+                self.aside
+                    .insert((held.by, replica.segment), proved(replica));
+                false
+            }
+        }
+    }
+
+    /// The replicas that were set aside.
+    pub(super) fn aside(&self) -> impl Iterator<Item = (ServerId, SegmentId)> + '_ {
+        self.aside.keys().copied()
+    }
+
+    fn is_aside(&self, held: &Held) -> bool {
+        let known = self.aside.get(&(held.by, held.replica.segment));
+        known == Some(&proved(&held.replica))
+    }
+
+    /// A head is open on all its backups, digest and all, before anything depends on it. One that is
+    /// not proves nothing.
+    fn may_have_digest(&self, replica: &ReplicaInfo) -> bool {
+        let facts = self.facts.get(&proved(replica));
+        facts.is_none_or(|facts| facts.digest.is_some())
+    }
+
+    /// Whether all that the end's digest names is there.
+    fn complete(&self, last: &ReplicaInfo, facts: &Facts, shown: &[Held], gone: &Gone) -> Step {
+        let digest = facts.digest.iter().flatten();
+        let closed: BTreeSet<_> = shown
+            .iter()
+            .filter(|held| held.replica.closed && !self.is_aside(held))
+            .map(|held| as_named(&held.replica))
+            .collect();
+        let mut bytes = u64::from(last.length);
+        let mut missing = Vec::new();
+        for item in digest.filter(|item| item.segment != last.segment) {
+            bytes += u64::from(item.length);
+            if !closed.contains(&(item.segment, item.length, item.certificate.hash)) {
+                missing.push(*item);
+            }
+        }
+        if !missing.is_empty() {
+            return Step::Stuck(name_missing(&missing, shown, gone));
+        }
+        let end = LogEnd {
+            segment: last.segment,
+            length: last.length,
+            epoch: last.epoch,
+            certificate: last.certificate,
+        };
+        Step::Found(Found { end, bytes })
+    }
+
+    fn no_head(&self, dead: &Dead, shown: &[Held]) -> String {
+        let mut why =
+            String::from("no backup that is there holds an open head of its log that counts");
+        let open = |held: &&Held| !held.replica.closed && held.replica.kind == SegmentKind::Head;
+        let old = shown.iter().filter(open).find(|held| !dead.counts(held));
+        if let Some(held) = old {
+            let (segment, by) = (held.replica.segment, held.by);
+            let what = if held.is_from_before_boot() {
+                "is from before a restart of its machine"
+            } else {
+                "was outdated by a change of backups"
+            };
+            why += &format!("; that of {segment:?} at {by:?} {what}");
+        }
+        why
+    }
+}
+
+fn as_named(replica: &ReplicaInfo) -> (SegmentId, u32, [u8; 32]) {
+    (replica.segment, replica.length, replica.certificate.hash)
+}
+
+/// Names the first of the missing segments, and who may have it.
+fn name_missing(missing: &[DigestItem], shown: &[Held], gone: &Gone) -> String {
+    let Some(first) = missing.first() else {
+        return String::new();
+    };
+    let mut why = format!("{:?} of {} bytes is missing", first.segment, first.length);
+    if missing.len() > 1 {
+        why += &format!(", with {} more", missing.len() - 1);
+    }
+    let other = shown
+        .iter()
+        .find(|held| held.replica.segment == first.segment);
+    if let Some(held) = other {
+        let state = if held.replica.closed {
+            "closed"
+        } else {
+            "open"
+        };
+        let length = held.replica.length;
+        why += &format!("; {:?} has it {state} with {length} bytes", held.by);
+    }
+    if let Some(by) = gone.held.get(&first.segment) {
+        why += &format!("; {by:?}, which crashed, held it");
+    } else if !gone.backups.is_empty() {
+        let named: Vec<_> = gone.backups.iter().take(NAMED).collect();
+        why += &format!("; it may be with one that crashed: {named:?}");
+    }
+    why
+}
+
+#[cfg(test)]
+mod tests;

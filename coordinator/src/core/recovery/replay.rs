@@ -1,0 +1,164 @@
+//! Partitions and their recovery masters: who says what, and who is next when one can't.
+//!
+//! # Invariants
+//! 1. A partition leaves its recovery master only when that one crashed, or said that it can't.
+//! 2. Every ready master had its turn before one that couldn't is tried anew, and that is paced.
+
+use std::collections::BTreeSet;
+
+use ramkeep_wire::order::{OrderReply, Recovery};
+use ramkeep_wire::{ServerId, order};
+
+use super::{Act, View, Walk};
+use crate::command::Command;
+use crate::core::duties::Duty;
+use crate::core::{Coordinator, Origin};
+use crate::limits::ASK_AGAIN;
+
+/// How often a recovery master is asked again after it said that it can't and no other is left,
+/// until all have another turn.
+const TRIES: u32 = 4;
+
+/// What the leader knows of one try.
+#[derive(Debug, Default)]
+pub(super) struct Replay {
+    /// Segments replayed, of so many.
+    pub(super) progress: Option<(u32, u32)>,
+    /// Why it can't, if it said so last.
+    pub(super) cannot: Option<String>,
+    tries: u32,
+    /// A command about it is under way.
+    pub(super) proposed: bool,
+}
+
+/// Gives the partitions of those who crashed, or can't, to others.
+pub(super) fn reassign(walk: &mut Walk, master: ServerId, view: &View<'_>, acts: &mut Vec<Act>) {
+    let Some(record) = view.state.recoveries().by_master(master) else {
+        return;
+    };
+    for part in &record.partitions {
+        let Some(replay) = walk.replays.get_mut(&part.attempt) else {
+            continue;
+        };
+        let lives = view.state.living(part.by).is_ok();
+        if replay.proposed || (lives && replay.cannot.is_none()) {
+            continue;
+        }
+        let first = part.tablets.first().map(|lost| lost.range);
+        let failed = first.map(|range| walk.failed.entry(range).or_default());
+        let Some(failed) = failed else { continue };
+        if lives {
+            failed.insert(part.by);
+        }
+        let candidates = view.candidates();
+        let mut fresh = candidates
+            .iter()
+            .filter(|one| !failed.contains(&one.server));
+        let mut next = fresh.next();
+        if next.is_none() && (!lives || replay.tries >= TRIES) {
+            failed.clear();
+            next = candidates.iter().find(|one| one.server != part.by);
+        }
+        let Some(next) = next else { continue };
+        replay.proposed = true;
+        walk.proposed += 1;
+        acts.push(Act::Propose(Command::AssignRecovery {
+            master,
+            attempt: part.attempt,
+            by: next.server,
+        }));
+    }
+}
+
+/// The order for one try, as long as it counts.
+pub(in crate::core) fn order(
+    state: &crate::State,
+    by: ServerId,
+    master: ServerId,
+    attempt: u32,
+) -> Option<order::Command> {
+    let record = state.recoveries().by_master(master)?;
+    let part = record.partition(attempt).filter(|part| part.by == by)?;
+    Some(order::Command::Recover(Recovery {
+        master,
+        key: state.servers().by_id(master)?.key,
+        end: record.end,
+        attempt,
+        tablets: part.tablets.clone(),
+    }))
+}
+
+/// The tries that are under way: recovery master, crashed master, and the number of the try. One
+/// has one partition of a log at a time.
+pub(in crate::core) fn under_way(state: &crate::State) -> Vec<(ServerId, ServerId, u32)> {
+    let mut all = Vec::new();
+    for (master, record) in state.recoveries().iter() {
+        let mut having = BTreeSet::new();
+        let mut parts: Vec<_> = record.partitions.iter().collect();
+        parts.sort_unstable_by_key(|part| part.attempt);
+        for part in parts {
+            if state.living(part.by).is_ok() && having.insert(part.by) {
+                all.push((part.by, master, part.attempt));
+            }
+        }
+    }
+    all
+}
+
+impl Coordinator {
+    /// A recovery master said how far it is.
+    pub(in crate::core) fn recover_answered(
+        &mut self,
+        server: ServerId,
+        recovery: &Recovery,
+        reply: OrderReply,
+    ) {
+        let Recovery {
+            master, attempt, ..
+        } = *recovery;
+        let record = self.state.recoveries().by_master(master);
+        let part = record.and_then(|record| record.partition(attempt));
+        if part.is_none_or(|part| part.by != server) {
+            // Of a try that was given up.
+            return;
+        }
+        let Some(walk) = self.recoveries.walks.get_mut(&master) else {
+            return;
+        };
+        let Some(replay) = walk.replays.get_mut(&attempt) else {
+            return;
+        };
+        match reply {
+            OrderReply::Recovering { segments, of, .. } => {
+                replay.progress = Some((segments, of));
+                replay.cannot = None;
+            }
+            OrderReply::Recovered(at) if at.len() == recovery.tablets.len() => {
+                if replay.proposed {
+                    return;
+                }
+                replay.proposed = true;
+                walk.proposed += 1;
+                let ranges = recovery.tablets.iter().map(|lost| lost.range);
+                let command = Command::PartitionRecovered {
+                    master,
+                    attempt,
+                    by: server,
+                    taken: ranges.zip(at).collect(),
+                };
+                self.propose(&command, Origin::Recovery(master));
+            }
+            OrderReply::CannotRecover(why) => {
+                if replay.cannot.as_ref() != Some(&why) {
+                    tracing::warn!(%server, %master, %why, "a partition can't be replayed");
+                }
+                replay.tries += 1;
+                replay.cannot = Some(why);
+                let duty = Duty::Recover(master, attempt);
+                self.duties.put_off(server, duty, self.now + ASK_AGAIN);
+                self.look = true;
+            }
+            reply => tracing::warn!(%server, ?reply, "reply does not fit its order"),
+        }
+    }
+}

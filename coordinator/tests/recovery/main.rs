@@ -1,0 +1,351 @@
+//! Recovery as the leader sees to it, in virtual time, with servers that answer as they should or
+//! don't.
+#![allow(clippy::unwrap_used, reason = "helpers of tests panic like tests")]
+
+mod world;
+
+use ramkeep_wire::coordinator::{Request, TabletState};
+use ramkeep_wire::order::{Command, OrderReply};
+use ramkeep_wire::{LogPosition, ServerId, TableId};
+
+use world::{Behaviour, World};
+
+/// M, whose log B and C hold, with one other, D; a table on all of them.
+struct Cast {
+    world: World,
+    m: ServerId,
+    b: ServerId,
+    c: ServerId,
+    d: ServerId,
+    table: TableId,
+}
+
+fn cast() -> Cast {
+    let mut world = World::new();
+    let [m, b, c, d] = [1, 2, 3, 4].map(|nonce| world.enlist(nonce, None));
+    world.run(200);
+    let table = world.create("t");
+    world.store_log(m, &[b, c]);
+    world.store_log(b, &[c, d]);
+    assert!(world.all_served());
+    Cast {
+        world,
+        m,
+        b,
+        c,
+        d,
+        table,
+    }
+}
+
+fn is_lost(world: &World, table: TableId) -> bool {
+    let tablets = world.tablets(table);
+    let lost = |state| matches!(state, TabletState::Down | TabletState::Recovering);
+    tablets.iter().any(|tablet| lost(tablet.state))
+}
+
+#[test]
+fn a_crashed_masters_tablets_are_replayed_and_served_by_others() {
+    let Cast {
+        mut world,
+        m,
+        b,
+        c,
+        table,
+        ..
+    } = cast();
+    world.kill(m);
+    world.until("decided crashed", |world| is_lost(world, table));
+    assert_eq!(world.holds(b, m), 2, "kept until it is recovered");
+    let reports = world.reports();
+    assert_eq!(reports.len(), 1);
+    assert!(reports[0].master == m && reports[0].tablets == 1 && !reports[0].stuck);
+    world.until("served", World::all_served);
+    let tablets = world.tablets(table);
+    let replayed = tablets.iter().find(|t| t.takeover == LogPosition(1_000));
+    assert!(replayed.is_some(), "where the replay began: {tablets:?}");
+    assert_eq!(world.ends[&m].segment.0, 6);
+    world.until("recovered", |world| world.is_recovered(m));
+    world.until("freed", |world| {
+        world.holds(b, m) == 0 && world.holds(c, m) == 0
+    });
+    assert!(world.reports().is_empty());
+}
+
+#[test]
+fn whoever_leads_goes_on_from_any_step() {
+    for after in (0..900).step_by(20) {
+        let Cast { mut world, m, .. } = cast();
+        world.kill(m);
+        world.run(after);
+        world.another_leader();
+        world.until("recovered", |world| {
+            world.all_served() && world.is_recovered(m)
+        });
+    }
+}
+
+#[test]
+fn another_replays_when_a_recovery_master_crashes() {
+    let Cast {
+        mut world,
+        m,
+        table,
+        ..
+    } = cast();
+    for fake in world.servers.values_mut() {
+        fake.behaviour = Behaviour::Goes;
+    }
+    world.kill(m);
+    let replaying = |world: &World| {
+        let record = world.core.state().recoveries().by_master(m)?;
+        let part = record.partitions.first()?;
+        Some((part.by, part.attempt))
+    };
+    world.until("replayed", |world| replaying(world).is_some());
+    world.run(200);
+    let (first, attempt) = replaying(&world).unwrap();
+    assert_eq!(attempt, 1);
+    // Its own log: all others have it.
+    let others: Vec<_> = world.servers.keys().copied().collect();
+    let others: Vec<_> = others
+        .into_iter()
+        .filter(|s| ![m, first].contains(s))
+        .collect();
+    world.servers.values_mut().for_each(|fake| {
+        let own = fake.replicas.iter().any(|(info, _)| info.master == first);
+        if own {
+            fake.replicas.retain(|(info, _)| info.master != first);
+        }
+    });
+    world.store_log(first, &others);
+    world.kill(first);
+    world.until("given to another", |world| {
+        replaying(world).is_some_and(|(by, attempt)| by != first && attempt > 1)
+    });
+    for fake in world.servers.values_mut() {
+        fake.behaviour = Behaviour::Recovers;
+    }
+    world.until("all served", World::all_served);
+    world.until("recovered", |world| {
+        world.is_recovered(m) && world.is_recovered(first)
+    });
+    let owners: Vec<_> = world.tablets(table).iter().map(|t| t.owner).collect();
+    assert!(!owners.contains(&m) && !owners.contains(&first));
+}
+
+#[test]
+fn one_who_was_given_up_is_not_listened_to() {
+    let Cast {
+        mut world,
+        m,
+        table,
+        ..
+    } = cast();
+    for fake in world.servers.values_mut() {
+        fake.behaviour = Behaviour::Cannot("no memory".into());
+    }
+    world.kill(m);
+    world.until("given to a second", |world| {
+        let record = world.core.state().recoveries().by_master(m);
+        record.is_some_and(|record| record.attempts > 1)
+    });
+    let reports = world.reports();
+    assert_eq!(reports.len(), 1, "{reports:?}");
+    let (first, order) = world
+        .servers
+        .iter()
+        .find_map(|(id, fake)| {
+            let order = fake.recoveries.first()?;
+            (order.attempt == 1).then(|| (*id, order.clone()))
+        })
+        .unwrap();
+    let positions = order.tablets.iter().map(|_| LogPosition(77)).collect();
+    let late = OrderReply::Recovered(positions);
+    let order = Command::Recover(order);
+    world
+        .core
+        .handle_order_reply(world.now, first, &order, late);
+    assert!(is_lost(&world, table));
+    // All had their turn, and say why they can't.
+    world.run(100);
+    let reports = world.reports();
+    assert!(
+        reports[0].stuck && reports[0].phase.contains("no memory"),
+        "{reports:?}"
+    );
+    let attempts = |world: &World| {
+        let record = world.core.state().recoveries().by_master(m);
+        record.map(|record| record.attempts)
+    };
+    let before = attempts(&world).unwrap();
+    world.run(5_000);
+    let after = attempts(&world).unwrap();
+    assert!(after > before, "each is tried anew");
+    assert!(after - before <= 20, "at its own pace: {before} to {after}");
+    for fake in world.servers.values_mut() {
+        fake.behaviour = Behaviour::Recovers;
+    }
+    world.until("served", World::all_served);
+    let tablets = world.tablets(table);
+    assert!(tablets.iter().all(|t| t.takeover != LogPosition(77)));
+}
+
+#[test]
+fn two_masters_that_crash_are_both_recovered() {
+    let Cast {
+        mut world, m, b, ..
+    } = cast();
+    world.kill(m);
+    world.kill(b);
+    world.until("recovered", |world| {
+        world.all_served() && world.is_recovered(m) && world.is_recovered(b)
+    });
+    assert_eq!(world.ends.len(), 2);
+}
+
+#[test]
+fn a_missing_segment_keeps_tablets_down_until_its_backup_comes_back() {
+    let Cast {
+        mut world,
+        m,
+        b,
+        c,
+        table,
+        ..
+    } = cast();
+    // B alone has the closed segment; C the head.
+    let keep = |world: &mut World, server, segment: u64| {
+        let fake = world.servers.get_mut(&server).unwrap();
+        fake.replicas
+            .retain(|(info, _)| info.master != m || info.segment.0 == segment);
+    };
+    keep(&mut world, b, 5);
+    keep(&mut world, c, 6);
+    world.kill(b);
+    world.until("B is recovered", |world| world.is_recovered(b));
+    world.kill(m);
+    let mut stuck = None;
+    for _ in 0..3_000 {
+        world.run(1);
+        stuck = world.reports().into_iter().find(|report| report.stuck);
+        if stuck.is_some() {
+            break;
+        }
+    }
+    let stuck = stuck.expect("it says that it can't go on");
+    assert!(
+        stuck.phase.contains("segment-5") && stuck.phase.contains("server-2"),
+        "{stuck:?}"
+    );
+    world.run(2_000);
+    assert!(is_lost(&world, table) && !world.ends.contains_key(&m));
+    // B's frames are in memory still, and its process is started again.
+    let kept = std::mem::take(&mut world.servers.get_mut(&b).unwrap().replicas);
+    let again = world.enlist(9, Some(b));
+    let fake = world.servers.get_mut(&again).unwrap();
+    fake.replicas = kept;
+    fake.replicas
+        .iter_mut()
+        .for_each(|(info, _)| info.inherited = true);
+    world.until("served", World::all_served);
+    assert!(world.ends.contains_key(&m));
+}
+
+#[test]
+fn a_damaged_head_is_set_aside_and_shown_and_the_next_copy_is_read() {
+    let Cast {
+        mut world, m, b, c, ..
+    } = cast();
+    for (at, server) in [b, c].into_iter().enumerate() {
+        let fake = world.servers.get_mut(&server).unwrap();
+        let heads = fake.replicas.iter_mut();
+        let mut heads = heads.filter(|(info, _)| info.master == m && !info.closed);
+        let (info, bytes) = heads.next().unwrap();
+        bytes[60] ^= 1;
+        if at == 1 {
+            // One that is shorter by its certificate's word alone is not believed either.
+            info.length -= 1;
+            bytes.pop();
+        }
+    }
+    world.kill(m);
+    world.run(1_500);
+    let report = world.reports().remove(0);
+    assert!(report.stuck, "{report:?}");
+    assert!(
+        report.phase.contains("damaged replicas: segment-6"),
+        "{report:?}"
+    );
+    let fake = world.servers.get_mut(&b).unwrap();
+    let mut heads = fake.replicas.iter_mut();
+    let (info, bytes) = heads.find(|(i, _)| i.master == m && !i.closed).unwrap();
+    bytes[60] ^= 1;
+    // The same replica is not read twice; a whole one at another backup is.
+    let moved = (*info, bytes.clone());
+    let other = world.enlist(8, None);
+    world.servers.get_mut(&other).unwrap().replicas.push(moved);
+    world.until("served", World::all_served);
+}
+
+#[test]
+fn a_backup_that_dies_while_it_is_asked_is_left_out() {
+    let Cast {
+        mut world, m, b, d, ..
+    } = cast();
+    world.kill(m);
+    world.kill(d);
+    world.store_log(d, &[b]);
+    world.until("recovered", |world| {
+        world.all_served() && world.is_recovered(m) && world.is_recovered(d)
+    });
+}
+
+#[test]
+fn a_table_in_recovery_can_be_dropped() {
+    let Cast {
+        mut world,
+        m,
+        table,
+        ..
+    } = cast();
+    let kept = world.create("kept");
+    for fake in world.servers.values_mut() {
+        fake.behaviour = Behaviour::Goes;
+    }
+    world.kill(m);
+    world.until("replayed", |world| {
+        world.core.state().recoveries().by_master(m).is_some()
+    });
+    world.ask(Request::DropTable {
+        name: "t".into(),
+        once: None,
+    });
+    world.until("gone", |world| world.core.state().table(table).is_none());
+    for fake in world.servers.values_mut() {
+        fake.behaviour = Behaviour::Recovers;
+    }
+    world.until("served", |world| {
+        world.all_served() && world.is_recovered(m)
+    });
+    assert!(!is_lost(&world, kept));
+}
+
+#[test]
+fn nobody_to_replay_is_said_so() {
+    let mut world = World::new();
+    let m = world.enlist(1, None);
+    world.run(200);
+    let table = world.create("t");
+    world.kill(m);
+    world.run(1_500);
+    assert!(is_lost(&world, table));
+    let report = world.reports().remove(0);
+    assert!(
+        report.stuck && report.phase.contains("no backup"),
+        "{report:?}"
+    );
+    let b = world.enlist(2, None);
+    world.store_log(m, &[b]);
+    world.until("served", World::all_served);
+}
