@@ -115,7 +115,7 @@ fn peers_of_a_founder_that_lost_its_disk_found_a_group() {
     lab.start(1);
     // It has asked; the others have said that they have none.
     lab.input(1, |node, now| node.handle_timeout(now));
-    lab.run(|envelope| matches!(envelope.body, Body::Ask | Body::Fresh { .. }));
+    lab.run(|envelope| matches!(envelope.body, Body::Ask { .. } | Body::Fresh { .. }));
     assert!(lab.node(1).is_member(), "it has founded another");
     for envelope in late.into_iter().filter(|envelope| envelope.to == PeerId(2)) {
         lab.deliver(envelope);
