@@ -265,7 +265,8 @@ fn a_batch_takes_one_round_trip_and_at_most_one_sync_at_each_member() {
         let mut leaders = 0;
         for (before, after) in counted {
             let syncs = after.syncs - before.syncs;
-            assert!(syncs > 0 && syncs <= commands, "{syncs} syncs");
+            // One may have been under way when it was counted first.
+            assert!(syncs > 0 && syncs <= commands + 1, "{syncs} syncs");
             if after.slots == before.slots {
                 assert_eq!(after.accepts_taken - before.accepts_taken, commands);
                 continue;
