@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Folders of crates with a pure core.
-const CORES: [&str; 5] = ["wire", "master", "backup", "coordinator", "client"];
+const CORES: [&str; 6] = ["wire", "paxos", "master", "backup", "coordinator", "client"];
 /// Names that a core must not use: clocks, sockets, files, threads, randomness, random maps.
 const IMPURE: [&str; 12] = [
     "std::time::Instant",

@@ -17,6 +17,7 @@ use std::time::Duration;
 use clap::Parser;
 pub(crate) use ramkeep_benches::{Failure, Outcome, process};
 use ramkeep_rpc::PollMode;
+use ramkeep_wire::coordinator::GroupCounters;
 
 use crate::disk::DiskCost;
 use crate::engine::Length;
@@ -92,8 +93,9 @@ fn compare(args: &Args) -> Outcome<()> {
         .build()?;
     let mut failures = Vec::new();
     let mut disks = Vec::new();
-    let samples = runtime.block_on(run(args, setting, &mut disks, &mut failures))?;
-    let report = Report::new(setting.members, &disks, &samples);
+    let (samples, counters) = runtime.block_on(run(args, setting, &mut disks, &mut failures))?;
+    let mut report = Report::new(setting.members, &disks, &samples);
+    report.counters = counters;
     if args.json {
         println!("{}", serde_json::to_string(&report)?);
     } else {
@@ -108,7 +110,7 @@ async fn run(
     setting: Setting<'_>,
     disks: &mut Vec<DiskCost>,
     failures: &mut Vec<Failure>,
-) -> Outcome<Vec<Sample>> {
+) -> Outcome<(Vec<Sample>, Vec<GroupCounters>)> {
     let (rounds, seconds) = if args.quick { (2, 1) } else { (5, 3) };
     let counted = Duration::from_secs(args.seconds.unwrap_or(seconds).into());
     let length = Length {
@@ -147,5 +149,11 @@ async fn run(
         // Whoever goes first in one round goes last in the next.
         running.reverse();
     }
-    Ok(samples)
+    let mut counters = Vec::new();
+    for one in &running {
+        if let Running::Ramkeep(group) = one {
+            counters = group.counters().await?;
+        }
+    }
+    Ok((samples, counters))
 }

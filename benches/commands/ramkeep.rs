@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ramkeep_rpc::{Address, Caller, Identity, Link, PollMode};
-use ramkeep_wire::coordinator::{Answer, Refused, Request, Response};
+use ramkeep_wire::coordinator::{Answer, GroupCounters, Refused, Request, Response};
 use ramkeep_wire::envelope::Kind;
 use ramkeep_wire::{Ballot, ClientId, MapVersion, Party, postcards};
 
@@ -27,6 +27,7 @@ const ASK_AGAIN: Duration = Duration::from_millis(20);
 /// A running group.
 pub(crate) struct Coordinators {
     children: Vec<Child>,
+    addresses: Vec<SocketAddr>,
     leader: SocketAddr,
     poll: PollMode,
 }
@@ -53,6 +54,7 @@ impl Coordinators {
             .map_err(|_| Failure::new(format!("no coordinator leads after {ELECTION:?}")))?;
         Ok(Self {
             children,
+            addresses,
             leader,
             poll,
         })
@@ -61,6 +63,19 @@ impl Coordinators {
     /// The coordinators' process ids.
     pub(crate) fn pids(&self) -> Vec<u32> {
         self.children.iter().map(Child::pid).collect()
+    }
+
+    /// What each coordinator has counted so far.
+    pub(crate) async fn counters(&self) -> Outcome<Vec<GroupCounters>> {
+        let mut all = Vec::new();
+        for address in &self.addresses {
+            let caller = connect(*address, PollMode::Never).await?;
+            match ask(&caller, &Request::Counters).await?.answer {
+                Answer::Counters(counters) => all.push(counters),
+                answer => return Err(Failure::new(format!("ramkeep: answered {answer:?}"))),
+            }
+        }
+        Ok(all)
     }
 
     /// As many workers, over so many connections to the leader.

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use ramkeep_benches::{median, short};
+use ramkeep_wire::coordinator::GroupCounters;
 use serde::Serialize;
 
 use crate::disk::{DiskCost, SyncCost};
@@ -69,6 +70,8 @@ pub(crate) struct Report {
     pub(crate) rows: Vec<Row>,
     pub(crate) ratios: Vec<Ratio>,
     pub(crate) goals: Vec<Goal>,
+    /// What each coordinator counted in the whole run.
+    pub(crate) counters: Vec<GroupCounters>,
 }
 
 impl Report {
@@ -100,6 +103,33 @@ impl Report {
             rows,
             ratios,
             goals,
+            counters: Vec::new(),
+        }
+    }
+
+    /// What the coordinators did for a batch of commands, each by its own count.
+    fn count(&self, out: &mut String) {
+        let leads = self.counters.iter().max_by_key(|counters| counters.slots);
+        let Some(leader) = leads.filter(|leader| leader.slots > 0) else {
+            return;
+        };
+        let batches = leader.slots as f64;
+        let per_batch = leader.commands as f64 / batches;
+        line(
+            out,
+            format_args!("\n{batches} batches, {per_batch:.1} commands each; for a batch:"),
+        );
+        for (id, one) in (1..).zip(&self.counters) {
+            line(
+                out,
+                format_args!(
+                    "  coordinator {id}: {:.3} accepts sent, {:.3} sent again, {:.3} taken, {:.3} syncs",
+                    one.accepts_sent as f64 / batches,
+                    one.accepts_resent as f64 / batches,
+                    one.accepts_taken as f64 / batches,
+                    one.syncs as f64 / batches,
+                ),
+            );
         }
     }
 
@@ -184,6 +214,7 @@ impl Report {
                 ),
             );
         }
+        self.count(&mut out);
         out
     }
 }

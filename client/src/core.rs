@@ -16,6 +16,7 @@
 //!    again.
 
 mod answers;
+mod asks;
 mod control;
 mod events;
 mod lease;
@@ -248,7 +249,7 @@ impl Core {
         deadline: Micros,
     ) -> Result<OpId, NotStarted> {
         self.attention = true;
-        if control::is_mutation(&request) {
+        if asks::is_mutation(&request) {
             self.lease.want_soon();
         }
         let op = self.control.start(request, deadline);

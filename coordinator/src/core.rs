@@ -214,6 +214,8 @@ pub struct Coordinator {
     regrouped: u64,
     /// Bytes of commands applied since the last snapshot.
     unsaved: usize,
+    /// Syncs of the journal.
+    syncs: u64,
     /// It can't go on.
     stopped: bool,
     watches: BTreeMap<ServerId, Watch>,
@@ -260,6 +262,7 @@ impl Coordinator {
             backlog: Backlog::default(),
             regrouped: 0,
             unsaved: 0,
+            syncs: 0,
             stopped: false,
             watches: BTreeMap::new(),
             reported: BTreeMap::new(),
@@ -321,6 +324,7 @@ impl Coordinator {
     pub fn handle_persisted(&mut self, now: Micros, seq: u64) {
         self.wake(now);
         self.backlog.done(seq);
+        self.syncs += 1;
         self.consensus.node_mut().handle_persisted(time(now), seq);
         self.settle();
     }

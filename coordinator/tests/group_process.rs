@@ -10,7 +10,7 @@ use paxos::limits::Timing;
 use ramkeep_coordinator::core::default_settings;
 use ramkeep_coordinator::shell::{Running, ShellConfig, ShellError};
 use ramkeep_rpc::{Address, Caller, Identity, Link, PollMode};
-use ramkeep_wire::coordinator::{Answer, ClusterStatus, Refused, Request, Response};
+use ramkeep_wire::coordinator::{Answer, ClusterStatus, GroupCounters, Refused, Request, Response};
 use ramkeep_wire::envelope::Kind;
 use ramkeep_wire::{ClientId, Party, PeerId, postcards};
 
@@ -102,6 +102,13 @@ impl Group {
         let caller = Caller::new(link.ok()?);
         let answer = caller.call(Kind::CoordinatorRequest, &payload, PATIENCE);
         Some(postcards::decode(&answer.await.ok()?).unwrap())
+    }
+
+    async fn counters(&self, peer: u32) -> GroupCounters {
+        match self.try_ask(peer, &Request::Counters).await.unwrap().answer {
+            Answer::Counters(counters) => counters,
+            other => panic!("{other:?}"),
+        }
     }
 
     /// What whoever leads answers, and who that is.
@@ -215,6 +222,61 @@ fn a_group_whose_processes_all_stopped_goes_on() {
             group.start(peer).unwrap();
         }
         assert_eq!(group.lease(1).await, client);
+    });
+}
+
+/// Commands one at a time, each a batch: what each member counted before and after.
+async fn batches(group: &Group, first: u8, commands: u8) -> Vec<(GroupCounters, GroupCounters)> {
+    let mut before = Vec::new();
+    for peer in 1..=3 {
+        group.caught_up(peer).await;
+        before.push(group.counters(peer).await);
+    }
+    for nonce in first..first + commands {
+        group.lease(nonce).await;
+    }
+    let mut counted = Vec::new();
+    for (peer, before) in (1..).zip(before) {
+        group.caught_up(peer).await;
+        counted.push((before, group.counters(peer).await));
+    }
+    counted
+}
+
+#[test]
+fn a_batch_takes_one_round_trip_and_at_most_one_sync_at_each_member() {
+    const COMMANDS: u8 = 20;
+    let group = Group::started();
+    runtime().block_on(async {
+        group.lease(0).await;
+        let mut first = 1;
+        let counted = loop {
+            let counted = batches(&group, first, COMMANDS).await;
+            first += COMMANDS;
+            // A machine that was busy elsewhere is not the steady state.
+            let calm = |(before, after): &(GroupCounters, GroupCounters)| {
+                (before.accepts_resent, before.elections) == (after.accepts_resent, after.elections)
+            };
+            if counted.iter().all(calm) {
+                break counted;
+            }
+        };
+        let commands = u64::from(COMMANDS);
+        let mut leaders = 0;
+        for (before, after) in counted {
+            let syncs = after.syncs - before.syncs;
+            // One may have been under way when it was counted first.
+            assert!(syncs > 0 && syncs <= commands + 1, "{syncs} syncs");
+            if after.slots == before.slots {
+                assert_eq!(after.accepts_taken - before.accepts_taken, commands);
+                continue;
+            }
+            leaders += 1;
+            assert_eq!(after.commands - before.commands, commands);
+            assert_eq!(after.slots - before.slots, commands);
+            assert_eq!(after.accepts_sent - before.accepts_sent, 2 * commands);
+        }
+        assert_eq!(leaders, 1);
     });
 }
 

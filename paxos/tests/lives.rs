@@ -139,22 +139,23 @@ fn a_grant_does_not_give_way_to_a_late_message_of_a_lower_ballot() {
     // Peer 2 comes to lead with the promise of 1; peer 3 hears only its heartbeats.
     lab.pass(1_000, &[], |_| true);
     lab.elect_among(2, among(&[1, 2]));
-    lab.pass(50, &[2], |envelope| {
-        among(&[2, 3])(envelope)
-            && matches!(
-                envelope.body,
-                Body::Heartbeat { .. } | Body::HeartbeatAck { .. }
-            )
+    let beats = |body: &Body| matches!(body, Body::Heartbeat { .. } | Body::HeartbeatAck { .. });
+    lab.pass(400, &[2], |envelope| {
+        among(&[2, 3])(envelope) && beats(&envelope.body)
     });
-    assert!(lab.holds_lease(2));
+    assert!(lab.holds_lease(2), "granted by 3 alone");
     lab.deliver(late);
     lab.run(|_| false);
-    // Its own next ballot is refused while the lease runs.
-    for _ in 0..40 {
+    // What peer 1 granted has run out; its own next ballot is refused while the lease runs.
+    lab.input(1, |node, now| node.handle_peer_gone(now, PeerId(2)));
+    let mut asked = 0;
+    while lab.holds_lease(2) {
         lab.pass(5, &[1], among(&[1, 3]));
         let both = lab.holds_lease(1) && lab.holds_lease(2);
         assert!(!both, "two leases at once");
+        asked += lab.node(1).stats().elections;
     }
+    assert!(asked > 0);
 }
 
 #[test]

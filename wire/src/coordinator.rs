@@ -284,6 +284,8 @@ pub enum Request {
         /// Who takes its place.
         by: PeerId,
     },
+    /// What this coordinator has counted. Answered by any, whether it leads or not.
+    Counters,
 }
 
 /// Why the coordinator refuses.
@@ -363,6 +365,29 @@ pub struct RecoveryReport {
     pub since_us: u64,
 }
 
+/// What a coordinator has counted since it started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupCounters {
+    /// Slots, each a batch of commands, that it proposed.
+    pub slots: u64,
+    /// Commands of its own that were decided.
+    pub commands: u64,
+    /// Accept messages sent, one to each other member for a batch.
+    pub accepts_sent: u64,
+    /// Accept messages sent again.
+    pub accepts_resent: u64,
+    /// Accept messages taken from a leader.
+    pub accepts_taken: u64,
+    /// Writes given to its journal.
+    pub writes: u64,
+    /// Syncs of its journal: writes that wait together share one.
+    pub syncs: u64,
+    /// Heartbeats sent.
+    pub heartbeats: u64,
+    /// How often it asked to lead.
+    pub elections: u64,
+}
+
 /// How the cluster is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterStatus {
@@ -430,6 +455,8 @@ pub enum Answer {
     Servers(Option<ServerList>),
     /// To `Status`.
     Status(Box<ClusterStatus>),
+    /// To `Counters`.
+    Counters(GroupCounters),
     /// No.
     Refused(Refused),
 }

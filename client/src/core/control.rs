@@ -10,34 +10,13 @@
 
 use ramkeep_wire::coordinator::{Answer, Once, Refused, Request, Response, TabletMap};
 use ramkeep_wire::peers::{PATIENCE, Peers};
-use ramkeep_wire::{ClientId, MapVersion, Micros, RpcId, postcards};
+use ramkeep_wire::{ClientId, MapVersion, Micros, postcards};
 
+use crate::core::asks::{Ask, Owner, fits, once_of, refusal};
 use crate::core::rpc_ids::RpcIds;
 use crate::core::slots::OpId;
 use crate::error::Error;
-use crate::limits::{MAX_CONTROL, SLOW_PATIENCE, backoff};
-
-/// Who wants the answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Owner {
-    Caller(OpId),
-    Map,
-    Lease,
-}
-
-#[derive(Debug)]
-struct Ask {
-    owner: Owner,
-    request: Request,
-    deadline: Micros,
-    /// Under which correlation and when; none: to be sent (again).
-    sent: Option<(u64, Micros)>,
-    sends: u32,
-    not_before: Micros,
-    attempts: u32,
-    /// As what it runs once; given at the first send.
-    once: Option<(ClientId, RpcId)>,
-}
+use crate::limits::{MAX_CONTROL, backoff};
 
 /// What an answer means for the rest of the core.
 #[derive(Debug)]
@@ -415,92 +394,5 @@ impl Control {
         });
         let all = asks.chain([peers, self.probe_at()]).flatten();
         all.min().filter(|next| *next != NEVER)
-    }
-}
-
-impl Ask {
-    fn is_due(&self, now: Micros, client: ClientId) -> bool {
-        let waits_for_lease = self.once.is_none() && self.mutates() && client == ClientId(0);
-        self.sent.is_none() && self.not_before <= now && !waits_for_lease
-    }
-
-    /// Whether it runs once.
-    fn mutates(&self) -> bool {
-        is_mutation(&self.request)
-    }
-
-    /// Whether its answer may wait for others than the coordinators.
-    fn is_slow(&self) -> bool {
-        self.mutates() || matches!(self.request, Request::ReplaceCoordinator { .. })
-    }
-
-    /// When its coordinator is to be given up.
-    fn silent_at(&self) -> Option<Micros> {
-        let (_, at) = self.sent.filter(|_| !self.is_slow())?;
-        Some(at + PATIENCE)
-    }
-
-    /// When it is to be sent again where it was sent.
-    fn again_at(&self) -> Option<Micros> {
-        let (_, at) = self.sent.filter(|_| self.is_slow())?;
-        Some(at + SLOW_PATIENCE)
-    }
-
-    fn expiry(&self, trouble: Option<&str>) -> Error {
-        match trouble {
-            _ if self.sends > 0 && self.is_slow() => Error::Timeout {
-                maybe_applied: true,
-            },
-            Some(reason) => Error::Unavailable {
-                reason: reason.to_owned(),
-            },
-            None => Error::Timeout {
-                maybe_applied: false,
-            },
-        }
-    }
-}
-
-/// Whether a request runs once, with a client lease.
-pub(crate) fn is_mutation(request: &Request) -> bool {
-    matches!(
-        request,
-        Request::CreateTable { .. } | Request::DropTable { .. }
-    )
-}
-
-fn once_of(request: &mut Request) -> Option<&mut Option<Once>> {
-    match request {
-        Request::CreateTable { once, .. } | Request::DropTable { once, .. } => Some(once),
-        _ => None,
-    }
-}
-
-/// What a refusal is to the caller.
-fn refusal(refused: Refused) -> Error {
-    match refused {
-        Refused::NoSuchTable => Error::TableNotFound,
-        Refused::TableName => Error::InvalidTableName,
-        Refused::Limit(limit) => Error::LimitReached(limit),
-        other => Error::Protocol(format!("the coordinator refused: {other}")),
-    }
-}
-
-/// The answer, if it is one to this request.
-fn fits(request: &Request, answer: Answer) -> Result<Box<Answer>, Error> {
-    let fits = matches!(
-        (request, &answer),
-        (Request::CreateTable { .. }, Answer::Table(_))
-            | (Request::DropTable { .. }, Answer::Dropped)
-            | (Request::Servers { .. }, Answer::Servers(_))
-            | (Request::Status, Answer::Status(_))
-            | (Request::ReplaceCoordinator { .. }, Answer::Noted)
-    );
-    if fits {
-        Ok(Box::new(answer))
-    } else {
-        Err(Error::Protocol(
-            "the coordinator answered another question".to_owned(),
-        ))
     }
 }

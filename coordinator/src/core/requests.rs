@@ -1,8 +1,8 @@
 //! Requests and their answers.
 
 use ramkeep_wire::coordinator::{
-    Answer, ClusterStatus, CoordinatorReport, Heartbeat, Once, Refused, Request, ServerReport,
-    ServerState,
+    Answer, ClusterStatus, CoordinatorReport, GroupCounters, Heartbeat, Once, Refused, Request,
+    ServerReport, ServerState,
 };
 use ramkeep_wire::limits::{MAX_PAYLOAD, MAX_REPLICAS, MAX_TABLE_NAME};
 use ramkeep_wire::{ClientId, Micros, Party, PeerId, ServerId, TableId};
@@ -17,7 +17,9 @@ impl Coordinator {
     /// A request came in. Its answer comes as [`super::Output::Reply`] with `token`, now or later.
     pub fn handle_request(&mut self, now: Micros, from: Party, token: u64, request: Request) {
         self.wake(now);
-        if !self.leads() {
+        if request == Request::Counters {
+            self.reply_decided(token, Answer::Counters(self.counters()));
+        } else if !self.leads() {
             self.redirect(token);
         } else if let Err(why) = speaks_for_itself(from, &request) {
             self.refuse(token, why);
@@ -44,6 +46,8 @@ impl Coordinator {
                 self.reply(token, Answer::Servers(list));
             }
             Request::Status => self.status(token),
+            // Answered already.
+            Request::Counters => {}
             Request::ReplaceCoordinator { lost, by } => {
                 self.replace(Replacing { token, lost, by });
             }
@@ -207,6 +211,21 @@ impl Coordinator {
         self.look = true;
         let lease_us = u64::try_from(CLIENT_LEASE.as_micros()).unwrap_or(u64::MAX);
         self.reply_decided(token, Answer::ClientLease { client, lease_us });
+    }
+
+    fn counters(&self) -> GroupCounters {
+        let stats = self.consensus.node().stats();
+        GroupCounters {
+            slots: stats.slots_proposed,
+            commands: stats.commands_decided,
+            accepts_sent: stats.accepts_sent,
+            accepts_resent: stats.accepts_resent,
+            accepts_taken: stats.accepts_answered,
+            writes: stats.persists,
+            syncs: self.syncs,
+            heartbeats: stats.heartbeats,
+            elections: stats.elections,
+        }
     }
 
     /// The members of the group, then those who only learn.
