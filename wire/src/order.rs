@@ -4,9 +4,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::certificate::{Certificate, CertificateKey};
 use crate::coordinator::{BackupStats, MasterStats, ServerList};
 use crate::hash::KeyHash;
-use crate::certificate::{Certificate, CertificateKey};
 use crate::ids::{
     Ballot, ListVersion, LogPosition, ReplicationEpoch, SegmentId, ServerId, TableId,
 };

@@ -115,7 +115,10 @@ impl<'a> VerifiedSegment<'a> {
     }
 
     /// The entries from the one at `offset` on. None if no entry begins there.
-    pub fn entries_from(&self, offset: usize) -> impl Iterator<Item = (usize, Entry<'a>)> + use<'a> {
+    pub fn entries_from(
+        &self,
+        offset: usize,
+    ) -> impl Iterator<Item = (usize, Entry<'a>)> + use<'a> {
         let contents = self.contents;
         let mut at = offset;
         std::iter::from_fn(move || {

@@ -62,7 +62,9 @@ impl Account {
     /// Segments that the log may have beside an index of `index_bytes`.
     #[inline]
     pub(super) fn segments(&self, log: &Log, index_bytes: u64) -> usize {
-        let left = self.budget.saturating_sub(index_bytes + INDEX_GROWTH + self.kept);
+        let left = self
+            .budget
+            .saturating_sub(index_bytes + INDEX_GROWTH + self.kept);
         let affordable = left / log.segment_size() as u64;
         log.max_segments().min(affordable as usize)
     }

@@ -139,7 +139,14 @@ impl Replay {
             let entry = bytes(wanted);
             let object = object_in_memory(entry).expect("it was parsed as an object");
             let owned = owned(object.table, object.key, wanted.hash);
-            writer.replay_object(guard, owned, entry, object.version, object.value.len(), tombstones)?;
+            writer.replay_object(
+                guard,
+                owned,
+                entry,
+                object.version,
+                object.value.len(),
+                tombstones,
+            )?;
         }
         for wanted in self.batch.wanted.iter().filter(|wanted| !wanted.is_object) {
             let Ok((Entry::Tombstone(dead), _)) = entry::read_again(bytes(wanted)) else {

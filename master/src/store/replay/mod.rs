@@ -19,9 +19,6 @@ mod apply;
 mod registry;
 mod tombstones;
 
-#[cfg(test)]
-mod tests;
-
 use ramkeep_wire::order::{LostTablet, TabletGrant};
 use ramkeep_wire::segment::VerifiedSegment;
 use ramkeep_wire::{LogPosition, Version};

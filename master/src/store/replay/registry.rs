@@ -83,7 +83,13 @@ impl Writer {
             let mine = |one: &TabletGrant| ranges.iter().any(|range| overlap(one, range));
             known.ranges.iter().any(mine)
         };
-        let ended: Vec<ReplayId> = self.replays.known.iter().filter(overlapping).map(|k| k.id).collect();
+        let ended: Vec<ReplayId> = self
+            .replays
+            .known
+            .iter()
+            .filter(overlapping)
+            .map(|k| k.id)
+            .collect();
         ended.into_iter().for_each(|id| self.end_replay(id));
         ranges.iter().for_each(|range| self.sweep.add_range(*range));
         self.replays.last += 1;
@@ -107,7 +113,11 @@ impl Writer {
     pub(super) fn begin_replaying(&mut self, id: ReplayId) -> Option<LogPosition> {
         let now = self.log.appended_position();
         let known = self.replays.known_mut(id)?;
-        if known.ranges.iter().any(|range| self.sweep.is_pending(range)) {
+        if known
+            .ranges
+            .iter()
+            .any(|range| self.sweep.is_pending(range))
+        {
             return None;
         }
         known.phase = Phase::Replaying(now);
@@ -158,7 +168,13 @@ impl Writer {
     /// Ends the replays of a table's ranges. Those of other tables in the same replay end with it.
     pub(in crate::store) fn drop_replays(&mut self, table: TableId) {
         let of_table = |known: &&Known| known.ranges.iter().any(|range| range.table == table);
-        let ended: Vec<ReplayId> = self.replays.known.iter().filter(of_table).map(|k| k.id).collect();
+        let ended: Vec<ReplayId> = self
+            .replays
+            .known
+            .iter()
+            .filter(of_table)
+            .map(|k| k.id)
+            .collect();
         ended.into_iter().for_each(|id| self.end_replay(id));
     }
 }
