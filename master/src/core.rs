@@ -305,6 +305,7 @@ impl Master {
                 OrderReply::Done
             }
             Command::TakeTablets(grants) => self.take_tablets(&control, &grants),
+            Command::Recover(_) => OrderReply::NotReady,
             Command::DropTable(table) => {
                 // Nothing was served of it if the order came before.
                 let _ = self.store.drop_table(table);

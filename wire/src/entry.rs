@@ -216,6 +216,8 @@ pub enum NewEntry<'a> {
     Digest(&'a [DigestItem]),
     /// See [`Entry::Active`].
     Active(SegmentId),
+    /// An entry as it stands elsewhere, checksum included: what replay copies.
+    Verbatim(&'a [u8]),
 }
 
 /// Bytes of an object's entry.
@@ -243,6 +245,7 @@ impl NewEntry<'_> {
             Self::SafeVersion(_) | Self::Active(_) => HEADER_LEN + 8,
             Self::SegmentHeader(_) => HEADER_LEN + SEGMENT_HEADER_BODY,
             Self::Digest(items) => HEADER_LEN + 4 + items.len() * DIGEST_ITEM,
+            Self::Verbatim(entry) => entry.len(),
         }
     }
 
@@ -253,6 +256,9 @@ impl NewEntry<'_> {
             self.encoded_len(),
             "an entry fills its buffer exactly"
         );
+        if let Self::Verbatim(entry) = self {
+            return buffer.copy_from_slice(entry);
+        }
         let body_len = (buffer.len() - HEADER_LEN) as u32;
         let (kind, flags, key_len) = self.header();
         let mut writer = Writer::new(&mut buffer[4..]);
@@ -278,6 +284,7 @@ impl NewEntry<'_> {
             Self::SegmentHeader(_) => (SEGMENT_HEADER, 0, 0),
             Self::Digest(_) => (DIGEST, 0, 0),
             Self::Active(_) => (ACTIVE, 0, 0),
+            Self::Verbatim(_) => (0, 0, 0),
         }
     }
 
@@ -310,6 +317,7 @@ impl NewEntry<'_> {
             Self::SegmentHeader(h) => write_segment_header(writer, h),
             Self::Digest(items) => write_digest(writer, items),
             Self::Active(previous) => writer.u64(previous.0),
+            Self::Verbatim(_) => {}
         }
     }
 }
@@ -353,6 +361,13 @@ pub fn read(bytes: &[u8]) -> Result<(Entry<'_>, usize), EntryError> {
     if reader.u32()? != crc32c::crc32c(&entry[4..]) {
         return Err(EntryError::Checksum);
     }
+    read_verified(entry).map(|entry| (entry, len))
+}
+
+/// The same without looking at the checksum: for bytes whose checksums were verified before.
+pub fn read_again(bytes: &[u8]) -> Result<(Entry<'_>, usize), EntryError> {
+    let len = entry_len(bytes)?;
+    let entry = bytes.get(..len).ok_or(EntryError::Short)?;
     read_verified(entry).map(|entry| (entry, len))
 }
 

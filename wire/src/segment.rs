@@ -2,7 +2,7 @@
 //!
 //! # Invariants
 //! 1. The entries of a [`VerifiedSegment`] can be taken as the master wrote them.
-//! 2. Nothing but [`UnverifiedSegment::verify`] makes one.
+//! 2. Nothing but [`UnverifiedSegment::verify`] makes one, or a [`ProvedSegment`] that it proved.
 
 use crate::certificate::{Certificate, CertificateKey, Claim, verify};
 use crate::entry::{self, Entry, EntryError};
@@ -20,6 +20,13 @@ pub struct UnverifiedSegment<'a> {
 pub struct VerifiedSegment<'a> {
     claim: Claim,
     contents: &'a [u8],
+}
+
+/// A verified segment that owns its bytes.
+#[derive(Clone, Debug)]
+pub struct ProvedSegment {
+    claim: Claim,
+    contents: Vec<u8>,
 }
 
 /// Why a segment is not what it claims to be.
@@ -103,8 +110,46 @@ impl<'a> VerifiedSegment<'a> {
     }
 
     /// The entries with their offsets, in the order written.
-    pub fn entries(&self) -> impl Iterator<Item = (usize, Entry<'a>)> + 'a {
-        entries(self.contents).map_while(Result::ok)
+    pub fn entries(&self) -> impl Iterator<Item = (usize, Entry<'a>)> + use<'a> {
+        self.entries_from(0)
+    }
+
+    /// The entries from the one at `offset` on. None if no entry begins there.
+    pub fn entries_from(
+        &self,
+        offset: usize,
+    ) -> impl Iterator<Item = (usize, Entry<'a>)> + use<'a> {
+        let contents = self.contents;
+        let mut at = offset;
+        std::iter::from_fn(move || {
+            let rest = contents.get(at..).filter(|rest| !rest.is_empty())?;
+            let (entry, len) = entry::read_again(rest).ok()?;
+            let begin = at;
+            at += len;
+            Some((begin, entry))
+        })
+    }
+}
+
+impl ProvedSegment {
+    /// Proves bytes as [`UnverifiedSegment::verify`] does.
+    pub fn prove(
+        claim: Claim,
+        certificate: Certificate,
+        contents: Vec<u8>,
+        key: &CertificateKey,
+    ) -> Result<Self, SegmentError> {
+        UnverifiedSegment::new(claim, certificate, &contents).verify(key)?;
+        Ok(Self { claim, contents })
+    }
+
+    /// The segment.
+    #[must_use]
+    pub fn segment(&self) -> VerifiedSegment<'_> {
+        VerifiedSegment {
+            claim: self.claim,
+            contents: &self.contents,
+        }
     }
 }
 

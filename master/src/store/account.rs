@@ -1,7 +1,7 @@
 //! The account of a master's memory: what may be used, what counts, what removals will need.
 //!
 //! # Invariants
-//! 1. Segments and index together stay within the budget.
+//! 1. Segments, index and what is kept for replays together stay within the budget.
 //! 2. The room that can still be appended to, less what may be lost at the ends of segments, is at
 //!    least what the tombstones of all live objects take: removing always works, down to empty.
 //!
@@ -36,6 +36,8 @@ pub(super) struct Account {
     pub(super) objects: u64,
     /// Keys and values of all live objects.
     pub(super) payload: u64,
+    /// What is kept for a while beside log and index: tombstones that a replay remembers.
+    pub(super) kept: u64,
     /// The longest tombstone that any object so far may need.
     longest_tombstone: usize,
 }
@@ -48,6 +50,7 @@ impl Account {
             live: 0,
             objects: 0,
             payload: 0,
+            kept: 0,
             longest_tombstone: 0,
         }
     }
@@ -59,7 +62,9 @@ impl Account {
     /// Segments that the log may have beside an index of `index_bytes`.
     #[inline]
     pub(super) fn segments(&self, log: &Log, index_bytes: u64) -> usize {
-        let left = self.budget.saturating_sub(index_bytes + INDEX_GROWTH);
+        let left = self
+            .budget
+            .saturating_sub(index_bytes + INDEX_GROWTH + self.kept);
         let affordable = left / log.segment_size() as u64;
         log.max_segments().min(affordable as usize)
     }
@@ -81,6 +86,15 @@ impl Account {
             None => (per_segment.saturating_sub(demand.group), spare - 1),
         };
         (room + spare * per_segment) as u64 >= self.reserved + tombstone as u64
+    }
+
+    /// Whether all tombstones of live objects have their room.
+    pub(super) fn is_sound(&self, log: &Log, index_bytes: u64) -> bool {
+        let nothing = Demand {
+            group: 0,
+            new_key: None,
+        };
+        self.admits(log, index_bytes, nothing)
     }
 
     /// An object came to be.

@@ -21,6 +21,7 @@ use super::answer::Shown;
 use super::durability::Durability;
 use super::entries::Entries;
 use super::log::{Log, LogConfig, LogError};
+use super::replay::Replays;
 use super::sweep::Sweep;
 use super::tablets::{Overlap, Owned, Tablets};
 use super::writer::Writer;
@@ -135,6 +136,7 @@ impl Store {
                 index: index_writer,
                 account: Account::new(config.memory),
                 sweep: Sweep::default(),
+                replays: Replays::default(),
             })),
         })
     }
@@ -232,35 +234,33 @@ impl Store {
     }
 
     /// Serves tablets from now on; returns where the log stood when each was taken over, in the
-    /// order of the grants. Repeating it changes nothing.
+    /// order of the grants: a recovered one was when its replay began. Repeating it changes nothing.
     ///
     /// # Errors
-    /// If a grant overlaps a tablet that is owned and not the same; nothing has changed then.
+    /// If a grant overlaps a tablet that is owned or under recovery, and is not the same; nothing
+    /// has changed then.
     pub fn take_tablets(&self, grants: &[TabletGrant]) -> Result<Vec<LogPosition>, Overlap> {
         let mut writer = self.writer();
         // What is left of an earlier stay must not come to light again.
-        if grants
-            .iter()
-            .any(|grant| writer.sweep.is_pending(grant.table))
-        {
+        if grants.iter().any(|grant| writer.sweep.is_pending(grant)) {
             while writer.sweep(&self.pin(), usize::MAX) {}
         }
         let mut tablets = Tablets::clone(&self.tablets.load());
-        let position = writer.log.appended_position();
+        let now = writer.log.appended_position();
         let taken = grants
             .iter()
-            .map(|grant| tablets.take(*grant, position))
-            .collect();
-        if Result::is_ok(&taken) {
-            self.tablets.store(Arc::new(tablets));
-        }
-        taken
+            .map(|grant| tablets.take(*grant, writer.replays.takeover(grant)?.unwrap_or(now)))
+            .collect::<Result<_, _>>()?;
+        grants.iter().for_each(|grant| writer.replay_taken(grant));
+        self.tablets.store(Arc::new(tablets));
+        Ok(taken)
     }
 
     /// Serves nothing of a table from now on; false if nothing was served of it. Its objects are
     /// gone at once for clients, their memory after [`sweep`](Self::sweep).
     pub fn drop_table(&self, table: TableId) -> bool {
         let mut writer = self.writer();
+        writer.drop_replays(table);
         let mut tablets = Tablets::clone(&self.tablets.load());
         let dropped = tablets.drop_table(table);
         if dropped {

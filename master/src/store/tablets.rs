@@ -48,9 +48,9 @@ pub struct OwnedTablet {
     pub takeover: LogPosition,
 }
 
-/// A grant that overlaps a tablet which this master has, but is not the same.
+/// A grant that overlaps a tablet which this master has or recovers, but is not the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the grant of {:?} of {:?} overlaps a tablet that is owned already", grant.first, grant.table)]
+#[error("the grant of {:?} of {:?} overlaps a tablet that is owned or recovered already", grant.first, grant.table)]
 pub struct Overlap {
     /// The grant.
     pub grant: TabletGrant,
@@ -109,7 +109,7 @@ impl Tablets {
     }
 
     #[inline]
-    fn tablet_of(&self, table: TableId, hash: KeyHash) -> Option<&OwnedTablet> {
+    pub(super) fn tablet_of(&self, table: TableId, hash: KeyHash) -> Option<&OwnedTablet> {
         let after = self
             .owned
             .partition_point(|tablet| (tablet.range.table, tablet.range.first) <= (table, hash));
@@ -124,12 +124,11 @@ impl Tablets {
         grant: TabletGrant,
         position: LogPosition,
     ) -> Result<LogPosition, Overlap> {
-        let overlaps = |other: &&OwnedTablet| {
-            other.range.table == grant.table
-                && other.range.first <= grant.last
-                && grant.first <= other.range.last
-        };
-        match self.owned.iter().find(overlaps) {
+        match self
+            .owned
+            .iter()
+            .find(|other| overlap(&other.range, &grant))
+        {
             Some(same) if same.range == grant => Ok(same.takeover),
             Some(_) => Err(Overlap { grant }),
             None if grant.first > grant.last => Err(Overlap { grant }),
@@ -151,6 +150,11 @@ impl Tablets {
         self.owned.retain(|tablet| tablet.range.table != table);
         self.owned.len() != before
     }
+}
+
+/// Whether two ranges have a hash in common.
+pub(super) fn overlap(one: &TabletGrant, other: &TabletGrant) -> bool {
+    one.table == other.table && one.first <= other.last && other.first <= one.last
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@
 use ramkeep_memory::Guard;
 use ramkeep_wire::coordinator::MasterStats;
 use ramkeep_wire::data::{RejectRules, Status};
-use ramkeep_wire::entry::{NewEntry, Object, Tombstone, object_len, tombstone_len};
+use ramkeep_wire::entry::{NewEntry, Object, Tombstone, tombstone_len};
 use ramkeep_wire::limits::{MAX_KEY, MAX_VALUE, MIN_KEY};
 use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::{LogPosition, Version};
@@ -19,6 +19,7 @@ use super::answer::{Answer, Refused, Shown};
 use super::durability::Durable;
 use super::entries::{Entries, Found};
 use super::log::{AppendError, Log};
+use super::replay::Replays;
 use super::sweep::Sweep;
 use super::tablets::Owned;
 use crate::index::{IndexWriter, Reference};
@@ -30,13 +31,14 @@ pub struct Writer {
     pub(super) index: IndexWriter,
     pub(super) account: Account,
     pub(super) sweep: Sweep,
+    pub(super) replays: Replays,
 }
 
 /// The object that a mutation meets.
 #[derive(Clone, Copy, Debug)]
-struct Current {
-    reference: Reference,
-    version: Version,
+pub(super) struct Current {
+    pub(super) reference: Reference,
+    pub(super) version: Version,
     len: usize,
     value_len: usize,
     /// Its value as a counter.
@@ -158,7 +160,7 @@ impl Writer {
         let segments = self.log.segment_count();
         MasterStats {
             memory: self.account.budget(),
-            used: segments as u64 * self.log.segment_size() as u64 + index,
+            used: segments as u64 * self.log.segment_size() as u64 + index + self.account.kept,
             live: self.account.live,
             reserved: self.account.reserved,
             index,
@@ -170,7 +172,7 @@ impl Writer {
     }
 
     #[inline]
-    fn current(&self, guard: &Guard, owned: Owned<'_>) -> Option<Current> {
+    pub(super) fn current(&self, guard: &Guard, owned: Owned<'_>) -> Option<Current> {
         let entries = Entries {
             memory: self.log.memory(),
             guard,
@@ -199,7 +201,7 @@ impl Writer {
         }
     }
 
-    /// Appends the object with the tombstone of the one it replaces, and shows it in the index.
+    /// Writes a key's next version.
     #[inline]
     fn put(
         &mut self,
@@ -208,18 +210,33 @@ impl Writer {
         value: &[u8],
         current: Option<Current>,
     ) -> Result<(Version, Shown), Refused> {
-        let (key, table) = (owned.key(), owned.table());
         let version = current.map_or_else(|| self.first_version(), |old| old.version.next());
         let object = NewEntry::Object(Object {
-            table,
+            table: owned.table(),
             version,
             expiry: None,
-            key,
+            key: owned.key(),
             value,
         });
-        let len = object_len(key.len(), value.len(), false);
+        let end = self.place(guard, owned, object, value.len(), current)?;
+        Ok((version, self.appended(end)))
+    }
+
+    /// Appends an object, whose value has `value` bytes, with the tombstone of the one it replaces,
+    /// and shows it in the index.
+    #[inline]
+    pub(super) fn place(
+        &mut self,
+        guard: &Guard,
+        owned: Owned<'_>,
+        object: NewEntry<'_>,
+        value: usize,
+        current: Option<Current>,
+    ) -> Result<LogPosition, Refused> {
+        let key = owned.key();
+        let len = object.encoded_len();
         let new_key = current.is_none().then_some(key.len());
-        let appended = match current {
+        let (reference, end) = match current {
             None => self.append(&[object], len, new_key)?,
             Some(old) => {
                 let tombstone = self.tombstone(owned, &old);
@@ -230,7 +247,6 @@ impl Writer {
                 )?
             }
         };
-        let reference = appended.0;
         *self.log.live_mut(reference) += len as u64;
         let entries = Entries {
             memory: self.log.memory(),
@@ -249,30 +265,46 @@ impl Writer {
                 self.account.removed(key.len(), old.value_len, old.len);
             }
         }
-        self.account.added(key.len(), value.len(), len);
-        Ok((version, self.appended(appended.1)))
+        self.account.added(key.len(), value, len);
+        Ok(end)
     }
 
     /// Appends the tombstone of an object and takes the object out of the index.
     #[inline]
     fn kill(&mut self, owned: Owned<'_>, old: &Current) -> Result<Shown, Refused> {
-        let tombstone = self.tombstone(owned, old);
-        let segments = self.account.segments(&self.log, self.index.index().bytes());
-        let key = owned.key().len();
         let end = if mutants::active(Mutant::LoseTombstone) {
             self.log.appended_position()
         } else {
-            let appended = self.log.append(&[tombstone], segments).map_err(refusal)?;
-            *self.log.live_mut(appended.reference(0)) += tombstone_len(key) as u64;
-            appended.end
+            self.append_tombstone(owned, old)?
         };
         self.log.raise_safe_version(old.version.next());
         self.log.durability().removed(end);
+        self.take_out(owned, old);
+        Ok(self.appended(end))
+    }
+
+    /// Appends the tombstone of an object, for which there is always room.
+    #[inline]
+    pub(super) fn append_tombstone(
+        &mut self,
+        owned: Owned<'_>,
+        old: &Current,
+    ) -> Result<LogPosition, Refused> {
+        let tombstone = self.tombstone(owned, old);
+        let segments = self.account.segments(&self.log, self.index.index().bytes());
+        let appended = self.log.append(&[tombstone], segments).map_err(refusal)?;
+        *self.log.live_mut(appended.reference(0)) += tombstone_len(owned.key().len()) as u64;
+        Ok(appended.end)
+    }
+
+    /// Takes an object, whose tombstone is in the log, out of index and account.
+    #[inline]
+    pub(super) fn take_out(&mut self, owned: Owned<'_>, old: &Current) {
         let removed = self.index.remove(owned.hash(), old.reference);
         assert!(removed, "the index lost the object that was found in it");
         *self.log.live_mut(old.reference) -= old.len as u64;
-        self.account.removed(key, old.value_len, old.len);
-        Ok(self.appended(end))
+        self.account
+            .removed(owned.key().len(), old.value_len, old.len);
     }
 
     fn tombstone<'k>(&self, owned: Owned<'k>, old: &Current) -> NewEntry<'k> {
@@ -328,7 +360,7 @@ impl Writer {
 }
 
 #[cold]
-fn refusal(error: AppendError) -> Refused {
+pub(super) fn refusal(error: AppendError) -> Refused {
     Refused(match error {
         AppendError::Full => Status::OutOfMemory,
         AppendError::Rolling => Status::RetryLater,

@@ -5,6 +5,7 @@ mod concurrent;
 mod log;
 mod memory;
 mod model;
+mod replay;
 mod scan;
 mod session;
 mod support;

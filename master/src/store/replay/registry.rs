@@ -1,0 +1,180 @@
+//! The ranges that are recovered here: which replay may still append, and where it began.
+//!
+//! # Invariants
+//! 1. Ranges of different replays do not overlap, nor do they overlap a tablet that is owned.
+//! 2. A replay that was ended appends nothing more; what it has put into the index is swept.
+//! 3. A range is handed over only as a whole, and only when its replay is finished.
+
+use ramkeep_wire::order::TabletGrant;
+use ramkeep_wire::{LogPosition, TableId};
+
+use super::ReplayError;
+use crate::store::tablets::{Overlap, Tablets, overlap};
+use crate::store::writer::Writer;
+
+/// Names a replay of this store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ReplayId(u64);
+
+/// How far a replay is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// What the index holds of its ranges is being swept.
+    Purging,
+    /// Entries are taken in; the log stood here when that began.
+    Replaying(LogPosition),
+    /// All is in the log, and the log stood there when it began.
+    Finished(LogPosition),
+}
+
+#[derive(Debug)]
+struct Known {
+    id: ReplayId,
+    ranges: Vec<TabletGrant>,
+    phase: Phase,
+    /// Bytes that it keeps beside the log.
+    kept: u64,
+}
+
+/// All replays whose ranges were not taken yet.
+#[derive(Debug, Default)]
+pub struct Replays {
+    last: u64,
+    known: Vec<Known>,
+}
+
+impl Replays {
+    /// Where the log stood when the replay of just this range began; none if it is not under
+    /// recovery.
+    pub(in crate::store) fn takeover(
+        &self,
+        grant: &TabletGrant,
+    ) -> Result<Option<LogPosition>, Overlap> {
+        let overlapping = |known: &&Known| known.ranges.iter().any(|one| overlap(one, grant));
+        match self.known.iter().find(overlapping) {
+            None => Ok(None),
+            Some(Known {
+                phase: Phase::Finished(at),
+                ranges,
+                ..
+            }) if ranges.contains(grant) => Ok(Some(*at)),
+            Some(_) => Err(Overlap { grant: *grant }),
+        }
+    }
+
+    fn known_mut(&mut self, id: ReplayId) -> Option<&mut Known> {
+        self.known.iter_mut().find(|known| known.id == id)
+    }
+}
+
+impl Writer {
+    /// Registers a replay. Others with ranges that overlap are ended.
+    pub(super) fn register_replay(
+        &mut self,
+        ranges: &[TabletGrant],
+        served: &Tablets,
+    ) -> Result<ReplayId, ReplayError> {
+        for range in ranges {
+            if served.iter().any(|owned| overlap(&owned.range, range)) {
+                return Err(ReplayError::Served(*range));
+            }
+        }
+        let overlapping = |known: &&Known| {
+            let mine = |one: &TabletGrant| ranges.iter().any(|range| overlap(one, range));
+            known.ranges.iter().any(mine)
+        };
+        let ended: Vec<ReplayId> = self
+            .replays
+            .known
+            .iter()
+            .filter(overlapping)
+            .map(|k| k.id)
+            .collect();
+        ended.into_iter().for_each(|id| self.end_replay(id));
+        ranges.iter().for_each(|range| self.sweep.add_range(*range));
+        self.replays.last += 1;
+        let id = ReplayId(self.replays.last);
+        self.replays.known.push(Known {
+            id,
+            ranges: ranges.to_vec(),
+            phase: Phase::Purging,
+            kept: 0,
+        });
+        Ok(id)
+    }
+
+    /// How far a replay is that was not ended.
+    pub(super) fn replay_phase(&self, id: ReplayId) -> Result<Phase, ReplayError> {
+        let known = self.replays.known.iter().find(|known| known.id == id);
+        known.map(|known| known.phase).ok_or(ReplayError::Ended)
+    }
+
+    /// Goes over to the replay proper if nothing of its ranges is left to be swept.
+    pub(super) fn begin_replaying(&mut self, id: ReplayId) -> Option<LogPosition> {
+        let now = self.log.appended_position();
+        let known = self.replays.known_mut(id)?;
+        if known
+            .ranges
+            .iter()
+            .any(|range| self.sweep.is_pending(range))
+        {
+            return None;
+        }
+        known.phase = Phase::Replaying(now);
+        Some(now)
+    }
+
+    /// The replay has appended all.
+    pub(super) fn finish_replaying(&mut self, id: ReplayId) {
+        if let Some(known) = self.replays.known_mut(id)
+            && let Phase::Replaying(takeover) = known.phase
+        {
+            known.phase = Phase::Finished(takeover);
+        }
+    }
+
+    /// The replay keeps this many bytes beside the log. False if there is no memory for them.
+    pub(super) fn set_kept(&mut self, id: ReplayId, bytes: u64) -> bool {
+        let Some(known) = self.replays.known_mut(id) else {
+            return true;
+        };
+        let before = std::mem::replace(&mut known.kept, bytes);
+        self.account.kept = self.account.kept + bytes - before;
+        bytes <= before || self.account.is_sound(&self.log, self.index.index().bytes())
+    }
+
+    /// Ends a replay; what it has put into the index is swept in time.
+    pub(in crate::store) fn end_replay(&mut self, id: ReplayId) {
+        let Some(at) = self.replays.known.iter().position(|known| known.id == id) else {
+            return;
+        };
+        let ended = self.replays.known.swap_remove(at);
+        self.account.kept -= ended.kept;
+        ended
+            .ranges
+            .into_iter()
+            .for_each(|range| self.sweep.add_range(range));
+    }
+
+    /// A range is a tablet from now on, if its replay is finished.
+    pub(in crate::store) fn replay_taken(&mut self, range: &TabletGrant) {
+        let finished = |known: &&mut Known| matches!(known.phase, Phase::Finished(_));
+        for known in self.replays.known.iter_mut().filter(finished) {
+            known.ranges.retain(|one| one != range);
+        }
+        self.replays.known.retain(|known| !known.ranges.is_empty());
+    }
+
+    /// Ends the replays of a table's ranges. Those of other tables in the same replay end with it.
+    pub(in crate::store) fn drop_replays(&mut self, table: TableId) {
+        let of_table = |known: &&Known| known.ranges.iter().any(|range| range.table == table);
+        let ended: Vec<ReplayId> = self
+            .replays
+            .known
+            .iter()
+            .filter(of_table)
+            .map(|k| k.id)
+            .collect();
+        ended.into_iter().for_each(|id| self.end_replay(id));
+    }
+}
