@@ -1,8 +1,9 @@
-//! The Ramkeep master: log, index, tablets, replication.
+//! The Ramkeep master: log, index, tablets, replication, recovery.
 #![forbid(unsafe_code)]
 
 pub mod core;
 pub mod index;
+pub mod recovery;
 pub mod replication;
 #[cfg(feature = "shell")]
 pub mod shell;

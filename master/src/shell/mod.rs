@@ -4,6 +4,7 @@
 mod control;
 pub mod coordinators;
 mod links;
+mod recovery;
 mod service;
 
 use std::fmt;
@@ -17,6 +18,7 @@ use ramkeep_wire::{Micros, ServerId};
 
 use crate::core::Master;
 use links::{BackupLinks, LinkSink};
+use recovery::RecoveryLinks;
 
 pub use control::{ControlConfig, ControlEnd, run_control};
 pub use coordinators::{Coordinators, Unreachable};
@@ -26,6 +28,7 @@ pub use service::MasterService;
 pub struct MasterShell {
     master: Master,
     links: BackupLinks,
+    recovery: RecoveryLinks,
     identity: Identity,
     poll: PollMode,
     /// Connections that hold replies, to be woken when more is durable.
@@ -54,6 +57,7 @@ impl MasterShell {
         Arc::new(Self {
             master,
             links: BackupLinks::default(),
+            recovery: RecoveryLinks::default(),
             identity,
             poll,
             holding: Mutex::new(Vec::new()),
