@@ -9,6 +9,7 @@ mod core;
 mod frames;
 pub mod layout;
 mod mapped;
+mod lists;
 mod masters;
 mod replica;
 mod requests;

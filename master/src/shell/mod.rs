@@ -13,8 +13,8 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use ramkeep_rpc::{Identity, PollMode, Wake};
-use ramkeep_wire::coordinator::{BackupStats, ServerList, ServerState};
-use ramkeep_wire::{Micros, ServerId};
+use ramkeep_wire::Micros;
+use ramkeep_wire::coordinator::{BackupStats, ServerList};
 
 use crate::core::Master;
 use links::{BackupLinks, LinkSink};
@@ -36,8 +36,8 @@ pub struct MasterShell {
     holders: AtomicUsize,
     /// Times that all holders were woken.
     wakes: AtomicU64,
-    /// Has this server's own backup fence a master.
-    fence: OnceLock<Box<dyn Fn(ServerId) + Send + Sync>>,
+    /// Has this server's own backup fence and free what a server list says.
+    fence: OnceLock<Box<dyn Fn(&ServerList) + Send + Sync>>,
     /// What the backup in the same process says of itself, for who asks this server.
     backup: OnceLock<Box<dyn Fn() -> BackupStats + Send + Sync>>,
 }
@@ -68,10 +68,10 @@ impl MasterShell {
         })
     }
 
-    /// Has `fence` called for every master that was decided crashed, before the coordinator is told
-    /// that this server knows: from then on it takes the backup here to refuse that master
+    /// Has `fence` called with every server list, before the coordinator is told that this server
+    /// knows it: from then on it takes the backup here to refuse who was decided crashed
     /// (SAFETY 5). Once only; later calls change nothing.
-    pub fn fence_with(&self, fence: impl Fn(ServerId) + Send + Sync + 'static) {
+    pub fn fence_with(&self, fence: impl Fn(&ServerList) + Send + Sync + 'static) {
         drop(self.fence.set(Box::new(fence)));
     }
 
@@ -86,13 +86,8 @@ impl MasterShell {
     }
 
     fn fence_crashed(&self, list: &ServerList) {
-        let Some(fence) = self.fence.get() else {
-            return;
-        };
-        for entry in &list.servers {
-            if entry.state == ServerState::Crashed {
-                fence(entry.server);
-            }
+        if let Some(fence) = self.fence.get() {
+            fence(list);
         }
     }
 
