@@ -8,8 +8,8 @@
 mod core;
 mod frames;
 pub mod layout;
-mod mapped;
 mod lists;
+mod mapped;
 mod masters;
 mod replica;
 mod requests;
