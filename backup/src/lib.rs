@@ -8,6 +8,7 @@
 mod core;
 mod frames;
 pub mod layout;
+mod lists;
 mod mapped;
 mod masters;
 mod replica;

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use ramkeep_backup::shell::BackupService;
 use ramkeep_master::shell::{ControlEnd, Coordinators};
 use ramkeep_rpc::{Batch, Peer, Service, Session, Wake};
-use ramkeep_wire::coordinator::{Answer, Heartbeat, Refused, Request, ServerList, ServerState};
+use ramkeep_wire::coordinator::{Answer, Heartbeat, Refused, Request, ServerList};
 use ramkeep_wire::envelope::{self, Envelope, Kind};
 use ramkeep_wire::hello::Refusal;
 use ramkeep_wire::limits::MAX_UNSENT;
@@ -92,11 +92,7 @@ impl Inner {
             return;
         }
         if let Some(backup) = &self.backup {
-            let crashed = list
-                .servers
-                .iter()
-                .filter(|one| one.state == ServerState::Crashed);
-            crashed.for_each(|entry| backup.fence(entry.server));
+            backup.take_list(&list);
         }
         seen.list = list;
     }
@@ -113,7 +109,8 @@ impl Inner {
                 self.take_list(&mut seen, list);
                 OrderReply::Done
             }
-            Command::TakeTablets(_) | Command::Recover(_) => OrderReply::NotReady,
+            Command::TakeTablets(_) => OrderReply::NotReady,
+            Command::Recover(_) => OrderReply::CannotRecover("there is no master here".into()),
         }
     }
 

@@ -281,7 +281,7 @@ fn begin(
     if let Some(backup) = backup.clone() {
         let stats = backup.clone();
         shell.report_backup_with(move || stats.stats());
-        shell.fence_with(move |master| backup.fence(master));
+        shell.fence_with(move |list| backup.take_list(list));
     }
     control.set(MasterService(shell.clone()));
     let config = ControlConfig {

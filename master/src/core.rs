@@ -1,7 +1,7 @@
 //! The master's core: the store, its replication, and what it owes the coordinator.
 //!
 //! # Invariants
-//! 1. Lock order: control, then the store's writer. Messages to one backup leave in the order in
+//! 1. Lock order: control, then recoveries, then the store's writer. Messages to one backup leave in the order in
 //!    which replication derived them, because they are handed over under the control lock.
 //! 2. Orders with a lower ballot than one seen are refused.
 //! 3. Once fenced, always fenced: nothing is replicated, granted or recorded any more.
@@ -12,18 +12,19 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use ramkeep_memory::Slot;
 use ramkeep_wire::certificate::CertificateKey;
 use ramkeep_wire::coordinator::{
     Answer, Heartbeat, MasterStats, Refused, Request, Response, ServerEntry, ServerList,
     ServerState, Settings,
 };
-use ramkeep_wire::order::{Command, Order, OrderReply, TabletGrant};
+use ramkeep_wire::order::{Command, Order, OrderReply, Recovery, TabletGrant};
 use ramkeep_wire::replicate::{Replicate, ReplicateAck};
 use ramkeep_wire::{Ballot, ClusterId, ListVersion, Micros, ReplicationEpoch, SegmentId, ServerId};
 
 use crate::lease::LeaseEnd;
+use crate::recovery::Recoveries;
 use crate::replication::lease::{RENEWALS_PER_LEASE, SUSPECT_EIGHTHS};
 use crate::replication::{AckEffect, Config, LogSegment, Output, ReplicatedLog, Replication};
 use crate::store::{Gate, Log, MasterLease, Store, StoreConfig, StoreError};
@@ -66,6 +67,7 @@ pub struct Master {
     store: Store,
     control: Mutex<Control>,
     lease: LeaseEnd,
+    recoveries: Mutex<Recoveries>,
     /// Of the server list that was taken in last; the shell looks here for new servers to connect.
     list_version: AtomicU64,
 }
@@ -123,6 +125,7 @@ impl Master {
             failed_records: Vec::new(),
         };
         Ok(Self {
+            recoveries: Mutex::new(Recoveries::new(config.cluster)),
             config,
             store,
             control: Mutex::new(control),
@@ -305,13 +308,26 @@ impl Master {
                 OrderReply::Done
             }
             Command::TakeTablets(grants) => self.take_tablets(&control, &grants),
-            Command::Recover(_) => OrderReply::NotReady,
+            Command::Recover(order) => self.recover(&control, order),
             Command::DropTable(table) => {
                 // Nothing was served of it if the order came before.
                 let _ = self.store.drop_table(table);
                 OrderReply::Done
             }
         }
+    }
+
+    fn recover(&self, control: &Control, order: Recovery) -> OrderReply {
+        if self.is_fenced() || !control.replication.ready() {
+            return OrderReply::NotReady;
+        }
+        self.recoveries()
+            .handle_order(&self.store, order, &control.list)
+    }
+
+    /// The recoveries on this master: to be driven, and to be asked.
+    pub fn recoveries(&self) -> MutexGuard<'_, Recoveries> {
+        self.recoveries.lock()
     }
 
     fn take_tablets(&self, control: &Control, grants: &[TabletGrant]) -> OrderReply {
@@ -356,6 +372,7 @@ impl Master {
                 replication.crashed(entry.server);
             }
         }
+        self.recoveries().take_list(list);
         self.list_version.store(list.version.0, Ordering::Release);
     }
 
@@ -486,6 +503,13 @@ impl Master {
         entries
             .map(|entry| (entry.server, entry.addresses.clone()))
             .collect()
+    }
+
+    /// Where a living server listens, this one included.
+    #[must_use]
+    pub fn addresses_of(&self, server: ServerId) -> Vec<String> {
+        let control = self.control.lock();
+        listed(&control.list, server).map_or_else(Vec::new, |entry| entry.addresses.clone())
     }
 
     /// The tablets it serves.

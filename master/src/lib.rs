@@ -1,9 +1,10 @@
-//! The Ramkeep master: log, index, tablets, replication.
+//! The Ramkeep master: log, index, tablets, replication, recovery.
 #![forbid(unsafe_code)]
 
 pub mod core;
 pub mod index;
 mod lease;
+pub mod recovery;
 pub mod replication;
 #[cfg(feature = "shell")]
 pub mod shell;

@@ -48,6 +48,7 @@ fn told(master: &Master, version: u64, servers: &[(u64, ServerState)]) {
         addresses: vec![format!("127.0.0.1:{id}")],
         state: *state,
         replaces: None,
+        recovered: false,
     };
     let list = ServerList {
         version: ListVersion(version),

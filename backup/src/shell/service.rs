@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 use ramkeep_rpc::{Batch, Peer, Service, Session, Wake};
 use ramkeep_wire::backup::BackupRequest;
-use ramkeep_wire::coordinator::BackupStats;
+use ramkeep_wire::coordinator::{BackupStats, ServerList};
 use ramkeep_wire::envelope::{self, Envelope, Header, Kind};
 use ramkeep_wire::hello::Refusal;
 use ramkeep_wire::limits::MAX_UNSENT;
@@ -102,6 +102,11 @@ impl BackupService {
         self.shared.core.lock().assign(cluster, server, lease_us)?;
         self.shared.server.store(server.0, Ordering::Release);
         Ok(())
+    }
+
+    /// Draws from a server list what the backup must do; see [`Backup::take_list`].
+    pub fn take_list(&self, list: &ServerList) {
+        self.shared.core.lock().take_list(list);
     }
 
     /// A master was decided crashed: it changes nothing here any more.

@@ -11,6 +11,7 @@ use ramkeep_wire::{Party, ServerId};
 
 use super::MasterShell;
 use super::coordinators::Coordinators;
+use super::recovery;
 
 /// How often time is let pass.
 const TICK: Duration = Duration::from_millis(10);
@@ -72,6 +73,7 @@ pub async fn run_control(shell: Arc<MasterShell>, config: ControlConfig) -> Cont
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     let config = Arc::new(config);
     populate_ahead(&shell, config.prefault);
+    let recovering = tokio::spawn(recovery::run(shell.clone()));
     let reporting = tokio::spawn(report(shell.clone(), config.clone()));
     while !shell.master.is_fenced() {
         tick.tick().await;
@@ -82,6 +84,7 @@ pub async fn run_control(shell: Arc<MasterShell>, config: ControlConfig) -> Cont
             tokio::spawn(ask(shell.clone(), config.coordinators.clone(), request));
         }
     }
+    recovering.abort();
     reporting.abort();
     ControlEnd::Fenced
 }

@@ -4,6 +4,7 @@
 mod control;
 pub mod coordinators;
 mod links;
+mod recovery;
 mod service;
 
 use std::fmt;
@@ -12,21 +13,26 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use ramkeep_rpc::{Identity, PollMode, Wake};
-use ramkeep_wire::coordinator::{BackupStats, ServerList, ServerState};
-use ramkeep_wire::{Micros, ServerId};
+use ramkeep_wire::Micros;
+use ramkeep_wire::coordinator::{BackupStats, ServerList};
 
 use crate::core::Master;
 use crate::store::MasterLease;
 use links::{BackupLinks, LinkSink};
+use recovery::RecoveryLinks;
 
 pub use control::{ControlConfig, ControlEnd, run_control};
 pub use coordinators::{CALL_PATIENCE, Coordinators, Unreachable};
 pub use service::MasterService;
 
+/// Takes in server lists.
+type ListHook = Box<dyn Fn(&ServerList) + Send + Sync>;
+
 /// A master with its connections: shared by the workers and the control loop.
 pub struct MasterShell {
     master: Master,
     links: BackupLinks,
+    recovery: RecoveryLinks,
     identity: Identity,
     poll: PollMode,
     /// Connections that hold replies, to be woken when more is durable.
@@ -36,8 +42,8 @@ pub struct MasterShell {
     wakes: AtomicU64,
     /// Some of them wait for the master lease.
     lease_wanted: AtomicBool,
-    /// Has this server's own backup fence a master.
-    fence: OnceLock<Box<dyn Fn(ServerId) + Send + Sync>>,
+    /// Has this server's own backup fence and free what a server list says.
+    fence: OnceLock<ListHook>,
     /// What the backup in the same process says of itself, for who asks this server.
     backup: OnceLock<Box<dyn Fn() -> BackupStats + Send + Sync>>,
 }
@@ -57,6 +63,7 @@ impl MasterShell {
         Arc::new(Self {
             master,
             links: BackupLinks::default(),
+            recovery: RecoveryLinks::default(),
             identity,
             poll,
             holding: Mutex::new(Vec::new()),
@@ -68,10 +75,10 @@ impl MasterShell {
         })
     }
 
-    /// Has `fence` called for every master that was decided crashed, before the coordinator is told
-    /// that this server knows: from then on it takes the backup here to refuse that master
+    /// Has `fence` called with every server list, before the coordinator is told that this server
+    /// knows it: from then on it takes the backup here to refuse who was decided crashed
     /// (SAFETY 5). Once only; later calls change nothing.
-    pub fn fence_with(&self, fence: impl Fn(ServerId) + Send + Sync + 'static) {
+    pub fn fence_with(&self, fence: impl Fn(&ServerList) + Send + Sync + 'static) {
         drop(self.fence.set(Box::new(fence)));
     }
 
@@ -86,13 +93,8 @@ impl MasterShell {
     }
 
     fn fence_crashed(&self, list: &ServerList) {
-        let Some(fence) = self.fence.get() else {
-            return;
-        };
-        for entry in &list.servers {
-            if entry.state == ServerState::Crashed {
-                fence(entry.server);
-            }
+        if let Some(fence) = self.fence.get() {
+            fence(list);
         }
     }
 

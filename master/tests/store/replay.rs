@@ -19,7 +19,8 @@ use crate::support::{
     owned, segments, store, whole,
 };
 
-const SEGMENT: u32 = 2_048;
+/// Small, but with room for a digest that names 60 segments.
+const SEGMENT: u32 = 4_096;
 const EPOCH: ReplicationEpoch = ReplicationEpoch(3);
 
 /// A store without tablets.
@@ -270,7 +271,7 @@ proptest! {
 
     #[test]
     fn what_is_replayed_is_what_the_crashed_master_held(plan in plan()) {
-        let source = store(true, SEGMENT, 200);
+        let source = store(true, SEGMENT, 50);
         change(&source, &plan.first_stay);
         source.drop_table(TABLE);
         let takeover = source.take_tablets(&[whole(TABLE)]).unwrap()[0];
@@ -280,8 +281,8 @@ proptest! {
         let log = log_of(&source, MASTER);
 
         let parts = [(0, plan.cut - 1), (plan.cut, u64::MAX)];
-        let one = empty(600);
-        let other = empty(600);
+        let one = empty(60);
+        let other = empty(60);
         let mut recovered = Objects::new();
         for (number, (first, last)) in parts.into_iter().enumerate() {
             let range = TabletGrant { table: TABLE, first: KeyHash(first), last: KeyHash(last) };
@@ -296,7 +297,7 @@ proptest! {
             recovered.extend(objects_of(target, &mine));
 
             // The recovery master crashes, too.
-            let next = empty(600);
+            let next = empty(60);
             recover(&next, &[lost(range, began)], &log_of(target, ServerId(8)));
             next.take_tablets(&[range]).unwrap();
             prop_assert_eq!(objects_of(&next, &mine), objects_of(target, &mine));
@@ -407,7 +408,7 @@ fn an_object_superseded_in_replay_gets_a_tombstone_of_the_recovery_masters_own_s
 
 #[test]
 fn a_replay_without_memory_gives_up_and_leaves_nothing() {
-    let master = store(true, SEGMENT, 100);
+    let master = store(true, SEGMENT, 50);
     for number in 0..400 {
         write(&master, format!("key {number}").as_bytes());
     }
@@ -432,7 +433,7 @@ fn a_replay_without_memory_gives_up_and_leaves_nothing() {
 
 #[test]
 fn remembered_tombstones_are_in_the_account() {
-    let master = store(true, SEGMENT, 200);
+    let master = store(true, SEGMENT, 50);
     let changes: Vec<_> = (0..200)
         .flat_map(|n| [Change::Write(n, vec![]), Change::Remove(n)])
         .collect();

@@ -17,7 +17,7 @@ use ramkeep_backup::{Backup, FrameStore, MemoryStore};
 use ramkeep_master::core::Master;
 use ramkeep_master::store::DataSession;
 use ramkeep_wire::backup::BackupRequest;
-use ramkeep_wire::coordinator::{Enlist, Request, Roles, ServerList, ServerState};
+use ramkeep_wire::coordinator::{Enlist, Request, Roles, ServerEntry, ServerList, ServerState};
 use ramkeep_wire::envelope::{Envelope, Kind};
 use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::order::{Command, Order, OrderReply};
@@ -440,6 +440,9 @@ impl ServerNode {
         match (&self.master, &order.command) {
             (Some(master), _) => master.handle_order(order),
             (None, Command::TakeTablets(_)) => OrderReply::NotReady,
+            (None, Command::Recover(_)) => {
+                OrderReply::CannotRecover("there is no master here".into())
+            }
             (None, _) => OrderReply::Done,
         }
     }
@@ -450,16 +453,13 @@ impl ServerNode {
             return;
         }
         self.list = list.clone();
-        for entry in &list.servers {
-            if entry.state != ServerState::Crashed {
-                continue;
-            }
-            if let Some(backup) = &mut self.backup {
-                backup.fence(entry.server);
-            }
-            if entry.server == self.server {
-                self.stop(context);
-            }
+        if let Some(backup) = &mut self.backup {
+            backup.take_list(list);
+        }
+        let is_me = |entry: &&ServerEntry| entry.server == self.server;
+        let me = list.servers.iter().find(is_me);
+        if me.is_some_and(|entry| entry.state == ServerState::Crashed) {
+            self.stop(context);
         }
     }
 

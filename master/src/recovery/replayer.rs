@@ -1,0 +1,201 @@
+//! The half of a recovery that takes a core: proving segments, and replaying them.
+//!
+//! # Invariants
+//! 1. Proving holds no lock; replay holds the writer's for a batch at a time.
+//! 2. What can't be proved is not looked into.
+
+use ramkeep_wire::SegmentId;
+use ramkeep_wire::ServerId;
+use ramkeep_wire::certificate::CertificateKey;
+use ramkeep_wire::entry::{DigestItem, Entry};
+use ramkeep_wire::order::LostTablet;
+use ramkeep_wire::segment::{ProvedSegment, VerifiedSegment};
+
+use super::gather::{Fetched, Job};
+use crate::store::{Finished, Replay, ReplayError, ReplayId, Step, Store};
+
+/// What came of some work.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The replay is known to the store.
+    Begun(ReplayId),
+    /// The end is proved; its digest names these segments.
+    Digest(Vec<DigestItem>),
+    /// All that counts of a segment is in the log.
+    Replayed(SegmentId),
+    /// A copy is not what it should be.
+    Bad {
+        /// Of which segment.
+        segment: SegmentId,
+        /// Who gave it.
+        from: ServerId,
+    },
+    /// All is in the log.
+    Finished(Finished),
+    /// It can't be done here; nothing more comes.
+    Failed(String),
+}
+
+/// How a step went.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stepped {
+    /// There is more to do.
+    Worked,
+    /// The log is rolling over: go on in a while.
+    Wait,
+    /// It needs a job.
+    Idle,
+    /// This came of it.
+    Said(Outcome),
+}
+
+#[derive(Debug)]
+enum Work {
+    Begin,
+    Purge,
+    Idle,
+    Prove { fetched: Fetched, is_end: bool },
+    Replay { proved: ProvedSegment, at: usize },
+    Finish,
+    Over,
+}
+
+/// Proves and replays what it is given.
+#[derive(Debug)]
+pub struct Replayer {
+    key: CertificateKey,
+    tablets: Vec<LostTablet>,
+    replay: Option<Replay>,
+    work: Work,
+}
+
+impl Replayer {
+    pub(super) fn new(key: CertificateKey, tablets: Vec<LostTablet>) -> Self {
+        Self {
+            key,
+            tablets,
+            replay: None,
+            work: Work::Begin,
+        }
+    }
+
+    /// Hands over the next job; the last one must be done.
+    pub fn give(&mut self, job: Job) {
+        assert!(matches!(self.work, Work::Idle), "a job at a time");
+        self.work = match job {
+            Job::End(fetched) => Work::Prove {
+                fetched,
+                is_end: true,
+            },
+            Job::Segment(fetched) => Work::Prove {
+                fetched,
+                is_end: false,
+            },
+            Job::Finish => Work::Finish,
+        };
+    }
+
+    /// Does a piece of work: proves one segment, or replays one batch.
+    pub fn step(&mut self, store: &Store) -> Stepped {
+        match self.try_step(store) {
+            Ok(stepped) => stepped,
+            Err(error) => self.fail(format!("the replay failed: {error}")),
+        }
+    }
+
+    /// Ends the replay; what it appended is swept in time.
+    pub fn abandon(mut self, store: &Store) {
+        if let Some(replay) = self.replay.take() {
+            store.end_replay(replay.id());
+        }
+    }
+
+    fn fail(&mut self, reason: String) -> Stepped {
+        self.work = Work::Over;
+        Stepped::Said(Outcome::Failed(reason))
+    }
+
+    fn try_step(&mut self, store: &Store) -> Result<Stepped, ReplayError> {
+        match std::mem::replace(&mut self.work, Work::Over) {
+            Work::Begin => {
+                let replay = store.begin_replay(&self.tablets)?;
+                let id = replay.id();
+                self.replay = Some(replay);
+                self.work = Work::Purge;
+                Ok(Stepped::Said(Outcome::Begun(id)))
+            }
+            Work::Purge => {
+                let more = self.replay()?.purge(store)?;
+                self.work = if more { Work::Purge } else { Work::Idle };
+                Ok(Stepped::Worked)
+            }
+            Work::Idle => {
+                self.work = Work::Idle;
+                Ok(Stepped::Idle)
+            }
+            Work::Prove { fetched, is_end } => Ok(self.prove(fetched, is_end)),
+            Work::Replay { proved, at } => self.go_on(store, proved, at),
+            Work::Finish => {
+                let Some(finished) = self.replay()?.finish(store)? else {
+                    self.work = Work::Finish;
+                    return Ok(Stepped::Wait);
+                };
+                Ok(Stepped::Said(Outcome::Finished(finished)))
+            }
+            Work::Over => Err(ReplayError::Ended),
+        }
+    }
+
+    fn replay(&mut self) -> Result<&mut Replay, ReplayError> {
+        self.replay.as_mut().ok_or(ReplayError::Ended)
+    }
+
+    fn prove(&mut self, fetched: Fetched, is_end: bool) -> Stepped {
+        let Fetched {
+            from,
+            claim,
+            certificate,
+            contents,
+        } = fetched;
+        let segment = claim.segment;
+        let Ok(proved) = ProvedSegment::prove(claim, certificate, contents, &self.key) else {
+            self.work = Work::Idle;
+            return Stepped::Said(Outcome::Bad { segment, from });
+        };
+        if !is_end {
+            self.work = Work::Replay { proved, at: 0 };
+            return Stepped::Worked;
+        }
+        let Some(digest) = digest_of(&proved.segment()) else {
+            return self.fail(format!("the log's end, {segment:?}, has no digest"));
+        };
+        self.work = Work::Replay { proved, at: 0 };
+        Stepped::Said(Outcome::Digest(digest))
+    }
+
+    fn go_on(
+        &mut self,
+        store: &Store,
+        proved: ProvedSegment,
+        at: usize,
+    ) -> Result<Stepped, ReplayError> {
+        let (at, stepped) = match self.replay()?.step(store, &proved.segment(), at)? {
+            Step::At(next) => (next, Stepped::Worked),
+            Step::Wait(again) => (again, Stepped::Wait),
+            Step::Done => {
+                self.work = Work::Idle;
+                let segment = proved.segment().claim().segment;
+                return Ok(Stepped::Said(Outcome::Replayed(segment)));
+            }
+        };
+        self.work = Work::Replay { proved, at };
+        Ok(stepped)
+    }
+}
+
+fn digest_of(segment: &VerifiedSegment<'_>) -> Option<Vec<DigestItem>> {
+    segment.entries().find_map(|(_, entry)| match entry {
+        Entry::Digest(digest) => Some(digest.iter().collect()),
+        _ => None,
+    })
+}

@@ -1,0 +1,264 @@
+//! A recovery master between the coordinator's order and backups of every kind.
+#![allow(clippy::unwrap_used)]
+
+mod world;
+
+use ramkeep_master::recovery::{MAX_RECOVERIES, gather};
+use ramkeep_wire::order::{OrderReply, TabletGrant};
+use ramkeep_wire::{KeyHash, Micros, ServerId};
+
+use world::{Backup, World, crashed, forged, make_durable, whole};
+
+#[test]
+fn segments_spread_over_backups_are_recovered_once_all_is_durable() {
+    let (copies, order) = crashed();
+    let (older, newer) = copies.split_at(copies.len() / 2);
+    let mut world = World::new([(2, Backup::with(older)), (3, Backup::with(newer))]);
+    world.is_durable_late = true;
+    assert_eq!(
+        world.order(&order),
+        OrderReply::Recovering {
+            segments: 0,
+            of: 0,
+            bytes: 0
+        }
+    );
+    world.settle();
+    let all = copies.len() as u32;
+    let reply = world.order(&order);
+    assert!(
+        matches!(reply, OrderReply::Recovering { segments, of, bytes }
+            if segments == all && of == all && bytes > 0),
+        "{reply:?}"
+    );
+    assert!(
+        world
+            .store
+            .take_tablets(&[TabletGrant {
+                last: KeyHash(9),
+                ..whole()
+            }])
+            .is_err()
+    );
+    make_durable(&world.store);
+    world.succeed(&order);
+    assert!(world.bad().is_empty());
+    let again = world.order(&order);
+    assert!(
+        matches!(again, OrderReply::Recovered(_)),
+        "a late repetition: {again:?}"
+    );
+    assert_eq!(world.store.stats().objects, world::OBJECTS);
+}
+
+#[test]
+fn a_damaged_copy_is_set_aside_reported_and_replaced_by_another() {
+    let (copies, order) = crashed();
+    for at in [0, copies.len() / 2, copies.len() - 1] {
+        let mut damaged = copies.clone();
+        // In the part of it that counts.
+        damaged[at].1[500] ^= 4;
+        let segment = damaged[at].0.segment;
+        let mut world = World::new([
+            (2, Backup::with(&damaged)),
+            (3, Backup::with(&damaged)),
+            (4, Backup::with(&copies)),
+        ]);
+        world.succeed(&order);
+        let bad = world.bad();
+        assert!(
+            bad.iter()
+                .all(|(backup, one)| *one == segment && *backup != ServerId(4)),
+            "{bad:?}"
+        );
+        let mut only = World::new([(2, Backup::with(&damaged))]);
+        let reason = only.fail(&order);
+        assert!(reason.contains(&format!("{segment:?} ")), "{reason}");
+        assert!(reason.contains("damaged on [server-2]"), "{reason}");
+        assert_eq!(
+            only.bad().into_iter().collect::<Vec<_>>(),
+            [(ServerId(2), segment)]
+        );
+    }
+}
+
+#[test]
+fn a_missing_segment_is_named_and_asked_for_again_when_the_order_is_repeated() {
+    let (copies, order) = crashed();
+    let mut rest = copies.clone();
+    let missing = rest.remove(1);
+    let mut world = World::new([(2, Backup::with(&rest)), (3, Backup::with(&rest))]);
+    let reason = world.fail(&order);
+    let named = format!("no backup has {:?} of server-1 whole", missing.0.segment);
+    assert!(reason.starts_with(&named), "{reason}");
+    world.settle();
+    while world.store.sweep(64) {}
+    assert_eq!(world.store.stats().objects, 0, "what was replayed is swept");
+    // Its holder comes back.
+    world.backups.insert(ServerId(9), Backup::with([&missing]));
+    world.succeed(&order);
+}
+
+#[test]
+fn an_open_replica_of_a_closed_segment_does_not_count() {
+    let (copies, order) = crashed();
+    let mut open = copies.clone();
+    open[1].0.closed = false;
+    open[1].0.length -= 100;
+    let length = open[1].0.length as usize;
+    open[1].1.truncate(length);
+    let mut world = World::new([(2, Backup::with(&open))]);
+    let reason = world.fail(&order);
+    assert!(
+        reason.contains("another state on server-2") && reason.contains("open"),
+        "{reason}"
+    );
+    assert!(world.bad().is_empty(), "it is not damaged");
+    world
+        .backups
+        .insert(ServerId(3), Backup::with(&copies[1..2]));
+    world.succeed(&order);
+}
+
+#[test]
+fn the_end_is_taken_from_a_replica_that_is_long_enough() {
+    let (copies, order) = crashed();
+    let (head, closed) = copies.split_last().unwrap();
+    let mut short = head.clone();
+    short.0.length = order.end.length - 1;
+    short.1.truncate(short.0.length as usize);
+    let mut world = World::new([(2, Backup::with(closed.iter().chain([&short])))]);
+    let reason = world.fail(&order);
+    assert!(
+        reason.contains(&format!("{:?}", head.0.segment)),
+        "{reason}"
+    );
+    // Just as long, or longer, or closed by now.
+    let mut exact = head.clone();
+    exact.0.length = order.end.length;
+    exact.1.truncate(exact.0.length as usize);
+    let mut closed_end = head.clone();
+    closed_end.0.closed = true;
+    for good in [&exact, head, &closed_end] {
+        let backups = [
+            (2, Backup::with(closed.iter().chain([&short]))),
+            (3, Backup::with([good])),
+        ];
+        World::new(backups).succeed(&order);
+    }
+}
+
+#[test]
+fn a_backup_that_lies_about_a_copy_is_found_out() {
+    let (copies, order) = crashed();
+    let honest = || (9, Backup::with(&copies));
+    // Another segment's bytes, cut to the right length, under the right description.
+    let mut other = copies.clone();
+    let length = other[1].1.len();
+    other[1].1 = copies[2]
+        .1
+        .iter()
+        .copied()
+        .chain(std::iter::repeat(0))
+        .take(length)
+        .collect();
+    // A shorter copy under a certificate of the backup's own.
+    let shorter = forged(&copies[1], copies[1].1[..length - 200].to_vec());
+    let mut self_made = copies.clone();
+    self_made[1] = shorter;
+    for lies in [other, self_made] {
+        let segment = copies[1].0.segment;
+        let mut world = World::new([(2, Backup::with(&lies)), honest()]);
+        world.succeed(&order);
+        assert!(
+            world.bad().is_subset(&[(ServerId(2), segment)].into()),
+            "{:?}",
+            world.bad()
+        );
+        let mut alone = World::new([(2, Backup::with(&lies))]);
+        assert!(alone.fail(&order).contains(&format!("{segment:?}")));
+        assert_eq!(alone.bad(), [(ServerId(2), segment)].into());
+    }
+}
+
+#[test]
+fn leases_are_waited_out_and_silent_backups_given_up() {
+    let (copies, order) = crashed();
+    let waiting = Backup {
+        not_before: Micros(1_300_000),
+        ..Backup::with(&copies)
+    };
+    let mut world = World::new([(2, waiting)]);
+    world.succeed(&order);
+    assert!(world.now >= Micros(1_300_000));
+    let silent = Backup {
+        is_silent: true,
+        ..Backup::with(&copies)
+    };
+    let mut world = World::new([(2, silent.clone()), (3, Backup::with(&copies))]);
+    world.succeed(&order);
+    assert!(world.now < Micros(2_000_000), "nobody waits for it");
+    let mut world = World::new([(2, silent)]);
+    let began = world.now;
+    let reason = world.fail(&order);
+    assert!(reason.contains("no backup has"), "{reason}");
+    assert!(world.now >= Micros(began.0 + 3_000_000));
+}
+
+#[test]
+fn a_backup_that_crashes_between_is_replaced_by_another_holder() {
+    let (copies, order) = crashed();
+    let mut world = World::new([(2, Backup::with(&copies)), (3, Backup::with(&copies))]);
+    world.order(&order);
+    for _ in 0..6 {
+        let asked = world.recoveries.poll_ask(world.now);
+        drop(asked);
+    }
+    world.backups.remove(&ServerId(2));
+    let list = world.list();
+    world.recoveries.take_list(&list);
+    // What was asked of the living one is not answered either.
+    world.now = Micros(world.now.0 + 1);
+    world.backups.insert(ServerId(4), Backup::with(&copies));
+    let list = world.list();
+    world.recoveries.take_list(&list);
+    world.succeed(&order);
+}
+
+#[test]
+fn a_higher_attempt_ends_a_lower_one_and_a_lower_one_is_refused() {
+    let (copies, mut order) = crashed();
+    let mut world = World::new([(2, Backup::with(&copies[1..]))]);
+    world.order(&order);
+    let lower = order.clone();
+    order.attempt = 2;
+    assert!(matches!(world.order(&order), OrderReply::Recovering { .. }));
+    let refused = world.order(&lower);
+    assert!(
+        matches!(refused, OrderReply::CannotRecover(_)),
+        "{refused:?}"
+    );
+    world.backups.insert(ServerId(3), Backup::with(&copies));
+    order.attempt = 3;
+    world.succeed(&order);
+    assert!(world.recoveries.is_idle() || matches!(world.order(&order), OrderReply::Recovered(_)));
+}
+
+#[test]
+fn what_is_under_way_is_bounded() {
+    let (copies, order) = crashed();
+    let mut world = World::new((2..12).map(|id| (id, Backup::with(&copies))));
+    for number in 0..=MAX_RECOVERIES as u64 {
+        let mut other = order.clone();
+        other.master = ServerId(100 + number);
+        let taken = matches!(world.order(&other), OrderReply::Recovering { .. });
+        assert_eq!(taken, number < MAX_RECOVERIES as u64, "recovery {number}");
+    }
+    let mut world = World::new((2..30).map(|id| (id, Backup::with(&copies))));
+    world.succeed(&order);
+    assert!(world.most_in_flight <= gather::MAX_ASKS);
+    assert!(
+        world.most_in_flight > 1,
+        "backups are asked at the same time"
+    );
+}
