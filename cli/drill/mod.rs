@@ -11,6 +11,7 @@ mod background;
 mod cluster;
 mod coordinator;
 mod counts;
+mod crash;
 mod ledger;
 mod metadata;
 mod outage;
@@ -36,6 +37,8 @@ use timeline::Timeline;
 /// What to break.
 #[derive(Clone, Debug, Subcommand)]
 pub(crate) enum DrillArgs {
+    /// Kill servers, and see their tablets served by others with nothing lost
+    Crash(crash::CrashArgs),
     /// Kill the leading coordinator, again and again, while tables are made and dropped
     Coordinator(coordinator::CoordinatorArgs),
     /// Stop a server beyond its lease, and wake it when it is fenced
@@ -106,6 +109,7 @@ pub(crate) fn run(args: &DrillArgs, global: &Global) -> Result<(), Failure> {
         let mut signals = StopSignals::listen()?;
         let drill = async {
             match args {
+                DrillArgs::Crash(args) => args.run(global, timeline).await,
                 DrillArgs::Coordinator(args) => args.run(global, timeline).await,
                 DrillArgs::Pause(args) => args.run(global, timeline).await,
                 DrillArgs::Outage(args) => args.run(global, timeline).await,

@@ -6,6 +6,7 @@
 //! 2. A key whose last write may or may not have run is written no more: a late write could not be
 //!    told from a lost one.
 
+use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,12 @@ pub(super) const TABLE: &str = "drill";
 pub(super) const LOADED_VALUE: usize = 1_000;
 /// Bytes of a value written later. Short: a drill may write for long.
 const WRITTEN_VALUE: usize = 100;
+/// Loading tasks side by side.
+const LOADERS: u64 = 4;
+/// How long an operation may wait where nobody's death is waited for.
+const DEFAULT_DEADLINE: Duration = Duration::from_secs(10);
+/// How long an operation may wait for its tablet to be recovered.
+pub(super) const RECOVERY_DEADLINE: Duration = Duration::from_secs(30);
 /// Objects in one batch.
 const BATCH: usize = 256;
 /// Writers of each server's keys, and as many readers.
@@ -93,10 +100,23 @@ pub(super) struct Workload {
 impl Workload {
     /// Loads `bytes` of values and begins.
     pub(super) async fn start(addresses: &[String], bytes: u64) -> Result<Self, Failure> {
-        let client = connect(addresses).await?;
+        let sizes = LOADED_VALUE..=LOADED_VALUE;
+        Self::start_with(addresses, bytes, sizes, DEFAULT_DEADLINE).await
+    }
+
+    /// Loads `bytes` of values of these sizes and begins, with operations that wait up to
+    /// `deadline`.
+    pub(super) async fn start_with(
+        addresses: &[String],
+        bytes: u64,
+        sizes: RangeInclusive<usize>,
+        deadline: Duration,
+    ) -> Result<Self, Failure> {
+        let client = connect(addresses).await?.with_deadline(deadline);
         let table = client.create_table(TABLE).await.map_err(Failure::new)?;
-        let objects = (bytes / LOADED_VALUE as u64).max(1);
-        let records = load(&table, objects).await?;
+        let usual = (sizes.start() + sizes.end()) / 2;
+        let objects = (bytes / usual.max(1) as u64).max(1);
+        let records = load(&table, objects, &sizes).await?;
         let status = client.status().await.map_err(Failure::new)?;
         let shared = Arc::new(Shared {
             table: table.id(),
@@ -104,7 +124,7 @@ impl Workload {
             groups: groups(&status, table.id(), objects)?,
         });
         let (addresses, running) = (addresses.to_vec(), shared.clone());
-        let background = Background::start(move |stop| run(addresses, running, stop));
+        let background = Background::start(move |stop| run(addresses, running, deadline, stop));
         let workload = Self { shared, background };
         workload.goes_on(|_| true).await?;
         Ok(workload)
@@ -143,14 +163,43 @@ pub(super) async fn connect(addresses: &[String]) -> Result<Client, Failure> {
         .map_err(Failure::new)
 }
 
-async fn load(table: &Table, objects: u64) -> Result<Vec<(Record, Version)>, Failure> {
+async fn load(
+    table: &Table,
+    objects: u64,
+    sizes: &RangeInclusive<usize>,
+) -> Result<Vec<(Record, Version)>, Failure> {
+    let part = objects.div_ceil(LOADERS).max(1);
+    let mut loaders = Vec::new();
+    for first in (0..objects).step_by(usize::try_from(part).map_err(Failure::new)?) {
+        let numbers = first..(first + part).min(objects);
+        loaders.push(tokio::spawn(load_part(
+            table.clone(),
+            numbers,
+            sizes.clone(),
+        )));
+    }
     let mut records = Vec::new();
-    let numbers: Vec<u64> = (0..objects).collect();
+    for loader in loaders {
+        records.extend(loader.await.map_err(Failure::new)??);
+    }
+    Ok(records)
+}
+
+async fn load_part(
+    table: Table,
+    numbers: Range<u64>,
+    sizes: RangeInclusive<usize>,
+) -> Result<Vec<(Record, Version)>, Failure> {
+    let mut records = Vec::new();
+    let mut random = Random(numbers.start);
+    let span = (sizes.end() - sizes.start()) as u64 + 1;
+    let numbers: Vec<u64> = numbers.collect();
     for batch in numbers.chunks(BATCH) {
-        let items: Vec<(String, Vec<u8>)> = batch
-            .iter()
-            .map(|number| (key(*number), value(table.id(), *number, 1, LOADED_VALUE)))
-            .collect();
+        let mut items = Vec::with_capacity(batch.len());
+        for number in batch {
+            let len = sizes.start() + (random.next() % span) as usize;
+            items.push((key(*number), value(table.id(), *number, 1, len)));
+        }
         for written in table.multi_write(&items).await {
             let record = Record::default();
             record.acknowledge(record.begin());
@@ -198,10 +247,15 @@ fn groups(status: &ClusterStatus, table: TableId, objects: u64) -> Result<Vec<Gr
     Ok(groups)
 }
 
-async fn run(addresses: Vec<String>, shared: Arc<Shared>, stop: Stop) -> Result<(), Failure> {
+async fn run(
+    addresses: Vec<String>,
+    shared: Arc<Shared>,
+    deadline: Duration,
+    stop: Stop,
+) -> Result<(), Failure> {
     let mut tables = Vec::new();
     for _ in 0..CLIENTS {
-        let client = connect(&addresses).await?;
+        let client = connect(&addresses).await?.with_deadline(deadline);
         tables.push(client.table(TABLE).await.map_err(Failure::new)?);
     }
     let mut tasks = JoinSet::new();
