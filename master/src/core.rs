@@ -24,8 +24,8 @@ use ramkeep_wire::replicate::{Replicate, ReplicateAck};
 use ramkeep_wire::{Ballot, ClusterId, ListVersion, Micros, ReplicationEpoch, SegmentId, ServerId};
 
 use crate::lease::LeaseEnd;
-use crate::replication::lease::{RENEWALS_PER_LEASE, SUSPECT_EIGHTHS};
 use crate::recovery::Recoveries;
+use crate::replication::lease::{RENEWALS_PER_LEASE, SUSPECT_EIGHTHS};
 use crate::replication::{AckEffect, Config, LogSegment, Output, ReplicatedLog, Replication};
 use crate::store::{Gate, Log, MasterLease, Store, StoreConfig, StoreError};
 

@@ -25,6 +25,9 @@ pub use control::{ControlConfig, ControlEnd, run_control};
 pub use coordinators::{CALL_PATIENCE, Coordinators, Unreachable};
 pub use service::MasterService;
 
+/// Takes in server lists.
+type ListHook = Box<dyn Fn(&ServerList) + Send + Sync>;
+
 /// A master with its connections: shared by the workers and the control loop.
 pub struct MasterShell {
     master: Master,
@@ -40,7 +43,7 @@ pub struct MasterShell {
     /// Some of them wait for the master lease.
     lease_wanted: AtomicBool,
     /// Has this server's own backup fence and free what a server list says.
-    fence: OnceLock<Box<dyn Fn(&ServerList) + Send + Sync>>,
+    fence: OnceLock<ListHook>,
     /// What the backup in the same process says of itself, for who asks this server.
     backup: OnceLock<Box<dyn Fn() -> BackupStats + Send + Sync>>,
 }
