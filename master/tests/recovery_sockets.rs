@@ -233,7 +233,7 @@ fn a_crashed_masters_tablet_is_fetched_replayed_and_served() {
     let shell = shell();
     runtime.block_on(async {
         let control = ControlConfig {
-            coordinators: Arc::new(Coordinators::new(Vec::new(), Identity::new(None))),
+            coordinators: Arc::new(Coordinators::new(&[], Identity::new(None))),
             heartbeat: Duration::from_millis(100),
             complete: Box::new(|_| ()),
             prefault: false,
