@@ -17,6 +17,7 @@ pub(super) struct Counts {
     stale_reads: AtomicU64,
     wrong_values: AtomicU64,
     failed: AtomicU64,
+    uncertain: AtomicU64,
     slowest_read_us: AtomicU64,
     slowest_write_us: AtomicU64,
 }
@@ -43,6 +44,8 @@ pub(super) struct Tally {
     pub(super) stale_reads: u64,
     pub(super) wrong_values: u64,
     pub(super) failed: u64,
+    /// Of those, the ones that may have been applied.
+    pub(super) uncertain: u64,
     pub(super) slowest_read: Duration,
     pub(super) slowest_write: Duration,
 }
@@ -79,6 +82,11 @@ impl Counts {
         }
     }
 
+    /// Of what failed, one that may have been applied.
+    pub(super) fn uncertain(&self) {
+        self.uncertain.fetch_add(1, Relaxed);
+    }
+
     /// As it stands.
     pub(super) fn tally(&self) -> Tally {
         let read = |count: &AtomicU64| count.load(Relaxed);
@@ -89,6 +97,7 @@ impl Counts {
             stale_reads: read(&self.stale_reads),
             wrong_values: read(&self.wrong_values),
             failed: read(&self.failed),
+            uncertain: read(&self.uncertain),
             slowest_read: Duration::from_micros(read(&self.slowest_read_us)),
             slowest_write: Duration::from_micros(read(&self.slowest_write_us)),
         }
@@ -114,6 +123,7 @@ impl Tally {
             stale_reads: self.stale_reads + other.stale_reads,
             wrong_values: self.wrong_values + other.wrong_values,
             failed: self.failed + other.failed,
+            uncertain: self.uncertain + other.uncertain,
             slowest_read: self.slowest_read.max(other.slowest_read),
             slowest_write: self.slowest_write.max(other.slowest_write),
         }
@@ -128,6 +138,7 @@ impl Tally {
             "stale_reads": self.stale_reads,
             "wrong_values": self.wrong_values,
             "failed_operations": self.failed,
+            "failed_uncertain": self.uncertain,
             "slowest_read_ms": ms(self.slowest_read),
             "slowest_write_ms": ms(self.slowest_write),
         });
@@ -141,13 +152,14 @@ impl Tally {
     pub(super) fn text(&self) -> String {
         format!(
             "{} operations, {} acknowledged writes: {} lost, {} stale reads, {} wrong values, \
-             {} failed; slowest read {} ms, write {} ms",
+             {} failed ({} of them may have been applied); slowest read {} ms, write {} ms",
             self.operations,
             self.acknowledged_writes,
             self.lost_writes,
             self.stale_reads,
             self.wrong_values,
             self.failed,
+            self.uncertain,
             ms(self.slowest_read),
             ms(self.slowest_write),
         )

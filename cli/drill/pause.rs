@@ -14,7 +14,7 @@ use super::asking::ASK_EVERY;
 use super::cluster::{Cluster, PATIENCE};
 use super::counts::{Tally, ms};
 use super::timeline::Timeline;
-use super::workload::{Group, Workload, read_back};
+use super::workload::{Group, LOADED_VALUE, RECOVERY_DEADLINE, Workload, read_back};
 use super::zombie::OldMap;
 use crate::args::Global;
 use crate::coordinators::Coordinators;
@@ -42,9 +42,19 @@ pub(crate) struct PauseArgs {
 impl PauseArgs {
     /// The drill.
     pub(super) async fn run(&self, global: &Global, timeline: Timeline) -> Result<(), Failure> {
-        let shape = self.common.shape(0, SECONDS + self.seconds)?;
+        let mut shape = self.common.shape(0, SECONDS + self.seconds)?;
+        // Others take over what the stopped server had.
+        if self.common.memory.is_none() {
+            shape.memory.0 += self.common.size.0;
+        }
         let mut cluster = Cluster::start(shape, global).await?;
-        let workload = Workload::start(&cluster.addresses, self.common.size.0).await?;
+        let workload = Workload::start_with(
+            &cluster.addresses,
+            self.common.size.0,
+            LOADED_VALUE..=LOADED_VALUE,
+            RECOVERY_DEADLINE,
+        )
+        .await?;
         timeline.tell(format_args!("{} loaded, workload runs", self.common.size))?;
         let victim = ServerId(cluster.servers[0].announcement.id);
         let elsewhere = |group: &Group| group.owner != victim;
@@ -77,21 +87,25 @@ impl PauseArgs {
         let answers = ask_on(&mut old).await;
         timeline.tell(format_args!("{answers} of them and of later ones served"))?;
         let back = come_back(&mut cluster, victim, timeline).await?;
-        let status = cluster.led().await?.status;
+        let status = cluster
+            .until("others have its tablets", |status| {
+                down(status, victim) == 0
+            })
+            .await?;
         let down = down(&status, victim);
-        timeline.tell(format_args!("{down} tablets of server {victim} are down"))?;
+        timeline.tell(format_args!("others serve what server {victim} served"))?;
+        workload.goes_on(|_| true).await?;
 
         let shared = workload.finish().await?;
-        let tally = read_back(&cluster.addresses, &shared, elsewhere).await?;
+        let tally = read_back(&cluster.addresses, &shared, |_| true).await?;
+        let others = shared.tally(elsewhere);
         let of_victim = shared.tally(|group| !elsewhere(group));
-        // What failed there had nobody to serve it; what was answered counts.
-        let all = tally.and(Tally {
-            failed: 0,
-            slowest_read: Duration::ZERO,
-            slowest_write: Duration::ZERO,
-            ..of_victim
-        });
-        let unavailable = tally.slowest_read.max(tally.slowest_write);
+        // A write that the stopped server held may or may not have been applied.
+        let all = Tally {
+            failed: tally.failed - of_victim.uncertain,
+            ..tally
+        };
+        let unavailable = others.slowest_read.max(others.slowest_write);
         let text = format!(
             "server {victim} stopped, decided crashed after {} ms; woken, it answered {answers} \
              questions as the owner that it was\n{}\n{} operations on its tablets failed; the \
@@ -202,8 +216,9 @@ async fn come_back(
     )))
 }
 
+/// Tablets that the server still has, or that nobody serves.
 fn down(status: &ClusterStatus, owner: ServerId) -> usize {
     let tablets = status.tables.iter().flat_map(|table| &table.tablets);
-    let down = tablets.filter(|one| one.owner == owner && one.state == TabletState::Down);
+    let down = tablets.filter(|one| one.owner == owner || one.state != TabletState::Normal);
     down.count()
 }

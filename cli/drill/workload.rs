@@ -302,6 +302,12 @@ impl Task {
         let took = began.elapsed();
         let what = format_args!("{what} after {took:.1?}: {error}");
         self.group().counts.find(Finding::Failed, what);
+        if let Error::Timeout {
+            maybe_applied: true,
+        } = error
+        {
+            self.group().counts.uncertain();
+        }
     }
 
     async fn write(mut self) {
