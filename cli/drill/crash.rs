@@ -203,7 +203,7 @@ impl Round {
                 let leader = led.status.leader.0;
                 cluster.coordinator(leader)?.kill().await?;
                 self.leader = Some(leader);
-                self.tell(timeline, format!("coordinator {leader} killed, which led"))?;
+                self.tell(timeline, &format!("coordinator {leader} killed, which led"))?;
             } else if recovering && let Some(at) = self.next.pop() {
                 self.kill(cluster, workload, at, timeline).await?;
             } else if served(&led.status, &cluster.gone) {
@@ -219,7 +219,7 @@ impl Round {
         };
         let recover = self.killed.elapsed();
         let tablets: usize = status.tables.iter().map(|table| table.tablets.len()).sum();
-        self.tell(timeline, format!("all {tablets} tablets are served"))?;
+        self.tell(timeline, &format!("all {tablets} tablets are served"))?;
         let mut first_read = Duration::ZERO;
         for read in std::mem::take(&mut self.first_reads) {
             let at = read.await.map_err(Failure::new)??;
@@ -248,7 +248,7 @@ impl Round {
     ) -> Result<(), Failure> {
         let id = cluster.kill_server(at).await?;
         self.dead.push(id);
-        self.tell(timeline, format!("server {id} killed"))?;
+        self.tell(timeline, &format!("server {id} killed"))?;
         let groups = workload.shared.groups.iter();
         for group in groups.filter(|group| group.owner.0 == id) {
             let (addresses, probe) = (cluster.addresses.clone(), group.probe.clone());
@@ -265,7 +265,10 @@ impl Round {
         });
         if self.detect.is_none() && dead.count() == self.dead.len() {
             self.detect = Some(self.killed.elapsed());
-            self.tell(timeline, format!("servers {:?} decided crashed", self.dead))?;
+            self.tell(
+                timeline,
+                &format!("servers {:?} decided crashed", self.dead),
+            )?;
         }
         for one in &status.recoveries {
             // Without the numbers, which change with each answer.
@@ -274,13 +277,13 @@ impl Round {
             if self.told.insert(news) {
                 let (master, tablets) = (one.master, one.tablets);
                 let whole = format!("recovery of {master}, {tablets} tablets: {}", one.phase);
-                self.tell(timeline, whole)?;
+                self.tell(timeline, &whole)?;
             }
         }
         Ok(())
     }
 
-    fn tell(&self, timeline: Timeline, what: String) -> Result<(), Failure> {
+    fn tell(&self, timeline: Timeline, what: &str) -> Result<(), Failure> {
         timeline.tell(format_args!("{:8.1} ms  {what}", ms(self.killed.elapsed())))
     }
 }

@@ -58,7 +58,7 @@ fn five_coordinators_outlive_their_leader_too() {
 #[test]
 fn the_tablets_of_a_killed_server_are_served_by_others_with_nothing_lost() {
     let done = run(&["drill", "crash", "--size", "16MiB", "--json"]);
-    let report = done.json();
+    let report: Value = serde_json::from_str(&done.stdout()).unwrap();
     assert_eq!(report["drill"], "crash");
     assert_none(&report, &["lost_writes", "stale_reads", "wrong_values"]);
     // A write whose connection broke with the server comes back as one that may have been applied,
