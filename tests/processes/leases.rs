@@ -84,6 +84,22 @@ fn server(cluster: &Cluster, id: u64) -> Option<Value> {
     servers.into_iter().find(|server| server["id"] == id)
 }
 
+/// Stops a process, and waits until every thread of it has stopped: until then it may answer.
+fn put_to_sleep(pid: i32) {
+    send(pid, Signal::STOP);
+    let sleeps = |thread: &std::path::Path| {
+        let stat = std::fs::read_to_string(thread.join("stat")).unwrap_or_default();
+        let state = stat
+            .rsplit_once(") ")
+            .and_then(|(_, rest)| rest.chars().next());
+        state == Some('T')
+    };
+    await_that("a process sleeps", || {
+        let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+        threads.flatten().all(|thread| sleeps(&thread.path()))
+    });
+}
+
 #[tokio::test]
 async fn a_server_that_slept_beyond_its_death_answers_nothing_and_joins_as_another() {
     let cluster = Cluster::start(&["--servers", "4", "--replicas", "2"]);
@@ -100,7 +116,7 @@ async fn a_server_that_slept_beyond_its_death_answers_nothing_and_joins_as_anoth
     let before = answers(&link, KEYS as usize).await;
     assert!(before.values().any(|status| *status == Status::Ok));
 
-    send(sleeper.pid, Signal::STOP);
+    put_to_sleep(sleeper.pid);
     // It finds this when it wakes up.
     ask(&link, id, &keys(), 1_000);
     await_that("the sleeper is decided crashed", || {
