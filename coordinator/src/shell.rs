@@ -108,7 +108,7 @@ impl Running {
         let (core, files) = recover(config)?;
         let identity =
             Identity::new(config.key.clone()).with_party(Party::coordinator(config.peer));
-        let pool = WorkerPool::start(1, PollMode::Never)?;
+        let pool = WorkerPool::start(1, PollMode::Adaptive)?;
         let (hub, jobs) = Hub::new(core, identity.clone(), pool.runtime().clone());
         let requests = Arc::new(RequestService::new(hub.clone()));
         let group = Arc::new(GroupService::new(hub.clone()));
