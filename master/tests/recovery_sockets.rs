@@ -52,7 +52,7 @@ impl Session for FakeBackup {
         batch: &mut Batch<'_>,
         out: &mut Vec<u8>,
     ) -> Result<(), Refusal> {
-        while let Some(envelope) = batch.next() {
+        for envelope in batch.by_ref() {
             let request = postcards::decode(envelope.payload).unwrap();
             let (response, bytes) = match request {
                 BackupRequest::Inventory { .. } => {
