@@ -109,7 +109,7 @@ impl Inner {
                 self.take_list(&mut seen, list);
                 OrderReply::Done
             }
-            Command::TakeTablets(_) => OrderReply::NotReady,
+            Command::TakeTablets(_) | Command::TakeRecovered(_) => OrderReply::NotReady,
             Command::Recover(_) => OrderReply::CannotRecover("there is no master here".into()),
         }
     }

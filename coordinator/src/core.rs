@@ -509,6 +509,13 @@ impl Coordinator {
                 let taken = grants.iter().copied().zip(positions).collect();
                 self.propose_taken(server, &tables, taken);
             }
+            (OrderCommand::TakeRecovered(recovered), OrderReply::Taken(positions))
+                if recovered.len() == positions.len() =>
+            {
+                let tables: Vec<TableId> = recovered.iter().map(|one| one.range.table).collect();
+                let ranges = recovered.iter().map(|one| one.range);
+                self.propose_taken(server, &tables, ranges.zip(positions).collect());
+            }
             (OrderCommand::DropTable(table), OrderReply::Done) => {
                 self.duties.done(server, duties::Duty::Drop(*table));
                 let dropped = Command::TableDropped {

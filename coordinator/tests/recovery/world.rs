@@ -171,6 +171,9 @@ impl World {
                     Command::TakeTablets(grants) => {
                         OrderReply::Taken(grants.iter().map(|_| LogPosition(9_000)).collect())
                     }
+                    Command::TakeRecovered(recovered) => {
+                        OrderReply::Taken(recovered.iter().map(|one| one.takeover).collect())
+                    }
                     Command::UpdateServers(list) => {
                         fake.list = list.version;
                         let crashed = list.servers.iter();

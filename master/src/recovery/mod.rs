@@ -210,6 +210,11 @@ impl Recoveries {
 
     /// Servers have come or gone.
     pub fn take_list(&mut self, list: &ServerList) {
+        // Of tables that were dropped meanwhile nothing is ever served.
+        let is_done = |active: &Active| {
+            matches!(active.progress, Progress::Finished(_)) && is_over(list, active.order.master)
+        };
+        self.active.retain(|active| !is_done(active));
         for active in &mut self.active {
             active.gather.take_list(list);
         }
