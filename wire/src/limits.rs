@@ -31,6 +31,9 @@ pub const MAX_REPLICATE_BYTES: usize = MAX_GROUP;
 pub const MAX_REPLICATES_IN_FLIGHT: usize = 8;
 /// Replicas in one page of an inventory.
 pub const MAX_INVENTORY: usize = 4_096;
+/// Of a backup's frames one in so many is kept for recovery: a log is copied anew before its old
+/// replicas are freed.
+pub const KEPT_OF_FRAMES: usize = 4;
 /// Rates of two machines' clocks differ by less than one part in this many. The margin is on one
 /// side only: who granted a lease waits that much longer than the lease before it takes it for over
 /// (backups before they answer recovery, the coordinator before it takes a master for fenced). Who

@@ -11,6 +11,7 @@
 
 mod end;
 mod plan;
+mod planning;
 mod replay;
 mod report;
 mod search;
@@ -18,9 +19,9 @@ mod search;
 use std::collections::{BTreeMap, BTreeSet};
 
 use ramkeep_wire::backup::{BackupRequest, BackupResponse};
-use ramkeep_wire::coordinator::{Heartbeat, Tablet, TabletState};
+use ramkeep_wire::coordinator::{Heartbeat, TabletState};
 use ramkeep_wire::order::TabletGrant;
-use ramkeep_wire::{BootId, ListVersion, Micros, ServerId, TableId};
+use ramkeep_wire::{BootId, ListVersion, Micros, ServerId};
 
 use super::detector::Watch;
 use super::{Coordinator, Origin, Output};
@@ -28,7 +29,7 @@ use crate::command::Command;
 use crate::limits::{ASK_AGAIN, ASK_SOON, MAX_ASKED, MAX_SEARCHES};
 use crate::state::State;
 use end::{Dead, Finder, Found, Gone};
-use plan::Candidate;
+use planning::{Allotted, Budget};
 use replay::Replay;
 use search::{Looked, Search};
 
@@ -62,6 +63,10 @@ struct Walk {
     proposed: usize,
     /// Why it can't go on.
     stuck: Option<String>,
+    /// What it waits for before it is planned.
+    waits: Option<String>,
+    /// What its plan takes, if this leader made it.
+    allotted: Option<Allotted>,
     /// Not before this.
     again: Micros,
     /// It waits for a backup to hear of the crash.
@@ -145,6 +150,8 @@ impl Walk {
             found: None,
             proposed: 0,
             stuck: None,
+            waits: None,
+            allotted: None,
             again: now,
             unknown: false,
             replays: BTreeMap::new(),
@@ -205,31 +212,6 @@ impl View<'_> {
     fn is_known_crashed(&self, master: ServerId) -> bool {
         let found = self.state.servers().by_id(master);
         found.is_some_and(|dead| dead.crashed_in <= self.known)
-    }
-
-    /// The masters that can replay, the best first.
-    fn candidates(&self) -> Vec<Candidate> {
-        let mut busy: BTreeMap<ServerId, usize> = BTreeMap::new();
-        for (_, record) in self.state.recoveries().iter() {
-            for part in &record.partitions {
-                *busy.entry(part.by).or_default() += 1;
-            }
-        }
-        let servers = self.state.servers().iter();
-        let ready = servers.filter(|(_, server)| server.is_ready_master());
-        let mut all: Vec<_> = ready
-            .map(|(id, server)| {
-                let watch = self.watches.get(&id);
-                let stats = watch.and_then(|watch| watch.heartbeat.as_ref()?.master);
-                Candidate {
-                    server: id,
-                    free: stats.map_or(server.memory, |s| s.memory.saturating_sub(s.used)),
-                    busy: busy.get(&id).copied().unwrap_or(0),
-                }
-            })
-            .collect();
-        plan::rank(&mut all);
-        all
     }
 
     /// Crashed backups whose frames no living server has taken over.
@@ -354,13 +336,20 @@ impl Recoveries {
             tokens,
             reports,
         } = self;
+        let mut budget = Budget::default();
+        for (master, walk) in walks.iter() {
+            let planned = view.state.recoveries().by_master(*master).is_some();
+            if planned || walk.proposed > 0 {
+                budget.add(*master, walk.allotted());
+            }
+        }
         // Nobody listens to what the dead answer.
         asked.retain(|_, (_, server)| view.backups.contains_key(server));
         for (master, walk) in walks {
             if walk.proposed > 0 {
                 continue;
             }
-            replay::reassign(walk, *master, view, &mut acts);
+            replay::reassign(walk, *master, view, &budget, &mut acts);
             if walk.down == 0 || walk.again > view.now {
                 continue;
             }
@@ -397,7 +386,7 @@ impl Recoveries {
             }
             if walk.found.is_some() {
                 let report = reports.get(master);
-                walk.plan(*master, view, report, &mut acts);
+                walk.plan(*master, view, report, &mut budget, &mut acts);
             }
         }
         acts
@@ -418,39 +407,9 @@ impl Walk {
                 tracing::info!(%master, end = ?found.end, bytes = found.bytes, "end of a log");
                 self.search = None;
                 self.stuck = None;
+                self.waits = None;
                 self.found = Some(found);
             }
-        }
-    }
-
-    fn plan(
-        &mut self,
-        master: ServerId,
-        view: &View<'_>,
-        report: Option<&Heartbeat>,
-        acts: &mut Vec<Act>,
-    ) {
-        let Some(found) = self.found else { return };
-        let stats = report.and_then(|report| report.master);
-        let bytes = stats.map_or(found.bytes, |stats| stats.live);
-        let objects = stats.map_or(0, |stats| stats.objects);
-        let masters = plan::choose(&view.candidates(), bytes, objects);
-        if masters.is_empty() {
-            return self.stop(view.now, master, "no master is ready to replay".into());
-        }
-        let tables = view.state.tables();
-        let own = tables.lost().filter(|tablet| tablet.owner == master);
-        let own = own.filter(|tablet| tablet.state == TabletState::Down);
-        let down: Vec<Tablet> = own.copied().collect();
-        let size = |tablet: &Tablet| -> (TableId, usize) {
-            let record = view.state.table(tablet.table);
-            (tablet.table, record.map_or(0, |r| r.table.tablets.len()))
-        };
-        let sizes = down.iter().map(size).collect();
-        for parts in plan::plan(&down, &masters, &sizes, tables.room()) {
-            self.proposed += 1;
-            let end = found.end;
-            acts.push(Act::Propose(Command::PlanRecovery { master, end, parts }));
         }
     }
 }

@@ -45,6 +45,7 @@ impl Coordinator {
             return replays(record, walk);
         }
         let phase = match &walk.search {
+            _ if let Some(waits) = &walk.waits => waits.clone(),
             _ if walk.found.is_some() => "the plan is decided".into(),
             Some(search) => search.phase() + &set_aside(walk),
             None => "backups are told of the crash".into(),
