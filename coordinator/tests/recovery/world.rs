@@ -332,6 +332,7 @@ impl World {
             floor: None,
             master: Some(master),
             backup: None,
+            damaged: Vec::new(),
             resident: 0,
         };
         self.answer(Request::Heartbeat(report));
