@@ -83,6 +83,7 @@ impl Inner {
             floor: None,
             master: None,
             backup: self.backup.as_ref().map(BackupService::stats),
+            damaged: Vec::new(),
             resident: resident::bytes(),
         }
     }

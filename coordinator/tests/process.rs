@@ -244,6 +244,7 @@ async fn beat(caller: &Caller, server: ServerId) -> Answer {
         floor: None,
         master: None,
         backup: None,
+        damaged: Vec::new(),
         resident: 0,
     };
     ask(caller, &Request::Heartbeat(heartbeat)).await.answer

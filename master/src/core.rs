@@ -468,6 +468,7 @@ impl Master {
     /// The report to send now.
     #[must_use]
     pub fn heartbeat(&self) -> Heartbeat {
+        let damaged = self.recoveries().bad_replicas();
         let control = self.control.lock();
         Heartbeat {
             server: self.config.me,
@@ -476,6 +477,7 @@ impl Master {
             floor: control.replication.floor(),
             master: Some(self.stats_with(&control)),
             backup: None,
+            damaged,
             resident: 0,
         }
     }

@@ -16,10 +16,10 @@ mod replay;
 mod report;
 mod search;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use ramkeep_wire::backup::{BackupRequest, BackupResponse};
-use ramkeep_wire::coordinator::{Heartbeat, TabletState};
+use ramkeep_wire::coordinator::{DamagedReplica, Heartbeat, TabletState};
 use ramkeep_wire::order::TabletGrant;
 use ramkeep_wire::{BootId, ListVersion, Micros, ServerId};
 
@@ -31,6 +31,7 @@ use crate::state::State;
 use end::{Dead, Finder, Found, Gone};
 use planning::{Allotted, Budget};
 use replay::Replay;
+use report::{Ended, Moments};
 use search::{Looked, Search};
 
 pub(super) use replay::{order, under_way};
@@ -45,12 +46,15 @@ pub(super) struct Recoveries {
     tokens: u64,
     /// The last reports of crashed masters.
     reports: BTreeMap<ServerId, Heartbeat>,
+    /// The last ones that came to their end.
+    ended: VecDeque<Ended>,
 }
 
 /// One recovery.
 #[derive(Debug)]
 struct Walk {
     since: Micros,
+    moments: Moments,
     /// Tablets that are not planned.
     down: usize,
     /// Tablets that wait for the log, planned or not.
@@ -119,7 +123,10 @@ impl Recoveries {
             *down += usize::from(tablet.state == TabletState::Down);
             *lost += 1;
         }
-        self.walks.retain(|master, _| counts.contains_key(master));
+        let over = |master: &ServerId, _: &mut Walk| !counts.contains_key(master);
+        for (master, walk) in self.walks.extract_if(.., over) {
+            report::note_ended(&mut self.ended, now, master, &walk);
+        }
         self.reports.retain(|master, _| counts.contains_key(master));
         for (master, (down, lost)) in counts {
             let walk = self.walks.entry(master).or_insert_with(|| Walk::new(now));
@@ -128,7 +135,7 @@ impl Recoveries {
                 // A backup or a master may have come.
                 walk.again = walk.again.min(now);
             }
-            walk.follow(master, state);
+            walk.follow(now, master, state);
         }
     }
 
@@ -142,6 +149,7 @@ impl Walk {
     fn new(now: Micros) -> Self {
         Self {
             since: now,
+            moments: Moments::default(),
             down: 0,
             lost: 0,
             finder: Finder::default(),
@@ -159,7 +167,7 @@ impl Walk {
         }
     }
 
-    fn follow(&mut self, master: ServerId, state: &State) {
+    fn follow(&mut self, now: Micros, master: ServerId, state: &State) {
         let record = state.recoveries().by_master(master);
         let parts = record.map_or(&[][..], |record| &record.partitions);
         let mut old = std::mem::take(&mut self.replays);
@@ -169,6 +177,7 @@ impl Walk {
                 .insert(part.attempt, replay.unwrap_or_default());
         }
         if record.is_some() {
+            self.moments.planned.get_or_insert(now);
             self.search = None;
             self.stuck = None;
         }
@@ -303,6 +312,13 @@ impl Coordinator {
         {
             let finder = &mut walk.finder;
             search.answered(self.now, &dead, finder, server, token, answer);
+            for (backup, segment) in finder.aside() {
+                self.damaged.note(DamagedReplica {
+                    backup,
+                    master,
+                    segment,
+                });
+            }
             self.look = true;
         }
         self.settle();
@@ -335,6 +351,7 @@ impl Recoveries {
             asked,
             tokens,
             reports,
+            ..
         } = self;
         let mut budget = Budget::default();
         for (master, walk) in walks.iter() {
@@ -400,11 +417,16 @@ impl Walk {
         };
         self.gone.backups = view.crashed_backups();
         let (finder, gone) = (&self.finder, &mut self.gone);
-        match search.look(view.now, &dead, &view.backups, finder, gone, ask) {
+        let looked = search.look(view.now, &dead, &view.backups, finder, gone, ask);
+        if search.is_listed() {
+            self.moments.fenced.get_or_insert(view.now);
+        }
+        match looked {
             Looked::Waits => {}
             Looked::Stuck(why) => self.stop(view.now, master, why),
             Looked::Found(found) => {
                 tracing::info!(%master, end = ?found.end, bytes = found.bytes, "end of a log");
+                self.moments.end = Some(view.now);
                 self.search = None;
                 self.stuck = None;
                 self.waits = None;

@@ -434,6 +434,7 @@ fn heartbeat(server: ServerId, list: u64) -> Request {
         floor: None,
         master: None,
         backup: None,
+        damaged: Vec::new(),
         resident: 0,
     })
 }

@@ -345,7 +345,9 @@ impl World {
                 frames: fake.frames,
                 used: fake.replicas.len() as u32,
                 inherited: 0,
+                damaged: 0,
             }),
+            damaged: Vec::new(),
             resident: 0,
         };
         self.answer(Request::Heartbeat(report));

@@ -127,7 +127,9 @@ impl ServerNode {
     /// Drives the recoveries: replays a little, and asks for what is wanted next.
     pub(super) fn recover(&mut self, context: &mut Context<'_>) {
         let Some(master) = &self.master else { return };
-        if master.recoveries().is_idle() && self.recovery.links.is_empty() {
+        let over = master.recoveries().is_idle() && self.recovery.links.is_empty();
+        // A replayer whose recovery is gone hears so when it asks for work.
+        if over && !self.recovery.is_busy() {
             return;
         }
         self.recovery.replay(master);
