@@ -28,6 +28,14 @@ impl Failure {
         Self::Usage(message.to_string())
     }
 
+    /// The same, with what it happened in.
+    pub(crate) fn within(self, what: impl Display) -> Self {
+        match self {
+            Self::Failed(message) => Self::Failed(format!("{what}: {message}")),
+            other => other,
+        }
+    }
+
     /// Tells the person, once, and gives the exit code.
     pub(crate) fn report(self) -> ExitCode {
         match self {

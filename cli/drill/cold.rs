@@ -99,6 +99,8 @@ impl ColdArgs {
         let (revived, backwards) = removed.check(&addresses).await?;
         let objects = shared.objects();
         timeline.tell(format_args!("{objects} objects read back"))?;
+        let svg = self.common.svg.as_deref();
+        timeline.draw(svg, "Everything is killed at once", &shared, |_| true)?;
         let unavailable = tally.slowest_read.max(tally.slowest_write);
         let text = format!(
             "everything killed {} times, {} of data: all processes in the cluster again after {} ms, \
@@ -158,10 +160,13 @@ impl Round {
             told: BTreeSet::new(),
             detect: None,
         };
+        timeline.begin_picture();
+        timeline.mark(round.killed, "everything killed");
         round.tell("all servers and coordinators killed")?;
         let first_read = tokio::spawn(first_read(cluster.addresses.clone()));
         cluster.restart_everything().await?;
         let restart = round.killed.elapsed();
+        timeline.mark(Instant::now(), "started again");
         let ids: Vec<u64> = cluster.servers.iter().map(|s| s.announcement.id).collect();
         round.tell(&format!("started again: servers {ids:?}"))?;
         loop {
@@ -188,6 +193,9 @@ impl Round {
             tokio::time::sleep(ASK_EVERY).await;
         }
         let recover = round.killed.elapsed();
+        timeline.mark(Instant::now(), "all served");
+        timeline.part("restart", round.killed, round.killed + restart);
+        timeline.part("recovery", round.killed + restart, round.killed + recover);
         round.tell("all tablets are served")?;
         if disturbed {
             let what = "the recovery was over before it could be disturbed; use a larger --size";

@@ -44,6 +44,7 @@ impl CoordinatorArgs {
         let mut elected = Vec::new();
         for kill in 1..=self.kills {
             metadata.goes_on().await?;
+            timeline.begin_picture();
             elected.push(depose(&mut cluster, kill, timeline).await?);
         }
         metadata.goes_on().await?;
@@ -55,6 +56,8 @@ impl CoordinatorArgs {
         let objects = shared.objects();
         timeline.tell(format_args!("{objects} objects read back"))?;
 
+        let svg = self.common.svg.as_deref();
+        timeline.draw(svg, "Leaders are killed", &shared, |_| false)?;
         elected.sort_unstable();
         let elections = json!({
             "p50": ms(percentile(&elected, 50)),
@@ -89,12 +92,15 @@ async fn depose(cluster: &mut Cluster, kill: u64, timeline: Timeline) -> Result<
     let others = cluster.addresses_without(&[leader]);
     let killed = Instant::now();
     cluster.coordinator(leader)?.kill().await?;
+    timeline.mark(killed, format_args!("{leader} killed"));
     let Some(new) = first_led(&others, PATIENCE).await? else {
         return Err(Failure::new(format_args!(
             "after kill {kill} (coordinator {leader}) no other leads for {PATIENCE:?}"
         )));
     };
     let elected = new.at.duration_since(killed);
+    timeline.mark(new.at, format_args!("{} leads", new.status.leader));
+    timeline.part("without a leader", killed, new.at);
     let restarted = Instant::now();
     cluster.restart_coordinator(leader).await?;
     let status = cluster.all_caught_up().await?;

@@ -150,16 +150,18 @@ impl Tally {
 
     /// For people.
     pub(super) fn text(&self) -> String {
+        let failed = match (self.failed, self.uncertain) {
+            (failed, 0) => format!("{failed} failed"),
+            (failed, some) => format!("{failed} failed, of which {some} may have been applied"),
+        };
         format!(
             "{} operations, {} acknowledged writes: {} lost, {} stale reads, {} wrong values, \
-             {} failed ({} of them may have been applied); slowest read {} ms, write {} ms",
+             {failed}; slowest read {} ms, write {} ms",
             self.operations,
             self.acknowledged_writes,
             self.lost_writes,
             self.stale_reads,
             self.wrong_values,
-            self.failed,
-            self.uncertain,
             ms(self.slowest_read),
             ms(self.slowest_write),
         )

@@ -17,12 +17,16 @@ mod ledger;
 mod metadata;
 mod outage;
 mod pause;
+mod picture;
 mod record;
 mod rejoin;
+mod samples;
 mod timeline;
 mod values;
 mod workload;
 mod zombie;
+
+use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
@@ -75,6 +79,9 @@ pub(crate) struct Common {
     /// Memory of each master [default: what loading and writing take]
     #[arg(long)]
     memory: Option<Size>,
+    /// Draw throughput, latency and what happened when into this SVG file
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
 }
 
 /// Bytes of log that loaded data takes at most for each of its bytes, with keys and headers.

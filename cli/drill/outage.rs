@@ -54,6 +54,7 @@ impl OutageArgs {
         let client = connect(&cluster.addresses).await?;
         timeline.tell(format_args!("{} loaded, workload runs", self.common.size))?;
 
+        timeline.mark(Instant::now(), "no coordinator");
         for coordinator in &mut cluster.coordinators {
             coordinator.kill().await?;
         }
@@ -61,12 +62,15 @@ impl OutageArgs {
         timeline.tell(format_args!("all {count} coordinators killed"))?;
         self.last(&workload.shared, timeline).await?;
         workload.goes_on(|_| true).await?;
+        timeline.mark(Instant::now(), "coordinators started");
         let again = resume(&mut cluster, &workload.shared, &client, timeline).await?;
 
         let shared = workload.finish().await?;
         let tally = read_back(&cluster.addresses, &shared, |_| true).await?;
         let objects = shared.objects();
         timeline.tell(format_args!("{objects} objects read back"))?;
+        let svg = self.common.svg.as_deref();
+        timeline.draw(svg, "No coordinator is there", &shared, |_| false)?;
         let text = format!(
             "{} s without a coordinator; then a leader after {} ms, an enlistment after {} ms, a \
              new table after {} ms, a head's new backups {} ms after a backup's death\n{}",
@@ -182,8 +186,12 @@ async fn lose_backups(
         }
         let killed = Instant::now();
         let id = cluster.kill_server(at).await?;
+        timeline.mark(killed, format_args!("backup {id} killed"));
         for group in &shared.groups {
-            let written = table.write(&group.probe, b"after the outage").await;
+            let Some(probe) = group.probes.first() else {
+                continue;
+            };
+            let written = table.write(probe, b"after the outage").await;
             written.map_err(Failure::new)?;
         }
         let took = killed.elapsed();

@@ -62,6 +62,7 @@ impl PauseArgs {
 
         let stopped = Instant::now();
         cluster.servers[0].signal(Signal::STOP)?;
+        timeline.mark(stopped, "stopped");
         timeline.tell(format_args!("server {victim} stopped"))?;
         cluster
             .until("the stopped server is decided crashed", |status| {
@@ -69,7 +70,8 @@ impl PauseArgs {
             })
             .await?;
         let detected = stopped.elapsed();
-        timeline.tell(format_args!("decided crashed after {} ms", ms(detected)))?;
+        let told = format_args!("decided crashed after {} ms", ms(detected));
+        timeline.tell_mark("decided crashed", told)?;
         fenced(&cluster).await?;
         timeline.tell(format_args!(
             "every backup refuses it, and its leases have run out, {} ms after it stopped",
@@ -80,6 +82,7 @@ impl PauseArgs {
         workload.goes_on(elsewhere).await?;
 
         cluster.servers[0].signal(Signal::CONT)?;
+        timeline.mark(Instant::now(), "woken");
         timeline.tell(format_args!(
             "server {victim} woken; {} questions of an old map wait for it",
             2 * QUESTIONS
@@ -98,18 +101,22 @@ impl PauseArgs {
 
         let shared = workload.finish().await?;
         let tally = read_back(&cluster.addresses, &shared, |_| true).await?;
+        let title = "A server is stopped, fenced, and woken";
+        let svg = self.common.svg.as_deref();
+        timeline.draw(svg, title, &shared, |group| !elsewhere(group))?;
         let others = shared.tally(elsewhere);
         let of_victim = shared.tally(|group| !elsewhere(group));
         // A write that the stopped server held may or may not have been applied.
         let all = Tally {
             failed: tally.failed - of_victim.uncertain,
+            uncertain: tally.uncertain - of_victim.uncertain,
             ..tally
         };
         let unavailable = others.slowest_read.max(others.slowest_write);
         let text = format!(
             "server {victim} stopped, decided crashed after {} ms; woken, it answered {answers} \
-             questions as the owner that it was\n{}\n{} operations on its tablets failed; the \
-             slowest on others took {} ms",
+             questions as the owner that it was\n{}\n{} operations on its tablets were cut off as it stopped; \
+             the slowest on others took {} ms",
             ms(detected),
             all.text(),
             of_victim.failed,
@@ -139,7 +146,8 @@ async fn old_map(
     let own = groups.find(|group| group.owner == victim);
     let own = own.ok_or_else(|| Failure::new("the server owns no key; load more with --size"))?;
     let address = cluster.servers[0].address();
-    OldMap::connect(&address, victim, (workload.shared.table(), &own.probe)).await
+    let probe = own.probes.first().map_or("", String::as_str);
+    OldMap::connect(&address, victim, (workload.shared.table(), probe)).await
 }
 
 fn state(status: &ClusterStatus, server: ServerId) -> Option<ServerState> {

@@ -49,6 +49,7 @@ impl RejoinArgs {
         cluster.restart_dead_coordinators().await?;
         let status = cluster.all_caught_up().await?;
         let rejoined = began.elapsed();
+        timeline.mark(Instant::now(), "a member again");
         timeline.tell(format_args!(
             "the others are back; {wiped} is a member again and knows slot {} after {} ms",
             status.decided,
@@ -64,6 +65,8 @@ impl RejoinArgs {
         let shared = workload.finish().await?;
         let tally = read_back(&cluster.addresses, &shared, |_| true).await?;
 
+        let svg = self.common.svg.as_deref();
+        timeline.draw(svg, "A coordinator loses its disk", &shared, |_| false)?;
         let text = format!(
             "coordinator {wiped} lost its disk: {voted} leaders by its vote before it was a member \
              again, which took {} ms\n{}\n{}",
@@ -121,6 +124,7 @@ async fn lose_disk(
         ))
     })?;
     cluster.restart_coordinator(wiped).await?;
+    timeline.mark(Instant::now(), "disk emptied");
     timeline.tell(format_args!(
         "coordinator {wiped} killed and its disk emptied; it is alone with {alone:?}, one vote \
          short of a leader"

@@ -1,10 +1,14 @@
 //! What happened when, told while it happens: on a terminal, not with `--json`.
 
 use std::fmt::Display;
+use std::path::Path;
 use std::time::Instant;
 
+use parking_lot::Mutex;
 use serde_json::{Map, Value};
 
+use super::picture::{self, Mark, Part, Scene};
+use super::workload::{Group, Shared};
 use crate::failure::Failure;
 use crate::output::Output;
 
@@ -28,6 +32,15 @@ const MUST_BE_NONE: [&str; 11] = [
 pub(super) struct Timeline {
     start: Instant,
     output: Output,
+    /// Lives as long as the process, which runs one drill.
+    story: &'static Mutex<Story>,
+}
+
+/// What a picture is to show.
+#[derive(Debug, Default)]
+struct Story {
+    marks: Vec<Mark>,
+    parts: Vec<Part>,
 }
 
 impl Timeline {
@@ -36,6 +49,7 @@ impl Timeline {
         Self {
             start: Instant::now(),
             output,
+            story: Box::leak(Box::default()),
         }
     }
 
@@ -50,6 +64,54 @@ impl Timeline {
             .line(format!("{at:8.3} s  {what}"), &Value::Null)?)
     }
 
+    /// Something for the picture happened at `at`.
+    pub(super) fn mark(self, at: Instant, name: impl Display) {
+        let name = name.to_string();
+        self.story.lock().marks.push(Mark { at, name });
+    }
+
+    /// As [`Timeline::tell`], and a mark now.
+    pub(super) fn tell_mark(self, name: &str, what: impl Display) -> Result<(), Failure> {
+        self.mark(Instant::now(), name);
+        self.tell(what)
+    }
+
+    /// Something for the picture took from one moment to another.
+    pub(super) fn part(self, name: &str, from: Instant, to: Instant) {
+        let name = name.to_owned();
+        self.story.lock().parts.push(Part { name, from, to });
+    }
+
+    /// A new round begins: what was marked before is drawn no more.
+    pub(super) fn begin_picture(self) {
+        *self.story.lock() = Story::default();
+    }
+
+    /// Draws what was marked into the file that `--svg` names. `hurt`: whose keys the drill hurts.
+    pub(super) fn draw(
+        self,
+        path: Option<&Path>,
+        title: &str,
+        shared: &Shared,
+        hurt: impl Fn(&Group) -> bool,
+    ) -> Result<(), Failure> {
+        let Some(path) = path else { return Ok(()) };
+        let story = self.story.lock();
+        let span = picture::span(&story.marks);
+        let samples = span.map(|(from, to)| shared.samples.between(from, to));
+        let hurt: Vec<bool> = shared.groups.iter().map(hurt).collect();
+        let scene = Scene {
+            title,
+            marks: &story.marks,
+            parts: &story.parts,
+            samples: &samples.unwrap_or_default(),
+            hurt: &hurt,
+        };
+        picture::save(&scene, path)?;
+        drop(story);
+        self.tell(format_args!("picture: {}", path.display()))
+    }
+
     /// The end of the drill of this name: a summary, and a failure if it counts what must not be.
     pub(super) fn end(
         self,
@@ -57,7 +119,7 @@ impl Timeline {
         text: &str,
         fields: Map<String, Value>,
     ) -> Result<(), Failure> {
-        let found = found(&fields);
+        let found = spoilt(&fields);
         let mut json = Map::new();
         json.insert("drill".into(), drill.into());
         json.extend(fields);
@@ -76,7 +138,7 @@ impl Timeline {
 }
 
 /// What a summary counts of what must not be.
-fn found(fields: &Map<String, Value>) -> Vec<String> {
+pub(super) fn spoilt(fields: &Map<String, Value>) -> Vec<String> {
     let found = MUST_BE_NONE.iter().filter_map(|name| {
         let count = fields.get(*name)?;
         (*count != 0).then(|| format!("{name} {count}"))
@@ -94,11 +156,11 @@ mod tests {
             .map(|name| ((*name).to_owned(), 0.into()))
             .collect();
         fields.insert("operations".into(), 7.into());
-        assert!(found(&fields).is_empty());
+        assert!(spoilt(&fields).is_empty());
         for name in MUST_BE_NONE {
             let mut spoilt = fields.clone();
             spoilt.insert(name.into(), 2.into());
-            assert_eq!(found(&spoilt), [format!("{name} 2")]);
+            assert_eq!(self::spoilt(&spoilt), [format!("{name} 2")]);
         }
     }
 }

@@ -1,0 +1,336 @@
+//! Deaths that are recovered together: the kills, and the watch until all is served again.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use ramkeep_client::Table;
+use ramkeep_wire::coordinator::{ClusterStatus, ServerState, TabletState};
+use tokio::task::{JoinHandle, JoinSet};
+
+use super::steps::{Steps, Took};
+use crate::drill::asking::{ASK_EVERY, Led, first_led};
+use crate::drill::cluster::{Cluster, PATIENCE};
+use crate::drill::counts::ms;
+use crate::drill::timeline::Timeline;
+use crate::drill::workload::{TABLE, Workload, connect};
+use crate::failure::Failure;
+
+/// What came of one death.
+#[derive(Clone, Debug)]
+pub(in crate::drill) struct Recovered {
+    /// Who died.
+    pub(in crate::drill) id: u64,
+    /// Until it was decided crashed.
+    pub(in crate::drill) detect: Duration,
+    /// Until anything of it was served again.
+    pub(in crate::drill) first_read: Duration,
+    /// Until all of it had new owners, or new copies.
+    pub(in crate::drill) recover: Duration,
+    /// Until all of it was read again.
+    pub(in crate::drill) unavailable: Duration,
+    /// What that consists of.
+    pub(in crate::drill) parts: Vec<(&'static str, Duration)>,
+}
+
+/// When keys of a dead server were served again: any of them, and all of them.
+type Reads = JoinHandle<Result<(Instant, Instant), Failure>>;
+
+struct Death {
+    id: u64,
+    killed: Instant,
+    steps: Steps,
+    reads: Option<Reads>,
+}
+
+/// Deaths, and what is still to come of them.
+pub(in crate::drill) struct Deaths<'a> {
+    cluster: &'a mut Cluster,
+    workload: &'a Workload,
+    timeline: Timeline,
+    start: Instant,
+    dead: Vec<Death>,
+    /// Still to be killed while others are recovered.
+    pub(in crate::drill) next: Vec<usize>,
+    /// The leading coordinator is to be killed while others are recovered.
+    pub(in crate::drill) kill_leader: bool,
+    leader: Option<u32>,
+}
+
+impl<'a> Deaths<'a> {
+    /// Nobody is dead.
+    pub(in crate::drill) fn new(
+        cluster: &'a mut Cluster,
+        workload: &'a Workload,
+        timeline: Timeline,
+    ) -> Self {
+        timeline.begin_picture();
+        Self {
+            cluster,
+            workload,
+            timeline,
+            start: Instant::now(),
+            dead: Vec::new(),
+            next: Vec::new(),
+            kill_leader: false,
+            leader: None,
+        }
+    }
+
+    /// Kills `victims`, and watches until all tablets are served again.
+    pub(in crate::drill) async fn run(
+        mut self,
+        victims: &[usize],
+    ) -> Result<Vec<Recovered>, Failure> {
+        self.start = Instant::now();
+        for at in victims {
+            self.kill(*at).await?;
+        }
+        let led = loop {
+            let led = self.led().await?;
+            self.follow(&led)?;
+            let recovering = !led.status.recoveries.is_empty();
+            if recovering && std::mem::take(&mut self.kill_leader) {
+                self.kill_leader(led.status.leader.0).await?;
+            } else if recovering && let Some(at) = self.next.pop() {
+                self.kill(at).await?;
+            } else if is_served(&led.status, &self.cluster.gone) {
+                break led;
+            }
+            self.patience(&led.status)?;
+            tokio::time::sleep(ASK_EVERY).await;
+        };
+        let tablets: usize = (led.status.tables.iter())
+            .map(|table| table.tablets.len())
+            .sum();
+        self.tell(led.at, &format!("all {tablets} tablets are served"))?;
+        if !self.next.is_empty() || self.kill_leader {
+            let what = "the recovery was over before it could be disturbed; use a larger --size";
+            return Err(Failure::new(what));
+        }
+        let mut recovered = Vec::new();
+        for mut death in std::mem::take(&mut self.dead) {
+            death.steps.close(led.at);
+            recovered.push(self.end(death).await?);
+        }
+        self.draw_parts(&recovered);
+        if self.leader.is_some() {
+            self.cluster.restart_dead_coordinators().await?;
+        }
+        Ok(recovered.into_iter().map(|(death, _)| death).collect())
+    }
+
+    /// Kills processes that run only a backup, and watches until every segment has all its copies.
+    pub(in crate::drill) async fn run_backups(
+        mut self,
+        victims: &[usize],
+    ) -> Result<Vec<Recovered>, Failure> {
+        let known = newest_list(&self.led().await?.status);
+        self.start = Instant::now();
+        for at in victims {
+            self.kill(*at).await?;
+        }
+        let mut detected = None;
+        let led = loop {
+            let led = self.led().await?;
+            let dead = |id: u64| {
+                let mut servers = led.status.servers.iter();
+                servers
+                    .any(|one| one.entry.server.0 == id && one.entry.state == ServerState::Crashed)
+            };
+            if detected.is_none() && self.dead.iter().all(|death| dead(death.id)) {
+                detected = Some(led.at);
+                self.timeline.mark(led.at, "detected");
+                self.tell(led.at, "detected: decided crashed")?;
+            }
+            let lacking = lacking(&led.status, known);
+            if detected.is_some() && lacking == Some(0) {
+                break led;
+            }
+            self.patience(&led.status)?;
+            tokio::time::sleep(ASK_EVERY).await;
+        };
+        self.timeline.mark(led.at, "replicated anew");
+        self.tell(led.at, "every segment has all its copies again")?;
+        let detected = detected.unwrap_or(led.at);
+        self.timeline.part("detect", self.start, detected);
+        self.timeline.part("copy", detected, led.at);
+        let recovered = self.dead.iter().map(|death| {
+            let detect = detected.duration_since(death.killed);
+            let recover = led.at.duration_since(death.killed);
+            Recovered {
+                id: death.id,
+                detect,
+                first_read: Duration::ZERO,
+                recover,
+                unavailable: Duration::ZERO,
+                parts: vec![("detect", detect), ("copy", recover - detect)],
+            }
+        });
+        Ok(recovered.collect())
+    }
+
+    async fn led(&self) -> Result<Led, Failure> {
+        let led = first_led(&self.cluster.addresses, PATIENCE).await?;
+        led.ok_or_else(|| Failure::new("no coordinator leads"))
+    }
+
+    fn patience(&self, status: &ClusterStatus) -> Result<(), Failure> {
+        if self.start.elapsed() <= PATIENCE {
+            return Ok(());
+        }
+        Err(Failure::new(format_args!(
+            "not recovered in {PATIENCE:?}: {:?}",
+            status.recoveries
+        )))
+    }
+
+    async fn kill_leader(&mut self, leader: u32) -> Result<(), Failure> {
+        self.cluster.coordinator(leader)?.kill().await?;
+        self.leader = Some(leader);
+        let now = Instant::now();
+        self.timeline
+            .mark(now, format_args!("leader {leader} killed"));
+        self.tell(now, &format!("coordinator {leader} killed, which led"))
+    }
+
+    async fn kill(&mut self, at: usize) -> Result<(), Failure> {
+        let killed = Instant::now();
+        let id = self.cluster.kill_server(at).await?;
+        self.timeline.mark(killed, format_args!("{id} killed"));
+        self.tell(killed, &format!("server {id} killed"))?;
+        let reads = self.workload.shared.of(id).map(|group| {
+            let (addresses, probes) = (self.cluster.addresses.clone(), group.probes.clone());
+            let told = (self.timeline, self.start, id);
+            tokio::spawn(read_again(addresses, probes, told))
+        });
+        self.dead.push(Death {
+            id,
+            killed,
+            steps: Steps::default(),
+            reads,
+        });
+        Ok(())
+    }
+
+    /// Tells what is new.
+    fn follow(&mut self, led: &Led) -> Result<(), Failure> {
+        let reports = || led.status.recovered.iter().chain(&led.status.recoveries);
+        for death in &mut self.dead {
+            for report in reports().filter(|report| report.master.0 == death.id) {
+                for step in death.steps.follow(led.at, report) {
+                    let id = death.id;
+                    self.timeline
+                        .mark(step.at, format_args!("{id} {}", step.mark));
+                    let what = format!("server {id} {}", step.text);
+                    tell(self.timeline, self.start, step.at, &what)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn tell(&self, at: Instant, what: &str) -> Result<(), Failure> {
+        tell(self.timeline, self.start, at, what)
+    }
+
+    async fn end(&self, death: Death) -> Result<(Recovered, Vec<Took>), Failure> {
+        let committed = death.steps.committed().unwrap_or(death.killed);
+        let (first, last) = match death.reads {
+            Some(reads) => reads.await.map_err(Failure::new)??,
+            // It owned no key.
+            None => (committed, committed),
+        };
+        let after = |at: Instant| at.duration_since(death.killed);
+        let parts = death.steps.parts(death.killed, last);
+        let recovered = Recovered {
+            id: death.id,
+            detect: death.steps.detected().map_or(Duration::ZERO, after),
+            first_read: after(first),
+            recover: after(committed),
+            unavailable: after(last),
+            parts: parts
+                .iter()
+                .map(|part| (part.name, part.duration()))
+                .collect(),
+        };
+        Ok((recovered, parts))
+    }
+
+    /// The parts of the longest outage go into the picture.
+    fn draw_parts(&self, recovered: &[(Recovered, Vec<Took>)]) {
+        let longest = recovered.iter().max_by_key(|(one, _)| one.unavailable);
+        for part in longest.into_iter().flat_map(|(_, parts)| parts) {
+            self.timeline.part(part.name, part.from, part.to);
+        }
+    }
+}
+
+fn tell(timeline: Timeline, start: Instant, at: Instant, what: &str) -> Result<(), Failure> {
+    let after = at.checked_duration_since(start).unwrap_or_default();
+    timeline.tell(format_args!("{:8.1} ms  {what}", ms(after)))
+}
+
+/// Reads keys of a dead server until each is served again.
+async fn read_again(
+    addresses: Vec<String>,
+    probes: Vec<String>,
+    (timeline, start, id): (Timeline, Instant, u64),
+) -> Result<(Instant, Instant), Failure> {
+    let client = connect(&addresses).await?.with_deadline(PATIENCE);
+    let table = client.table(TABLE).await.map_err(Failure::new)?;
+    let mut reads = JoinSet::new();
+    for probe in probes {
+        reads.spawn(read(table.clone(), probe));
+    }
+    let mut first = None;
+    let mut last = Instant::now();
+    while let Some(read) = reads.join_next().await {
+        last = read.map_err(Failure::new)??;
+        if first.is_none() {
+            first = Some(last);
+            timeline.mark(last, format_args!("{id} first read"));
+            tell(
+                timeline,
+                start,
+                last,
+                &format!("server {id} first read served"),
+            )?;
+        }
+    }
+    tell(
+        timeline,
+        start,
+        last,
+        &format!("server {id} reads served all over its tablets"),
+    )?;
+    Ok((first.unwrap_or(last), last))
+}
+
+async fn read(table: Table, probe: String) -> Result<Instant, Failure> {
+    table.read(&probe).await.map_err(Failure::new)?;
+    Ok(Instant::now())
+}
+
+/// Whether every tablet is served by somebody who lives.
+fn is_served(status: &ClusterStatus, gone: &BTreeSet<u64>) -> bool {
+    let mut tablets = status.tables.iter().flat_map(|table| &table.tablets);
+    tablets.all(|one| one.state == TabletState::Normal && !gone.contains(&one.owner.0))
+}
+
+/// The newest server list that any server has.
+fn newest_list(status: &ClusterStatus) -> u64 {
+    let lists = status.servers.iter();
+    let lists = lists.filter_map(|one| one.heartbeat.as_ref().map(|report| report.list.0));
+    lists.max().unwrap_or(0)
+}
+
+/// Segments that lack a copy, once every living server has heard of a death after `known`.
+fn lacking(status: &ClusterStatus, known: u64) -> Option<u32> {
+    let living = status.servers.iter();
+    let mut living = living.filter(|one| one.entry.state == ServerState::Up);
+    living.try_fold(0, |sum, one| {
+        let report = one.heartbeat.as_ref()?;
+        let lacking = report.master.map_or(0, |master| master.under_replicated);
+        (report.list.0 > known).then_some(sum + lacking)
+    })
+}

@@ -1,0 +1,274 @@
+//! `drill crash`: servers are killed under a verified workload; others recover their tablets.
+//!
+//! # Invariants
+//! 1. Each round is a drill of its own, in a fresh cluster: every victim has its full share of the
+//!    data, and no round is better or worse for what came before.
+//! 2. Who is killed, and how long the workload has run before, follow from the round's seed.
+
+pub(super) mod deaths;
+mod steps;
+mod summary;
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use serde_json::Map;
+
+use super::Common;
+use super::cluster::Cluster;
+use super::timeline::Timeline;
+use super::values::{MIN_VALUE, Random};
+use super::workload::{RECOVERY_DEADLINE, Workload, read_back};
+use crate::args::Global;
+use crate::failure::Failure;
+use crate::units::Size;
+use deaths::{Deaths, Recovered};
+use summary::Outcome;
+
+/// For which masters get memory.
+const SECONDS: u64 = 120;
+/// The workload runs for as long at most before a kill.
+const LONGEST_BEFORE: u64 = 500;
+
+/// Who is killed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Victims {
+    /// Processes with a master and a backup
+    Server,
+    /// Processes that run only a backup
+    Backup,
+}
+
+/// Flags of `drill crash`.
+#[derive(Clone, Debug, Args)]
+#[command(mut_arg("size", |arg| arg.default_value("256MiB").help("Data of each master")))]
+pub(crate) struct CrashArgs {
+    /// How many are killed in a round, each when the one before is recovered
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=8))]
+    kills: u32,
+    /// Kill them together
+    #[arg(long)]
+    at_once: bool,
+    /// Kill each next one while the one before is recovered
+    #[arg(long, conflicts_with = "at_once")]
+    during_recovery: bool,
+    /// Kill the leading coordinator during the first recovery
+    #[arg(long)]
+    coordinator: bool,
+    /// Whom to kill. Backups are started for it, as many as are killed and one more
+    #[arg(long, value_enum, default_value_t = Victims::Server)]
+    role: Victims,
+    /// How many drills in a row, each in a fresh cluster
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    rounds: u32,
+    /// Repeats the choice of victims and moments; round N has this seed and N - 1 [default: random]
+    #[arg(long)]
+    seed: Option<u32>,
+    /// Bytes of a loaded value: N or MIN..MAX
+    #[arg(long, default_value = "1000", value_name = "MIN..MAX", value_parser = sizes)]
+    value_size: RangeInclusive<usize>,
+    #[command(flatten)]
+    common: Common,
+}
+
+impl CrashArgs {
+    /// The drill.
+    pub(super) async fn run(&self, global: &Global, timeline: Timeline) -> Result<(), Failure> {
+        self.check()?;
+        let seed = match self.seed {
+            Some(seed) => u64::from(seed),
+            None => random_seed()?,
+        };
+        let mut outcomes = Vec::new();
+        let mut longest = Duration::ZERO;
+        for round in 1..=self.rounds {
+            let own = seed + u64::from(round) - 1;
+            timeline.tell(format_args!("round {round} of {}, seed {own}", self.rounds))?;
+            let outcome = self.round(own, longest, global, timeline).await;
+            let outcome = outcome.map_err(|failure| {
+                failure.within(format_args!("round {round}, which --seed {own} repeats"))
+            })?;
+            if self.rounds > 1 {
+                timeline.tell(outcome.text())?;
+            }
+            longest = longest.max(outcome.unavailable());
+            outcomes.push(outcome);
+        }
+        let text = match &outcomes[..] {
+            [one] => one.text(),
+            all => summary::table(all),
+        };
+        timeline.end("crash", &text, summary::totals(seed, &outcomes))
+    }
+
+    async fn round(
+        &self,
+        seed: u64,
+        longest: Duration,
+        global: &Global,
+        timeline: Timeline,
+    ) -> Result<Outcome, Failure> {
+        let mut random = Random(seed);
+        let bytes = self.common.size.0 * u64::from(self.common.servers);
+        let mut cluster = Cluster::start(self.shape()?, global).await?;
+        timeline.tell("cluster ready")?;
+        let sizes = self.value_size.clone();
+        let addresses = cluster.addresses.clone();
+        let workload = Workload::start_with(&addresses, bytes, sizes, RECOVERY_DEADLINE).await?;
+        timeline.tell(format_args!("{} loaded, workload runs", Size(bytes)))?;
+        let victims = self.victims(&cluster, &mut random);
+        let recovered = self
+            .kill(&mut cluster, &workload, victims, &mut random, timeline)
+            .await?;
+        let shared = workload.finish().await?;
+        let tally = read_back(&addresses, &shared, |_| true).await?;
+        let objects = shared.objects();
+        timeline.tell(format_args!("{objects} objects read back"))?;
+        let owned = match self.role {
+            Victims::Server => self.common.size.0 * u64::from(self.kills),
+            Victims::Backup => 0,
+        };
+        let outcome = Outcome {
+            seed,
+            recovered,
+            tally,
+            objects,
+            bytes,
+            lost_memory: owned,
+            fields: Map::new(),
+        };
+        // Of many rounds the picture shows the longest outage.
+        if outcome.unavailable() > longest {
+            let dead: Vec<u64> = outcome.recovered.iter().map(|one| one.id).collect();
+            let title = format!(
+                "kill -9 of {} ({} of data each, {} servers, {} copies)",
+                dead.iter()
+                    .map(|id| format!("server {id}"))
+                    .collect::<Vec<_>>()
+                    .join(", "),
+                self.common.size,
+                self.common.servers,
+                self.common.replicas,
+            );
+            let svg = self.common.svg.as_deref();
+            timeline.draw(svg, &title, &shared, |group| dead.contains(&group.owner.0))?;
+        }
+        Ok(outcome)
+    }
+
+    fn shape(&self) -> Result<super::cluster::Shape, Failure> {
+        let servers = u64::from(self.common.servers);
+        let (backups, left) = match self.role {
+            Victims::Server => (0, servers - u64::from(self.kills)),
+            Victims::Backup => (self.kills + 1, servers),
+        };
+        let mut shape = self.common.shape(backups, SECONDS)?;
+        // Room for what survivors take over, and for entries that are dead by then.
+        let after = self.common.size.0 * servers / left;
+        let usual = shape.memory.0 + after + after / 2;
+        shape.memory = self.common.memory.unwrap_or(Size(usual));
+        Ok(shape)
+    }
+
+    /// Their places, in the order of their deaths.
+    fn victims(&self, cluster: &Cluster, random: &mut Random) -> Vec<usize> {
+        let wanted = self.role == Victims::Backup;
+        let mut all: Vec<usize> = (0..cluster.servers.len())
+            .filter(|at| cluster.servers[*at].is_backup() == wanted)
+            .collect();
+        let mut victims = Vec::new();
+        while victims.len() < self.kills as usize && !all.is_empty() {
+            let at = (random.next() % all.len() as u64) as usize;
+            victims.push(all.swap_remove(at));
+        }
+        victims
+    }
+
+    async fn kill(
+        &self,
+        cluster: &mut Cluster,
+        workload: &Workload,
+        mut victims: Vec<usize>,
+        random: &mut Random,
+        timeline: Timeline,
+    ) -> Result<Vec<Recovered>, Failure> {
+        let together = if self.at_once { victims.len() } else { 1 };
+        let mut recovered = Vec::new();
+        while !victims.is_empty() {
+            let wait = random.next() % LONGEST_BEFORE;
+            tokio::time::sleep(Duration::from_millis(wait)).await;
+            let now: Vec<usize> = victims.drain(..together).collect();
+            let kill_leader = self.coordinator && cluster.gone.is_empty();
+            let mut deaths = Deaths::new(cluster, workload, timeline);
+            if self.during_recovery {
+                deaths.next = std::mem::take(&mut victims);
+            }
+            deaths.kill_leader = kill_leader;
+            recovered.extend(match self.role {
+                Victims::Server => deaths.run(&now).await?,
+                Victims::Backup => deaths.run_backups(&now).await?,
+            });
+            workload.goes_on(|_| true).await?;
+        }
+        Ok(recovered)
+    }
+
+    fn check(&self) -> Result<(), Failure> {
+        let replicas = u32::from(self.common.replicas);
+        if self.role == Victims::Backup {
+            if self.coordinator || self.during_recovery {
+                return Err(Failure::usage(
+                    "--role backup: nothing is recovered that could be disturbed",
+                ));
+            }
+        } else if self.common.servers <= self.kills + replicas {
+            return Err(Failure::usage(format_args!(
+                "--servers: with {} kills and {replicas} replicas a drill needs {} or more",
+                self.kills,
+                self.kills + replicas + 1
+            )));
+        }
+        if self.kills > replicas {
+            return Err(Failure::usage(
+                "--kills: more servers than there are replicas may not be lost",
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// A seed that a person can type.
+pub(super) fn random_seed() -> Result<u64, Failure> {
+    let mut seed = [0; 4];
+    getrandom::fill(&mut seed).map_err(Failure::new)?;
+    Ok(u64::from(u32::from_le_bytes(seed)))
+}
+
+/// `N` or `MIN..MAX`, both inclusive.
+fn sizes(text: &str) -> Result<RangeInclusive<usize>, String> {
+    let (least, most) = text.split_once("..").unwrap_or((text, text));
+    let parse = |text: &str| text.trim().parse::<usize>().ok();
+    match (parse(least), parse(most)) {
+        (Some(least), Some(most))
+            if MIN_VALUE <= least && least <= most && most <= ramkeep_wire::limits::MAX_VALUE =>
+        {
+            Ok(least..=most)
+        }
+        _ => Err(format!("write N or MIN..MAX, from {MIN_VALUE} bytes up")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_of_values_are_one_number_or_two_in_order() {
+        assert_eq!(sizes("1000"), Ok(1000..=1000));
+        assert_eq!(sizes("20..4096"), Ok(20..=4096));
+        for wrong in ["", "19", "30..20", "20..", "1..2..3", "20..99999999"] {
+            assert!(sizes(wrong).is_err(), "{wrong}");
+        }
+    }
+}
