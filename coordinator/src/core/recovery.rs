@@ -19,7 +19,7 @@ mod search;
 use std::collections::{BTreeMap, BTreeSet};
 
 use ramkeep_wire::backup::{BackupRequest, BackupResponse};
-use ramkeep_wire::coordinator::{Heartbeat, TabletState};
+use ramkeep_wire::coordinator::{Heartbeat, Loss, TabletState};
 use ramkeep_wire::order::TabletGrant;
 use ramkeep_wire::{BootId, ListVersion, Micros, ServerId};
 
@@ -28,7 +28,7 @@ use super::{Coordinator, Origin, Output};
 use crate::command::Command;
 use crate::limits::{ASK_AGAIN, ASK_SOON, MAX_ASKED, MAX_SEARCHES};
 use crate::state::State;
-use end::{Dead, Finder, Found, Gone};
+use end::{Dead, Finder, Found, Gone, Stuck};
 use planning::{Allotted, Budget};
 use replay::Replay;
 use search::{Looked, Search};
@@ -63,6 +63,8 @@ struct Walk {
     proposed: usize,
     /// Why it can't go on.
     stuck: Option<String>,
+    /// What it lacks.
+    missing: Option<Loss>,
     /// What it waits for before it is planned.
     waits: Option<String>,
     /// What its plan takes, if this leader made it.
@@ -150,6 +152,7 @@ impl Walk {
             found: None,
             proposed: 0,
             stuck: None,
+            missing: None,
             waits: None,
             allotted: None,
             again: now,
@@ -171,6 +174,7 @@ impl Walk {
         if record.is_some() {
             self.search = None;
             self.stuck = None;
+            self.missing = None;
         }
     }
 
@@ -204,6 +208,7 @@ fn dead(state: &State, master: ServerId) -> Option<Dead> {
         key: found.key,
         floor: found.floor,
         epochs: epochs.map(|(id, recorded)| (*id, recorded.epoch)).collect(),
+        accepted: state.losses().of(master).cloned(),
     })
 }
 
@@ -214,15 +219,16 @@ impl View<'_> {
         found.is_some_and(|dead| dead.crashed_in <= self.known)
     }
 
-    /// Crashed backups whose frames no living server has taken over.
-    fn crashed_backups(&self) -> Vec<ServerId> {
-        let servers = || self.state.servers().iter();
-        let living = servers().filter(|(_, server)| !server.is_crashed());
-        let back: Vec<_> = living.filter_map(|(_, server)| server.replaces).collect();
-        servers()
-            .filter(|(id, s)| s.is_crashed() && s.roles.backup && !back.contains(id))
-            .map(|(id, _)| id)
-            .collect()
+    /// Crashed backups whose frames no living server has taken over, and that may hold something of
+    /// this master: who crashed before it joined does not.
+    fn crashed_backups(&self, master: ServerId) -> Vec<ServerId> {
+        let servers = self.state.servers();
+        let joined = servers.by_id(master).map(|dead| dead.enlisted_in);
+        let may_hold = |server: &ServerId| {
+            let crashed = servers.by_id(*server).and_then(|one| one.crashed_in);
+            *server != master && joined.is_none_or(|joined| crashed > Some(joined))
+        };
+        servers.away().into_iter().filter(may_hold).collect()
     }
 }
 
@@ -398,15 +404,19 @@ impl Walk {
         let (Some(dead), Some(search)) = (dead(view.state, master), &mut self.search) else {
             return;
         };
-        self.gone.backups = view.crashed_backups();
+        self.gone.backups = view.crashed_backups(master);
         let (finder, gone) = (&self.finder, &mut self.gone);
         match search.look(view.now, &dead, &view.backups, finder, gone, ask) {
             Looked::Waits => {}
-            Looked::Stuck(why) => self.stop(view.now, master, why),
+            Looked::Stuck(Stuck { why, missing }) => {
+                self.missing = missing;
+                self.stop(view.now, master, why);
+            }
             Looked::Found(found) => {
                 tracing::info!(%master, end = ?found.end, bytes = found.bytes, "end of a log");
                 self.search = None;
                 self.stuck = None;
+                self.missing = None;
                 self.waits = None;
                 self.found = Some(found);
             }

@@ -72,6 +72,11 @@ impl Recoveries {
         self.by_master.get(&master)
     }
 
+    /// The leader has to look at them anew.
+    pub(super) fn loss_accepted(&mut self) {
+        self.changes += 1;
+    }
+
     /// All, by master.
     pub fn iter(&self) -> impl Iterator<Item = (ServerId, &RecoveryRecord)> + '_ {
         self.by_master.iter().map(|(id, record)| (*id, record))
@@ -169,7 +174,7 @@ impl State {
         Ok(cut)
     }
 
-    fn check_crashed(&self, master: ServerId) -> Result<(), Refused> {
+    pub(super) fn check_crashed(&self, master: ServerId) -> Result<(), Refused> {
         match self.servers.by_id(master) {
             Some(found) if found.is_crashed() => Ok(()),
             Some(_) => Err(invalid(format!("{master:?} is not crashed"))),

@@ -4,9 +4,9 @@
 
 mod world;
 
-use ramkeep_wire::coordinator::{Request, TabletState};
+use ramkeep_wire::coordinator::{AcceptedLoss, Answer, Loss, Refused, Request, TabletState};
 use ramkeep_wire::order::{Command, OrderReply};
-use ramkeep_wire::{LogPosition, ServerId, TableId};
+use ramkeep_wire::{LogPosition, SegmentId, ServerId, TableId};
 
 use world::{Behaviour, World};
 
@@ -338,6 +338,128 @@ fn a_missing_segment_keeps_tablets_down_until_its_backup_comes_back() {
         .for_each(|(info, _)| info.inherited = true);
     world.until("served", World::all_served);
     assert!(world.ends.contains_key(&m));
+}
+
+fn accept(world: &mut World, master: ServerId, loss: Loss) -> Answer {
+    world.answer(Request::AcceptLoss(AcceptedLoss { master, loss }))
+}
+
+/// What `master` lacks, once that is known.
+fn missing(world: &mut World, master: ServerId) -> Loss {
+    for _ in 0..3_000 {
+        world.run(1);
+        let reports = world.reports();
+        let of_master = reports.into_iter().find(|report| report.master == master);
+        if let Some(missing) = of_master.and_then(|report| report.missing) {
+            return missing;
+        }
+    }
+    panic!("nothing is known to be missing: {:?}", world.reports());
+}
+
+#[test]
+fn an_operator_who_names_just_what_is_missing_brings_back_what_is_left() {
+    let Cast {
+        mut world,
+        m,
+        b,
+        c,
+        table,
+        ..
+    } = cast();
+    // Only C has the head, only B the segment before.
+    let keep = |world: &mut World, server, segment: u64| {
+        let fake = world.servers.get_mut(&server).unwrap();
+        fake.replicas
+            .retain(|(info, _)| info.master != m || info.segment.0 == segment);
+    };
+    keep(&mut world, b, 5);
+    keep(&mut world, c, 6);
+    world.kill(b);
+    world.until("B is recovered", |world| world.is_recovered(b));
+    world.kill(m);
+    let known = missing(&mut world, m);
+    let right = Loss {
+        dead: vec![b],
+        segments: vec![SegmentId(5)],
+        tail: false,
+    };
+    assert_eq!(known, right);
+    let wrong = [
+        Loss::default(),
+        Loss {
+            dead: vec![],
+            ..right.clone()
+        },
+        Loss {
+            dead: vec![b, c],
+            ..right.clone()
+        },
+        Loss {
+            segments: vec![SegmentId(4), SegmentId(5)],
+            ..right.clone()
+        },
+        Loss {
+            tail: true,
+            ..right.clone()
+        },
+    ];
+    for wrong in wrong {
+        let answer = accept(&mut world, m, wrong);
+        assert!(
+            matches!(&answer, Answer::Refused(Refused::Invalid(why)) if why.contains("segment-5")),
+            "{answer:?}"
+        );
+    }
+    let answer = accept(&mut world, c, right.clone());
+    assert!(matches!(answer, Answer::Refused(_)), "C lives: {answer:?}");
+    world.run(1_000);
+    assert!(is_lost(&world, table) && world.status().losses.is_empty());
+
+    assert_eq!(accept(&mut world, m, right.clone()), Answer::Noted);
+    assert_eq!(accept(&mut world, m, right.clone()), Answer::Noted, "again");
+    // Whoever leads goes on from there, and says what was given up.
+    world.another_leader();
+    world.until("served", World::all_served);
+    let mut orders = world.servers.values().flat_map(|fake| &fake.recoveries);
+    let of_m = orders.find(|order| order.master == m).unwrap();
+    assert_eq!(of_m.given_up, Some(vec![SegmentId(5)]));
+    let losses = world.status().losses;
+    assert_eq!(losses.len(), 1);
+    assert!(losses[0].master == m && losses[0].loss == right);
+}
+
+#[test]
+fn a_log_whose_backups_are_all_lost_comes_back_empty_once_they_are_asserted_dead() {
+    let Cast {
+        mut world,
+        m,
+        b,
+        c,
+        d,
+        table,
+    } = cast();
+    world.store_log(c, &[d]);
+    for dead in [m, b, c] {
+        world.kill(dead);
+    }
+    // B's log is with D; M's is nowhere.
+    let known = missing(&mut world, m);
+    let all = Loss {
+        dead: vec![b, c],
+        segments: vec![],
+        tail: true,
+    };
+    assert_eq!(known, all);
+    let only_one = Loss {
+        dead: vec![b],
+        ..all.clone()
+    };
+    let answer = accept(&mut world, m, only_one);
+    assert!(matches!(answer, Answer::Refused(_)), "{answer:?}");
+    assert_eq!(accept(&mut world, m, all), Answer::Noted);
+    world.until("M is given up", |world| world.is_recovered(m));
+    assert!(world.tablets(table).iter().all(|tablet| tablet.owner != m));
 }
 
 #[test]
