@@ -169,6 +169,7 @@ impl<S: FrameStore> Backup<S> {
             frames: self.frames.geometry().frames(),
             used: used as u32,
             inherited: self.inherited.len() as u32,
+            damaged: self.damaged,
         }
     }
 

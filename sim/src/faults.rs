@@ -10,6 +10,7 @@
 //!    dead.
 
 mod group;
+mod masters;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -59,9 +60,15 @@ pub enum Fault {
     KillAllBackups,
     /// A master can't reach the coordinator for so long that it is decided dead.
     LoseMaster,
+    /// A server with a master is killed or loses power, and is started again.
+    KillMaster,
+    /// Every server and every coordinator is killed at once.
+    KillEverything,
+    /// Bits of a backup's frames flip.
+    DamageFrames,
 }
 
-const ALL: [Fault; 18] = [
+const ALL: [Fault; 21] = [
     Fault::Sever,
     Fault::Cut,
     Fault::Isolate,
@@ -80,6 +87,9 @@ const ALL: [Fault; 18] = [
     Fault::PauseCoordinator,
     Fault::KillAllBackups,
     Fault::LoseMaster,
+    Fault::KillMaster,
+    Fault::KillEverything,
+    Fault::DamageFrames,
 ];
 
 /// Longest that a master is paused or cut off from the coordinator, microseconds.
@@ -104,7 +114,14 @@ impl Faults {
     #[must_use]
     pub fn new(mut rng: Rng, most_lost: usize) -> Self {
         let share = rng.below(20..101);
-        let rare = |fault| matches!(fault, Fault::KillAllBackups | Fault::LoseMaster);
+        let rare = |fault| {
+            let rare = [
+                Fault::KillAllBackups,
+                Fault::LoseMaster,
+                Fault::KillEverything,
+            ];
+            rare.contains(&fault)
+        };
         let enabled = (ALL.into_iter())
             .filter(|fault| rng.percent(if rare(*fault) { share / 6 } else { share }))
             .collect();
@@ -173,6 +190,9 @@ impl Faults {
             }
             Fault::KillAllBackups => self.kill_all(world),
             Fault::LoseMaster => self.lose_master(world),
+            Fault::KillMaster | Fault::KillEverything | Fault::DamageFrames => {
+                self.of_masters(world, fault)
+            }
         }
     }
 
@@ -196,6 +216,9 @@ impl Faults {
             return None;
         }
         let master = self.pick(world, is_master)?;
+        if !self.may_lose(world, master) {
+            return None;
+        }
         let time = self.rng.micros(2_500_000..6_000_000);
         for coordinator in world.coordinator_machines().collect::<Vec<_>>() {
             self.cut_pair(world, master, coordinator, Direction::Both, time);
@@ -309,7 +332,8 @@ impl Faults {
     fn may_lose(&self, world: &World, machine: usize) -> bool {
         let mut down = down(world);
         down.insert(machine);
-        down.len() + world.wiped.len() <= self.most_lost
+        down.extend(&world.damaged);
+        down.len() + world.wiped.len() + masters::unrecovered(world) <= self.most_lost
     }
 
     fn restart_later(&mut self, world: &mut World, machine: usize) {
@@ -387,6 +411,9 @@ pub fn note_recovered(world: &mut World) {
             })
         })
     };
+    if masters::dead_with_tablets(world) > 0 {
+        return;
+    }
     let mut wiped = std::mem::take(&mut world.wiped);
     wiped.retain(|old| !whole(world, old));
     world.wiped = wiped;

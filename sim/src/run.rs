@@ -136,6 +136,8 @@ struct Run {
     admins: Vec<usize>,
     /// Only coordinators are harmed: no operation of a client may fail.
     group_only: bool,
+    /// More is lost than the promise covers: what is gone may be refused, never made up.
+    beyond: bool,
     /// Since when faults have stopped, and what must work again since then.
     quiet_since: Micros,
     joined: Option<usize>,
@@ -227,7 +229,12 @@ impl Run {
             })
             .collect();
         let deep = rng.percent(25);
-        let most_lost = if deep { replicas } else { replicas - 1 };
+        let beyond = !group_only && rng.percent(10);
+        let most_lost = match (beyond, deep) {
+            (true, _) => usize::MAX / 2,
+            (false, true) => replicas,
+            (false, false) => replicas - 1,
+        };
         let faults = if group_only {
             Faults::of_the_group_only(rng.fork(5))
         } else {
@@ -238,6 +245,7 @@ impl Run {
             replicas,
             admins,
             group_only,
+            beyond,
             quiet_since: Micros(0),
             joined: None,
             clients,

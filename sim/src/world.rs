@@ -8,7 +8,7 @@
 
 mod death;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use paxos::limits::Timing;
@@ -164,6 +164,8 @@ pub struct World {
     pub machines: Vec<Machine>,
     /// Losses of a machine's frames that are not made up for: the servers whose replicas they held.
     pub wiped: Vec<Vec<ServerId>>,
+    /// Machines with replicas that were damaged: whatever they hold is taken for lost.
+    pub damaged: BTreeSet<usize>,
     /// Processes that have died.
     pub deaths: u64,
     /// Times that frames were lost.
@@ -190,6 +192,7 @@ impl World {
             events: Events::default(),
             machines: Vec::new(),
             wiped: Vec::new(),
+            damaged: BTreeSet::new(),
             deaths: 0,
             losses: 0,
             wrongs: Vec::new(),

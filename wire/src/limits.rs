@@ -29,6 +29,8 @@ pub const MAX_SCAN_PAGE: usize = 256 << 10;
 pub const MAX_REPLICATE_BYTES: usize = MAX_GROUP;
 /// Replication messages in flight to one backup for one segment.
 pub const MAX_REPLICATES_IN_FLIGHT: usize = 8;
+/// Damaged replicas that a server reports, and that the coordinator shows.
+pub const MAX_DAMAGED_REPORTED: usize = 256;
 /// Replicas in one page of an inventory.
 pub const MAX_INVENTORY: usize = 4_096;
 /// Segments of one log that can be given up.

@@ -16,10 +16,10 @@ mod replay;
 mod report;
 mod search;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use ramkeep_wire::backup::{BackupRequest, BackupResponse};
-use ramkeep_wire::coordinator::{Heartbeat, Loss, TabletState};
+use ramkeep_wire::coordinator::{DamagedReplica, Heartbeat, Loss, TabletState};
 use ramkeep_wire::order::TabletGrant;
 use ramkeep_wire::{BootId, ListVersion, Micros, ServerId};
 
@@ -31,6 +31,7 @@ use crate::state::State;
 use end::{Dead, Finder, Found, Gone, Stuck};
 use planning::{Allotted, Budget};
 use replay::Replay;
+use report::{Ended, Moments};
 use search::{Looked, Search};
 
 pub(super) use replay::{order, under_way};
@@ -45,12 +46,15 @@ pub(super) struct Recoveries {
     tokens: u64,
     /// The last reports of crashed masters.
     reports: BTreeMap<ServerId, Heartbeat>,
+    /// The last ones that came to their end.
+    ended: VecDeque<Ended>,
 }
 
 /// One recovery.
 #[derive(Debug)]
 struct Walk {
     since: Micros,
+    moments: Moments,
     /// Tablets that are not planned.
     down: usize,
     /// Tablets that wait for the log, planned or not.
@@ -121,7 +125,10 @@ impl Recoveries {
             *down += usize::from(tablet.state == TabletState::Down);
             *lost += 1;
         }
-        self.walks.retain(|master, _| counts.contains_key(master));
+        let over = |master: &ServerId, _: &mut Walk| !counts.contains_key(master);
+        for (master, walk) in self.walks.extract_if(.., over) {
+            report::note_ended(&mut self.ended, now, master, &walk);
+        }
         self.reports.retain(|master, _| counts.contains_key(master));
         for (master, (down, lost)) in counts {
             let walk = self.walks.entry(master).or_insert_with(|| Walk::new(now));
@@ -130,7 +137,7 @@ impl Recoveries {
                 // A backup or a master may have come.
                 walk.again = walk.again.min(now);
             }
-            walk.follow(master, state);
+            walk.follow(now, master, state);
         }
     }
 
@@ -144,6 +151,7 @@ impl Walk {
     fn new(now: Micros) -> Self {
         Self {
             since: now,
+            moments: Moments::default(),
             down: 0,
             lost: 0,
             finder: Finder::default(),
@@ -162,7 +170,7 @@ impl Walk {
         }
     }
 
-    fn follow(&mut self, master: ServerId, state: &State) {
+    fn follow(&mut self, now: Micros, master: ServerId, state: &State) {
         let record = state.recoveries().by_master(master);
         let parts = record.map_or(&[][..], |record| &record.partitions);
         let mut old = std::mem::take(&mut self.replays);
@@ -172,6 +180,7 @@ impl Walk {
                 .insert(part.attempt, replay.unwrap_or_default());
         }
         if record.is_some() {
+            self.moments.planned.get_or_insert(now);
             self.search = None;
             self.stuck = None;
             self.missing = None;
@@ -309,6 +318,13 @@ impl Coordinator {
         {
             let finder = &mut walk.finder;
             search.answered(self.now, &dead, finder, server, token, answer);
+            for (backup, segment) in finder.aside() {
+                self.damaged.note(DamagedReplica {
+                    backup,
+                    master,
+                    segment,
+                });
+            }
             self.look = true;
         }
         self.settle();
@@ -341,6 +357,7 @@ impl Recoveries {
             asked,
             tokens,
             reports,
+            ..
         } = self;
         let mut budget = Budget::default();
         for (master, walk) in walks.iter() {
@@ -363,11 +380,12 @@ impl Recoveries {
                 let end = record.end;
                 walk.found = Some(Found { end, bytes: 0 });
             } else if walk.found.is_none() {
+                // One that has just joined is asked like all others: once it is known to refuse.
+                walk.unknown = !view.is_known_crashed(*master);
+                if walk.unknown {
+                    continue;
+                }
                 if walk.search.is_none() {
-                    walk.unknown = !view.is_known_crashed(*master);
-                    if walk.unknown {
-                        continue;
-                    }
                     if room == 0 {
                         walk.again = view.now + ASK_SOON;
                         continue;
@@ -406,7 +424,11 @@ impl Walk {
         };
         self.gone.backups = view.crashed_backups(master);
         let (finder, gone) = (&self.finder, &mut self.gone);
-        match search.look(view.now, &dead, &view.backups, finder, gone, ask) {
+        let looked = search.look(view.now, &dead, &view.backups, finder, gone, ask);
+        if search.is_listed() {
+            self.moments.fenced.get_or_insert(view.now);
+        }
+        match looked {
             Looked::Waits => {}
             Looked::Stuck(Stuck { why, missing }) => {
                 self.missing = missing;
@@ -414,6 +436,7 @@ impl Walk {
             }
             Looked::Found(found) => {
                 tracing::info!(%master, end = ?found.end, bytes = found.bytes, "end of a log");
+                self.moments.end = Some(view.now);
                 self.search = None;
                 self.stuck = None;
                 self.missing = None;

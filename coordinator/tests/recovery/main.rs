@@ -70,6 +70,18 @@ fn a_crashed_masters_tablets_are_replayed_and_served_by_others() {
         world.holds(b, m) == 0 && world.holds(c, m) == 0
     });
     assert!(world.reports().is_empty());
+    let recovered = world.status().recovered;
+    assert!(recovered.len() == 1 && recovered[0].master == m);
+    let moments = recovered[0].moments;
+    let walked = [
+        moments.fenced_us,
+        moments.end_us,
+        moments.planned_us,
+        moments.replayed_us,
+        moments.committed_us,
+        Some(recovered[0].since_us),
+    ];
+    assert!(walked.is_sorted() && walked[0].is_some(), "{walked:?}");
 }
 
 #[test]
@@ -487,6 +499,10 @@ fn a_damaged_head_is_set_aside_and_shown_and_the_next_copy_is_read() {
         report.phase.contains("damaged replicas: segment-6"),
         "{report:?}"
     );
+    let damaged = world.status().damaged;
+    let liars: Vec<_> = damaged.iter().map(|found| found.backup).collect();
+    assert_eq!(liars.len(), 2, "{damaged:?}");
+    assert!(liars.contains(&b) && liars.contains(&c), "{damaged:?}");
     let fake = world.servers.get_mut(&b).unwrap();
     let mut heads = fake.replicas.iter_mut();
     let (info, bytes) = heads.find(|(i, _)| i.master == m && !i.closed).unwrap();
@@ -509,6 +525,22 @@ fn a_backup_that_dies_while_it_is_asked_is_left_out() {
     world.until("recovered", |world| {
         world.all_served() && world.is_recovered(m) && world.is_recovered(d)
     });
+}
+
+#[test]
+fn a_backup_that_joins_during_a_search_is_asked_once_it_refuses_the_master() {
+    let Cast {
+        mut world,
+        m,
+        table,
+        ..
+    } = cast();
+    world.kill(m);
+    world.until("decided crashed", |world| is_lost(world, table));
+    world.run(20);
+    // The world does not suffer a question before that.
+    world.enlist_unaware(9);
+    world.until("served", World::all_served);
 }
 
 #[test]

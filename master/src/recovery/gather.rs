@@ -13,13 +13,12 @@ use std::time::Duration;
 
 use ramkeep_wire::backup::{BackupRequest, BackupResponse, ReplicaInfo};
 use ramkeep_wire::certificate::Claim;
-use ramkeep_wire::coordinator::ServerList;
+use ramkeep_wire::coordinator::{DamagedReplica, ServerList};
 use ramkeep_wire::entry::DigestItem;
 use ramkeep_wire::limits::{MAX_REPLICATE_BYTES, SEGMENT_SIZE};
 use ramkeep_wire::order::{LogEnd, Recovery};
 use ramkeep_wire::{Certificate, ClusterId, Micros, SegmentId, SegmentKind, ServerId};
 
-use super::BadReplica;
 use super::inventory::{Inventory, RETRY};
 
 /// Bytes of segments fetched and not yet replayed, in one recovery.
@@ -104,7 +103,7 @@ pub(super) struct Gather {
     bytes: usize,
     replayed: (u32, u64),
     finishing: bool,
-    bad: Vec<BadReplica>,
+    bad: Vec<DamagedReplica>,
 }
 
 impl Gather {
@@ -155,7 +154,7 @@ impl Gather {
             .retain(|_, (server, _)| backups.contains_key(server));
     }
 
-    pub(super) fn take_bad(&mut self) -> Vec<BadReplica> {
+    pub(super) fn take_bad(&mut self) -> Vec<DamagedReplica> {
         std::mem::take(&mut self.bad)
     }
 
@@ -497,7 +496,7 @@ impl Gather {
     /// A copy is not what it should be.
     pub(super) fn handle_bad(&mut self, segment: SegmentId, from: ServerId) {
         self.inventory.put_aside(segment, from);
-        self.bad.push(BadReplica {
+        self.bad.push(DamagedReplica {
             backup: from,
             master: self.master,
             segment,

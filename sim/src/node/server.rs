@@ -8,6 +8,7 @@
 
 mod asks;
 mod backups;
+mod recoveries;
 mod told;
 
 use std::collections::BTreeMap;
@@ -24,6 +25,7 @@ use ramkeep_wire::order::{Command, Order, OrderReply};
 use ramkeep_wire::replicate::Replicate;
 use ramkeep_wire::{Ballot, BootId, Micros, Party, ServerId, postcards};
 
+use self::recoveries::{PACE, RecoveryLinks};
 use self::told::Asked;
 use super::{Context, delivered};
 use crate::network::{ConnectionId, NetEvent};
@@ -97,6 +99,7 @@ pub struct ServerNode {
     stale_orders: u64,
     coordinator: CoordinatorLink,
     backups: BTreeMap<ServerId, BackupLink>,
+    recovery: RecoveryLinks,
     not_before: BTreeMap<ServerId, Micros>,
     inbound: BTreeMap<ConnectionId, Inbound>,
     next_tick: Micros,
@@ -124,6 +127,7 @@ impl ServerNode {
             stale_orders: 0,
             coordinator: CoordinatorLink::default(),
             backups: BTreeMap::new(),
+            recovery: RecoveryLinks::default(),
             not_before: BTreeMap::new(),
             inbound: BTreeMap::new(),
             next_tick: now,
@@ -256,7 +260,9 @@ impl ServerNode {
             .backups
             .iter()
             .find(|(_, link)| link.connection == connection)
-            .map_or(Party::NONE, |(server, _)| Party::server(*server));
+            .map(|(server, _)| *server)
+            .or_else(|| self.recovery.to(connection))
+            .map_or(Party::NONE, Party::server);
         context.hello(connection, self.me(), to);
     }
 
@@ -264,6 +270,9 @@ impl ServerNode {
         if self.coordinator.connection == Some(connection) {
             self.coordinator.open = true;
             return;
+        }
+        if let Some(server) = self.recovery.to(connection) {
+            return self.recovery.welcomed(server);
         }
         let found = self
             .backups
@@ -282,6 +291,9 @@ impl ServerNode {
         }
         if self.coordinator.connection == Some(connection) {
             return self.coordinator_lost(context);
+        }
+        if let Some(server) = self.recovery.to(connection) {
+            return self.fetches_lost(context, server);
         }
         let found = self
             .backups
@@ -322,7 +334,9 @@ impl ServerNode {
             Kind::ReplicateAck => self.acknowledged(context, connection, envelope.payload),
             Kind::BackupRequest => self.backup_request(context, connection, envelope),
             Kind::Order => self.order(context, connection, envelope),
-            Kind::BackupResponse => {}
+            Kind::BackupResponse => {
+                self.fetched(context, connection, header.correlation, envelope.payload);
+            }
             _ => context.close(connection),
         }
     }
@@ -439,7 +453,7 @@ impl ServerNode {
         }
         match (&self.master, &order.command) {
             (Some(master), _) => master.handle_order(order),
-            (None, Command::TakeTablets(_)) => OrderReply::NotReady,
+            (None, Command::TakeTablets(_) | Command::TakeRecovered(_)) => OrderReply::NotReady,
             (None, Command::Recover(_)) => {
                 OrderReply::CannotRecover("there is no master here".into())
             }
@@ -481,6 +495,7 @@ impl ServerNode {
         if self.stopped {
             return;
         }
+        self.recover(context);
         self.pump(context);
         self.release(context);
         self.connect_backups(context);
@@ -488,6 +503,9 @@ impl ServerNode {
             self.ask(context, request);
         }
         self.send_asks(context);
+        if self.recovery.is_busy() {
+            self.next_tick = self.next_tick.min(context.now + PACE);
+        }
     }
 
     fn release(&mut self, context: &mut Context<'_>) {

@@ -40,6 +40,9 @@ impl Run {
 
     /// Takes every master for dead, one at a time, and recovers its log from what backups hold.
     pub(super) fn check_durability(&mut self) {
+        if self.beyond {
+            return;
+        }
         faults::note_recovered(&mut self.world);
         let down: BTreeSet<usize> = (faults::down(&self.world).into_iter())
             .filter(|m| self.world.machines[*m].process.is_none())
@@ -79,7 +82,7 @@ impl Run {
         // Frames that were lost count against the promise until they are made up for, though their
         // machine may hold new ones by now. A killed process comes back with its frames: it may be
         // taken for lost, or not.
-        let lost = lost + inspect::shortfall(coordinator, record.master);
+        let lost = lost + self.never_made_up(coordinator, record.master);
         let none = BTreeSet::new();
         for (down, lost) in [(down, lost + down.len()), (&none, lost)] {
             let Some(more) = (self.replicas - 1).checked_sub(lost) else {
@@ -88,14 +91,39 @@ impl Run {
             match inspect::check_master(&self.world, &held, record, &owns, down, more) {
                 Ok(checked) => self.report.recoveries += checked,
                 Err(why) => {
-                    self.show_held(record.master, &held);
+                    self.show_held(coordinator, record.master, &held);
                     return self.find(&why.to_string());
                 }
             }
         }
     }
 
-    pub(super) fn show_held(&mut self, master: ServerId, held: &[inspect::Held]) {
+    /// Replicas that a master may lack, or have damaged, beside the losses that the world counts.
+    fn never_made_up(&self, coordinator: &State, master: ServerId) -> usize {
+        inspect::shortfall(coordinator, master) + self.world.damaged.len()
+    }
+
+    /// Dead masters whose tablets are down, and whether the promise says that they come back.
+    pub(super) fn unserved(&self, coordinator: &State) -> Vec<(ServerId, bool)> {
+        let down =
+            |(server, _): &(&ServerId, _)| !inspect::tablets(coordinator, **server).is_empty();
+        let promised = |(server, (_, before)): (&ServerId, &(MasterRecord, usize))| {
+            let lost = self.world.losses - before + self.never_made_up(coordinator, *server);
+            (*server, lost < self.replicas && !self.beyond)
+        };
+        self.dead.iter().filter(down).map(promised).collect()
+    }
+
+    pub(super) fn show_held(
+        &mut self,
+        coordinator: &State,
+        master: ServerId,
+        held: &[inspect::Held],
+    ) {
+        let server = coordinator.servers().by_id(master);
+        let tablets = inspect::tablets(coordinator, master);
+        self.world
+            .say(format_args!("-- {server:?} with {tablets:?}"));
         let machines: Vec<usize> = self.world.server_machines().collect();
         for machine in machines {
             if self

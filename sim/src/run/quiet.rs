@@ -74,6 +74,13 @@ impl Run {
         let Some(coordinator) = inspect::recorded(&self.world) else {
             return vec!["the coordinators have decided nothing".into()];
         };
+        let unserved = self.unserved(&coordinator);
+        for (server, _) in unserved.iter().filter(|(_, promised)| *promised) {
+            lacking.push(format!(
+                "the tablets of {server:?} are down: {:?}",
+                coordinator.recoveries().by_master(*server)
+            ));
+        }
         let masters = inspect::living_masters(&self.world, &coordinator);
         for (machine, server) in &masters {
             let stats = self
@@ -91,13 +98,13 @@ impl Run {
             }
         }
         if lacking.is_empty() {
-            lacking.extend(self.leaks(&masters));
+            lacking.extend(self.leaks(&masters, unserved.is_empty()));
         }
         lacking
     }
 
     /// Frames in use that no living master's log accounts for, or too few.
-    pub(super) fn leaks(&mut self, masters: &[(usize, ServerId)]) -> Vec<String> {
+    pub(super) fn leaks(&mut self, masters: &[(usize, ServerId)], all_served: bool) -> Vec<String> {
         let mut wanted = BTreeSet::new();
         for (machine, server) in masters {
             let Some(master) = self.world.server(*machine).and_then(|node| node.master()) else {
@@ -133,9 +140,8 @@ impl Run {
         leaks.extend(extra.into_iter().map(|(backup, master, segment)| {
             format!("{backup:?} still has {master:?} {segment:?}")
         }));
-        // Frames of masters decided dead are kept for their recovery, also when their machine has
-        // come back as another server.
-        if leaks.is_empty() && kept.is_empty() && self.dead.is_empty() {
+        // Frames of masters decided dead are kept until they are recovered.
+        if leaks.is_empty() && kept.is_empty() && all_served {
             leaks.extend(self.lost_frames(&wanted));
         }
         leaks
@@ -186,7 +192,7 @@ impl Run {
             .map(|(place, _)| place.1.clone())
             .collect();
         let table = self.world.history.keys().next().map(|(place, _)| place.0);
-        let whole = self.dead.is_empty();
+        let whole = self.unserved(&coordinator).is_empty();
         let Some(process) = self
             .clients
             .first()

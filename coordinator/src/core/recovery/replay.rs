@@ -146,6 +146,7 @@ impl Coordinator {
                 }
                 replay.proposed = true;
                 walk.proposed += 1;
+                walk.moments.replayed = Some(self.now);
                 let ranges = recovery.tablets.iter().map(|lost| lost.range);
                 let command = Command::PartitionRecovered {
                     master,

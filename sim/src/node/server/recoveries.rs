@@ -1,0 +1,245 @@
+//! A server's recoveries: what they ask of backups, over connections of their own, and their replay.
+//!
+//! # Invariants
+//! 1. Every request of the core is answered, if only with nothing.
+//! 2. A replayer does a few steps for each input: whatever may happen between two steps of a real one
+//!    may happen here.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use ramkeep_master::core::Master;
+use ramkeep_master::recovery::{Ask, Next, Outcome, Recoveries, RecoveryId, Replayer, Stepped};
+use ramkeep_wire::backup::BackupResponse;
+use ramkeep_wire::envelope::{Header, Kind};
+use ramkeep_wire::{Micros, Party, ServerId, postcards};
+
+use super::{Context, ServerNode};
+use crate::network::ConnectionId;
+
+/// A backup may take as long to answer.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Steps of one replayer for each input.
+const STEPS: usize = 3;
+/// A replayer that has work goes on after so long.
+pub(super) const PACE: Duration = Duration::from_micros(300);
+
+#[derive(Debug)]
+struct Asked {
+    ask: Ask,
+    /// Its number on the connection, once it is sent.
+    number: Option<u64>,
+    since: Micros,
+}
+
+#[derive(Debug)]
+struct FetchLink {
+    connection: ConnectionId,
+    open: bool,
+    asked: Vec<Asked>,
+}
+
+/// Connections to backups for recoveries, and what replays.
+#[derive(Debug, Default)]
+pub(super) struct RecoveryLinks {
+    links: BTreeMap<ServerId, FetchLink>,
+    replayers: Vec<(RecoveryId, Replayer)>,
+    last: u64,
+}
+
+impl RecoveryLinks {
+    /// Whom a connection leads to, if it is one of these.
+    pub(super) fn to(&self, connection: ConnectionId) -> Option<ServerId> {
+        let mut links = self.links.iter();
+        let found = links.find(|(_, link)| link.connection == connection);
+        found.map(|(server, _)| *server)
+    }
+
+    /// A connection is of use.
+    pub(super) fn welcomed(&mut self, server: ServerId) {
+        if let Some(link) = self.links.get_mut(&server) {
+            link.open = true;
+        }
+    }
+
+    /// Whether a replayer has something to do.
+    pub(super) fn is_busy(&self) -> bool {
+        !self.replayers.is_empty()
+    }
+
+    /// Nothing more comes over the connection to a backup.
+    fn cut(&mut self, server: ServerId, now: Micros, recoveries: &mut Recoveries) {
+        let asked = self.links.remove(&server).map(|link| link.asked);
+        for asked in asked.into_iter().flatten() {
+            recoveries.handle_answer(now, asked.ask.id, None);
+        }
+    }
+
+    fn replay(&mut self, master: &Master) {
+        let recoveries = &mut master.recoveries();
+        while let Some(started) = recoveries.poll_started() {
+            self.replayers.push(started);
+        }
+        let replayers = std::mem::take(&mut self.replayers);
+        let goes_on = |(id, replayer)| Some((id, steps(master, recoveries, id, replayer)?));
+        self.replayers = replayers.into_iter().filter_map(goes_on).collect();
+    }
+}
+
+/// A few steps of a replayer; none if it is done with.
+fn steps(
+    master: &Master,
+    recoveries: &mut Recoveries,
+    id: RecoveryId,
+    mut replayer: Replayer,
+) -> Option<Replayer> {
+    let store = master.store();
+    for _ in 0..STEPS {
+        match replayer.step(store) {
+            Stepped::Worked => {}
+            Stepped::Wait => break,
+            Stepped::Idle => match recoveries.next_job(id) {
+                Next::Job(job) => replayer.give(job),
+                Next::Nothing => break,
+                Next::Ended => {
+                    replayer.abandon(store);
+                    return None;
+                }
+            },
+            Stepped::Said(outcome) => {
+                let failed = matches!(outcome, Outcome::Failed(_));
+                let finished = matches!(outcome, Outcome::Finished(_));
+                recoveries.handle_outcome(id, outcome);
+                if failed {
+                    replayer.abandon(store);
+                    return None;
+                }
+                if finished {
+                    return None;
+                }
+            }
+        }
+    }
+    Some(replayer)
+}
+
+impl ServerNode {
+    /// Drives the recoveries: replays a little, and asks for what is wanted next.
+    pub(super) fn recover(&mut self, context: &mut Context<'_>) {
+        let Some(master) = &self.master else { return };
+        let over = master.recoveries().is_idle() && self.recovery.links.is_empty();
+        // A replayer whose recovery is gone hears so when it asks for work.
+        if over && !self.recovery.is_busy() {
+            return;
+        }
+        self.recovery.replay(master);
+        self.expire_fetches(context);
+        self.poll_fetches(context);
+        self.send_fetches(context);
+    }
+
+    fn expire_fetches(&mut self, context: &mut Context<'_>) {
+        let Some(master) = &self.master else { return };
+        let idle = master.recoveries().is_idle();
+        let late = |asked: &Asked| context.now.since(asked.since) >= PATIENCE;
+        let links = self.recovery.links.iter();
+        let over: Vec<(ServerId, ConnectionId)> = links
+            .filter(|(_, link)| idle || link.asked.iter().any(late))
+            .map(|(server, link)| (*server, link.connection))
+            .collect();
+        for (server, connection) in over {
+            context.close(connection);
+            self.recovery
+                .cut(server, context.now, &mut master.recoveries());
+        }
+    }
+
+    fn poll_fetches(&mut self, context: &mut Context<'_>) {
+        while let Some(ask) = self
+            .master
+            .as_ref()
+            .and_then(|master| master.recoveries().poll_ask(context.now))
+        {
+            let to = ask.to;
+            if to == self.server {
+                self.ask_myself(context.now, ask);
+                continue;
+            }
+            let Some(master) = &self.master else { return };
+            if !self.recovery.links.contains_key(&to) {
+                let Some(address) = master.addresses_of(to).first().cloned() else {
+                    master.recoveries().handle_answer(context.now, ask.id, None);
+                    continue;
+                };
+                let link = FetchLink {
+                    connection: context.connect(&address),
+                    open: false,
+                    asked: Vec::new(),
+                };
+                self.recovery.links.insert(to, link);
+            }
+            if let Some(link) = self.recovery.links.get_mut(&to) {
+                link.asked.push(Asked {
+                    ask,
+                    number: None,
+                    since: context.now,
+                });
+            }
+        }
+    }
+
+    /// Its own backup is no further than a call. Nobody but the network is between the others.
+    fn ask_myself(&mut self, now: Micros, ask: Ask) {
+        let (Some(backup), Some(master)) = (&mut self.backup, &self.master) else {
+            return;
+        };
+        let answer = backup.handle_request(now, Party::server(self.server), ask.request);
+        let answer = Some((answer.response, answer.bytes));
+        master.recoveries().handle_answer(now, ask.id, answer);
+    }
+
+    fn send_fetches(&mut self, context: &mut Context<'_>) {
+        let from = self.me();
+        let RecoveryLinks { links, last, .. } = &mut self.recovery;
+        for (server, link) in links.iter_mut().filter(|(_, link)| link.open) {
+            for asked in link.asked.iter_mut().filter(|a| a.number.is_none()) {
+                *last += 1;
+                asked.number = Some(*last);
+                let header = Header::new(Kind::BackupRequest, *last, Party::server(*server), from);
+                let payload = postcards::encode(&asked.ask.request);
+                context.send_payload(link.connection, header, &payload);
+            }
+        }
+    }
+
+    /// What a backup answered to a recovery.
+    pub(super) fn fetched(
+        &mut self,
+        context: &mut Context<'_>,
+        connection: ConnectionId,
+        number: u64,
+        payload: &[u8],
+    ) {
+        let Some(server) = self.recovery.to(connection) else {
+            return;
+        };
+        let Some(master) = &self.master else { return };
+        let Some(link) = self.recovery.links.get_mut(&server) else {
+            return;
+        };
+        let mut asked = link.asked.iter();
+        let Some(at) = asked.position(|asked| asked.number == Some(number)) else {
+            return;
+        };
+        let id = link.asked.remove(at).ask.id;
+        let answer = BackupResponse::read(payload).ok();
+        master.recoveries().handle_answer(context.now, id, answer);
+    }
+
+    /// A connection to a backup for recoveries is gone.
+    pub(super) fn fetches_lost(&mut self, context: &Context<'_>, server: ServerId) {
+        let Some(master) = &self.master else { return };
+        self.recovery
+            .cut(server, context.now, &mut master.recoveries());
+    }
+}
