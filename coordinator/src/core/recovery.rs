@@ -179,16 +179,32 @@ impl Walk {
             self.replays
                 .insert(part.attempt, replay.unwrap_or_default());
         }
-        if record.is_some() {
-            self.moments.planned.get_or_insert(now);
-            self.search = None;
-            self.stuck = None;
-            self.missing = None;
+        match record {
+            Some(_) if self.moments.planned.is_none() => {
+                self.moments.planned = Some(now);
+                self.missing = None;
+            }
+            Some(_) => {}
+            // Its plan was given up with what it lacked.
+            None if self.moments.planned.take().is_some() => {
+                self.found = None;
+                self.missing = None;
+                self.allotted = None;
+            }
+            None => return,
         }
+        self.search = None;
+        self.stuck = None;
+    }
+
+    /// A recovery master said that it can't replay its partition.
+    fn cannot(&self) -> bool {
+        self.replays.values().any(|replay| replay.cannot.is_some())
     }
 
     fn due(&self) -> Option<Micros> {
-        if self.down == 0 || self.proposed > 0 || self.unknown {
+        let idle = self.down == 0 && !self.cannot();
+        if idle || self.proposed > 0 || self.unknown {
             return None;
         }
         match &self.search {
@@ -218,6 +234,10 @@ fn dead(state: &State, master: ServerId) -> Option<Dead> {
         floor: found.floor,
         epochs: epochs.map(|(id, recorded)| (*id, recorded.epoch)).collect(),
         accepted: state.losses().of(master).cloned(),
+        decided: state
+            .recoveries()
+            .by_master(master)
+            .map(|record| record.end),
     })
 }
 
@@ -373,13 +393,17 @@ impl Recoveries {
                 continue;
             }
             replay::reassign(walk, *master, view, &budget, &mut acts);
-            if walk.down == 0 || walk.again > view.now {
+            let record = view.state.recoveries().by_master(*master);
+            // What can't be replayed is searched for again: something may have been lost since.
+            let searches = record.map_or(walk.found.is_none(), |_| walk.cannot());
+            if (walk.down == 0 && !searches) || walk.again > view.now || walk.proposed > 0 {
                 continue;
             }
-            if let Some(record) = view.state.recoveries().by_master(*master) {
+            if let Some(record) = record {
                 let end = record.end;
                 walk.found = Some(Found { end, bytes: 0 });
-            } else if walk.found.is_none() {
+            }
+            if searches {
                 // One that has just joined is asked like all others: once it is known to refuse.
                 walk.unknown = !view.is_known_crashed(*master);
                 if walk.unknown {
@@ -408,6 +432,9 @@ impl Recoveries {
                 };
                 walk.look(*master, view, &mut ask);
             }
+            if walk.down == 0 {
+                continue;
+            }
             if walk.found.is_some() {
                 let report = reports.get(master);
                 walk.plan(*master, view, report, &mut budget, &mut acts);
@@ -433,6 +460,12 @@ impl Walk {
             Looked::Stuck(Stuck { why, missing }) => {
                 self.missing = missing;
                 self.stop(view.now, master, why);
+            }
+            Looked::Found(_) if dead.decided.is_some() => {
+                // It is for something else that it can't be replayed.
+                self.search = None;
+                self.missing = None;
+                self.again = view.now + ASK_AGAIN;
             }
             Looked::Found(found) => {
                 tracing::info!(%master, end = ?found.end, bytes = found.bytes, "end of a log");

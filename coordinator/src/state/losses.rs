@@ -1,14 +1,14 @@
 //! Losses that operators have accepted (SAFETY 19).
 //!
 //! # Invariants
-//! 1. A loss is accepted only of a crashed master with tablets that wait for its log, before where it
-//!    ends is decided: from then on every recovery master gets the same.
+//! 1. A loss is accepted only of a crashed master with tablets that wait for its log. If where it ends
+//!    was decided before, that is given up with it: every try from then on gets the same.
 //! 2. Who is asserted dead was decided crashed, and nobody has come back with its frames.
 
 use std::collections::BTreeMap;
 
 use ramkeep_wire::ServerId;
-use ramkeep_wire::coordinator::{AcceptedLoss, Loss, Refused};
+use ramkeep_wire::coordinator::{AcceptedLoss, Loss, Refused, Tablet};
 use ramkeep_wire::limits::{MAX_ASSERTED_DEAD, MAX_GIVEN_UP};
 use serde::{Deserialize, Serialize};
 
@@ -56,13 +56,9 @@ impl State {
         let AcceptedLoss { master, loss } = accepted;
         check_loss(loss)?;
         self.check_crashed(*master)?;
-        let mut lost = self.tables.lost();
-        if !lost.any(|tablet| tablet.owner == *master) {
+        let waits = |tablet: &Tablet| tablet.owner == *master;
+        if !self.tables.lost().any(waits) {
             let what = format!("no tablet waits for the log of {master:?}");
-            return Err(Refused::Invalid(what));
-        }
-        if self.recoveries.by_master(*master).is_some() {
-            let what = format!("where the log of {master:?} ends is decided");
             return Err(Refused::Invalid(what));
         }
         let away = self.servers.away();
@@ -81,7 +77,7 @@ impl State {
             };
             self.losses.0.remove(&oldest);
         }
-        self.recoveries.loss_accepted();
+        self.give_up_plan(*master);
         Ok(Applied::Done)
     }
 }

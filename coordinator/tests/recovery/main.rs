@@ -441,6 +441,106 @@ fn an_operator_who_names_just_what_is_missing_brings_back_what_is_left() {
     assert!(losses[0].master == m && losses[0].loss == right);
 }
 
+/// M's log is planned, and being replayed without end.
+fn being_replayed() -> (World, ServerId, TableId) {
+    let Cast {
+        mut world,
+        m,
+        table,
+        ..
+    } = cast();
+    for fake in world.servers.values_mut() {
+        fake.behaviour = Behaviour::Goes;
+    }
+    world.kill(m);
+    world.until("replayed", |world| {
+        let fakes = world.servers.values();
+        fakes.map(|fake| fake.recoveries.len()).sum::<usize>() > 0
+    });
+    (world, m, table)
+}
+
+/// No backup has this segment of M any more, or has any.
+fn lose(world: &mut World, m: ServerId, segment: Option<u64>) {
+    for fake in world.servers.values_mut() {
+        fake.replicas.retain(|(info, _)| {
+            info.master != m || segment.is_some_and(|lost| info.segment.0 != lost)
+        });
+        fake.behaviour = Behaviour::Cannot("no backup has it".into());
+    }
+}
+
+#[test]
+fn a_segment_that_is_lost_while_it_is_replayed_can_be_given_up() {
+    let (mut world, m, table) = being_replayed();
+    lose(&mut world, m, Some(5));
+    let right = Loss {
+        segments: vec![SegmentId(5)],
+        ..Loss::default()
+    };
+    assert_eq!(missing(&mut world, m), right);
+    let tried = world
+        .core
+        .state()
+        .recoveries()
+        .by_master(m)
+        .unwrap()
+        .attempts;
+    assert_eq!(accept(&mut world, m, right), Answer::Noted);
+    for fake in world.servers.values_mut() {
+        fake.behaviour = Behaviour::Recovers;
+    }
+    world.until("served", World::all_served);
+    let mut orders = world.servers.values().flat_map(|fake| &fake.recoveries);
+    let last = orders.find(|order| order.given_up.is_some()).unwrap();
+    assert!(
+        last.attempt > tried,
+        "no try has the number of an earlier one"
+    );
+    assert_eq!(last.given_up, Some(vec![SegmentId(5)]));
+    assert!(!is_lost(&world, table));
+}
+
+#[test]
+fn an_end_that_is_lost_after_it_was_decided_can_be_given_up_with_the_rest() {
+    let (mut world, m, _) = being_replayed();
+    lose(&mut world, m, None);
+    let right = Loss {
+        tail: true,
+        ..Loss::default()
+    };
+    assert_eq!(missing(&mut world, m), right);
+    world.another_leader();
+    assert_eq!(missing(&mut world, m), right, "whoever leads");
+    assert_eq!(accept(&mut world, m, right), Answer::Noted);
+    world.ends.remove(&m);
+    for fake in world.servers.values_mut() {
+        fake.behaviour = Behaviour::Recovers;
+    }
+    world.until("served", World::all_served);
+    world.until("recovered", |world| world.is_recovered(m));
+}
+
+#[test]
+fn who_cannot_replay_for_another_reason_lacks_nothing() {
+    let (mut world, m, _) = being_replayed();
+    for fake in world.servers.values_mut() {
+        fake.behaviour = Behaviour::Cannot("no memory".into());
+    }
+    world.run(3_000);
+    let report = world.reports().remove(0);
+    assert!(report.stuck && report.missing.is_none(), "{report:?}");
+    let answer = accept(
+        &mut world,
+        m,
+        Loss {
+            tail: true,
+            ..Loss::default()
+        },
+    );
+    assert!(matches!(answer, Answer::Refused(_)), "{answer:?}");
+}
+
 #[test]
 fn a_log_whose_backups_are_all_lost_comes_back_empty_once_they_are_asserted_dead() {
     let Cast {

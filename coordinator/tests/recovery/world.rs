@@ -206,7 +206,8 @@ impl World {
             let mut replicas = fake.replicas.iter();
             !self.killed.contains(id) && replicas.any(|(info, _)| info.master == recovery.master)
         });
-        let nothing = recovery.end == LogEnd::NOTHING;
+        let cannot = matches!(self.servers[&server].behaviour, Behaviour::Cannot(_));
+        let nothing = recovery.end == LogEnd::NOTHING || cannot;
         assert!(
             nothing || holders.count() > 0,
             "its replicas are freed too early"

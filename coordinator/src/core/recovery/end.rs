@@ -36,6 +36,8 @@ pub(super) struct Dead {
     pub(super) epochs: BTreeMap<SegmentId, ReplicationEpoch>,
     /// What an operator has given up.
     pub(super) accepted: Option<Loss>,
+    /// The end, if that is decided: what is lost since can only be given up.
+    pub(super) decided: Option<LogEnd>,
 }
 
 /// A replica where a living backup holds it.
@@ -171,6 +173,9 @@ impl Held {
 impl Finder {
     /// The next step, given all that every living backup shows.
     pub(super) fn step(&self, dead: &Dead, shown: &[Held], gone: &Gone) -> Step {
+        if let Some(end) = &dead.decided {
+            return self.check(dead, end, shown, gone);
+        }
         let mut heads: BTreeMap<SegmentId, Vec<&Held>> = BTreeMap::new();
         for held in shown.iter().filter(|held| dead.counts(held)) {
             if !self.is_aside(held) && self.may_have_digest(&held.replica) {
@@ -255,6 +260,31 @@ impl Finder {
     fn may_have_digest(&self, replica: &ReplicaInfo) -> bool {
         let facts = self.facts.get(&proved(replica));
         facts.is_none_or(|facts| facts.digest.is_some())
+    }
+
+    /// Whether all of a log is still there whose end is decided.
+    fn check(&self, dead: &Dead, end: &LogEnd, shown: &[Held], gone: &Gone) -> Step {
+        if *end == LogEnd::NOTHING {
+            return Step::Found(found(*end, &[]));
+        }
+        let is_end = |held: &&Held| {
+            let replica = &held.replica;
+            let fits = match end.is_closed() {
+                true => replica.closed && replica.certificate == end.certificate,
+                false => replica.length >= end.length,
+            };
+            fits && replica.segment == end.segment
+                && replica.certificate.is_some()
+                && self.may_have_digest(replica)
+        };
+        let mut copies = shown.iter().filter(|held| !self.is_aside(held));
+        let Some(held) = copies.find(is_end) else {
+            return self.without_head(dead, shown, gone);
+        };
+        match self.facts.get(&proved(&held.replica)) {
+            None => Step::Read(*held),
+            Some(facts) => self.complete(dead, Some((&held.replica, facts)), shown, gone, None),
+        }
     }
 
     /// No head counts: what was written last is lost, unless a backup comes back. What is left then

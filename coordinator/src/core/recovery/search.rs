@@ -350,6 +350,7 @@ mod tests {
             floor: None,
             epochs: BTreeMap::new(),
             accepted: None,
+            decided: None,
         }
     }
 

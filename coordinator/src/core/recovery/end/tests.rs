@@ -172,6 +172,7 @@ fn dead() -> Dead {
         floor: None,
         epochs: BTreeMap::new(),
         accepted: None,
+        decided: None,
     }
 }
 
