@@ -227,6 +227,7 @@ fn a_crashed_masters_tablet_is_fetched_replayed_and_served() {
             range: whole(),
             takeover: LogPosition::ZERO,
         }],
+        given_up: None,
     };
     let mut builder = tokio::runtime::Builder::new_current_thread();
     let runtime = builder.enable_all().build().unwrap();

@@ -33,6 +33,10 @@ pub const MAX_REPLICATES_IN_FLIGHT: usize = 8;
 pub const MAX_DAMAGED_REPORTED: usize = 256;
 /// Replicas in one page of an inventory.
 pub const MAX_INVENTORY: usize = 4_096;
+/// Segments of one log that can be given up.
+pub const MAX_GIVEN_UP: usize = 2_048;
+/// Servers that are asserted dead with them.
+pub const MAX_ASSERTED_DEAD: usize = 1_024;
 /// Of a backup's frames one in so many is kept for recovery: a log is copied anew before its old
 /// replicas are freed.
 pub const KEPT_OF_FRAMES: usize = 4;

@@ -30,10 +30,27 @@ pub struct LogEnd {
     pub segment: SegmentId,
     /// Bytes of it that count.
     pub length: u32,
-    /// The replication epoch that the certificate names.
+    /// The replication epoch that the certificate names. 0: the segment is closed; it is the end only
+    /// since an operator has given up what came after.
     pub epoch: ReplicationEpoch,
-    /// Proves those bytes, as of an open head.
+    /// Proves those bytes, as of an open head, or of a closed segment.
     pub certificate: Certificate,
+}
+
+impl LogEnd {
+    /// Nothing is left of the log, and an operator has accepted that.
+    pub const NOTHING: Self = Self {
+        segment: SegmentId(0),
+        length: 0,
+        epoch: ReplicationEpoch(0),
+        certificate: Certificate::NONE,
+    };
+
+    /// Whether it is that of a closed segment.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.epoch == ReplicationEpoch(0)
+    }
 }
 
 /// A tablet that is to be recovered.
@@ -68,6 +85,9 @@ pub struct Recovery {
     pub attempt: u32,
     /// What to recover.
     pub tablets: Vec<LostTablet>,
+    /// If an operator has accepted a loss: the segments that may be missing. What came after the end
+    /// may be lost, too.
+    pub given_up: Option<Vec<SegmentId>>,
 }
 
 /// What to do.

@@ -10,7 +10,7 @@ use ramkeep_wire::backup::{BackupRequest, BackupResponse, ReplicaInfo};
 use ramkeep_wire::certificate::{Certificate, Certifier, Claim, SegmentKind};
 use ramkeep_wire::coordinator::{
     Answer, BackupStats, ClusterStatus, Enlist, Heartbeat, MasterStats, RecoveryReport, Request,
-    Roles, ServerState, Tablet, TabletState,
+    Roles, ServerList, ServerState, Tablet, TabletState,
 };
 use ramkeep_wire::entry::{DigestItem, NewEntry, SegmentHeader};
 use ramkeep_wire::order::{Command, LogEnd, Order, OrderReply, Recovery};
@@ -206,7 +206,12 @@ impl World {
             let mut replicas = fake.replicas.iter();
             !self.killed.contains(id) && replicas.any(|(info, _)| info.master == recovery.master)
         });
-        assert!(holders.count() > 0, "its replicas are freed too early");
+        let cannot = matches!(self.servers[&server].behaviour, Behaviour::Cannot(_));
+        let nothing = recovery.end == LogEnd::NOTHING || cannot;
+        assert!(
+            nothing || holders.count() > 0,
+            "its replicas are freed too early"
+        );
         let state = self.core.state();
         assert_eq!(
             recovery.key,
@@ -354,20 +359,36 @@ impl World {
     }
 
     pub(crate) fn enlist(&mut self, nonce: u8, replaces: Option<ServerId>) -> ServerId {
-        let server = self.join(nonce, replaces);
+        let server = self.join_and_listen(nonce, replaces);
         self.beat(server);
         server
     }
 
     /// One whose first head is not open until it no longer `joins`.
     pub(crate) fn enlist_joining(&mut self, nonce: u8) -> ServerId {
-        let server = self.join(nonce, None);
+        let server = self.join_and_listen(nonce, None);
         self.servers.get_mut(&server).unwrap().joins = true;
         self.beat(server);
         server
     }
 
-    fn join(&mut self, nonce: u8, replaces: Option<ServerId>) -> ServerId {
+    /// One that has not looked at the list that it joined with.
+    pub(crate) fn enlist_unaware(&mut self, nonce: u8) -> ServerId {
+        self.join(nonce, None).0
+    }
+
+    fn join_and_listen(&mut self, nonce: u8, replaces: Option<ServerId>) -> ServerId {
+        let (server, list) = self.join(nonce, replaces);
+        let order = Order {
+            ballot: self.core.ballot(),
+            command: Command::UpdateServers(list),
+        };
+        self.order(server, &order);
+        self.pump();
+        server
+    }
+
+    fn join(&mut self, nonce: u8, replaces: Option<ServerId>) -> (ServerId, ServerList) {
         let request = Request::Enlist(Enlist {
             nonce: [nonce; 16],
             roles: Roles {
@@ -384,21 +405,12 @@ impl World {
             panic!("refused");
         };
         let fake = Fake {
-            list: list.version,
             free: 1 << 30,
             frames: 1_000,
             ..Fake::default()
         };
         self.servers.insert(server, fake);
-        self.order(
-            server,
-            &Order {
-                ballot: self.core.ballot(),
-                command: Command::UpdateServers(list),
-            },
-        );
-        self.pump();
-        server
+        (server, list)
     }
 
     pub(crate) fn kill(&mut self, server: ServerId) {

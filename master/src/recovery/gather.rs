@@ -92,6 +92,8 @@ pub(super) struct Gather {
     end: LogEnd,
     inventory: Inventory,
     needed: BTreeMap<SegmentId, Needed>,
+    /// These may be missing.
+    given_up: Vec<SegmentId>,
     has_digest: bool,
     fetches: Vec<Fetch>,
     asks: BTreeMap<AskId, (ServerId, Asked)>,
@@ -111,13 +113,17 @@ impl Gather {
             certificate: order.end.certificate,
             taken: false,
         };
+        // Nothing may be left, and an operator has accepted that.
+        let nothing = order.end == LogEnd::NOTHING;
+        let end = (!nothing).then_some((order.end.segment, end));
         Self {
             cluster,
             master: order.master,
             end: order.end,
             inventory: Inventory::default(),
-            needed: BTreeMap::from([(order.end.segment, end)]),
-            has_digest: false,
+            needed: end.into_iter().collect(),
+            given_up: order.given_up.clone().unwrap_or_default(),
+            has_digest: nothing,
             fetches: Vec::new(),
             asks: BTreeMap::new(),
             last_ask: 0,
@@ -167,6 +173,7 @@ impl Gather {
         now: Micros,
     ) -> Result<Option<(ServerId, AskId, BackupRequest)>, String> {
         self.leave_lost();
+        self.leave_given_up();
         self.check_missing()?;
         if self.asks.len() >= MAX_ASKS {
             return Ok(None);
@@ -229,7 +236,7 @@ impl Gather {
 
     /// Whether a copy, as its holder describes it, can be what is needed.
     fn fits(&self, segment: SegmentId, needed: &Needed, info: &ReplicaInfo) -> bool {
-        if segment == self.end.segment {
+        if segment == self.end.segment && !self.end.is_closed() {
             return info.length >= needed.length;
         }
         info.closed && info.length == needed.length && info.certificate == needed.certificate
@@ -414,7 +421,7 @@ impl Gather {
         } = fetch;
         let closed = Claim::closed(self.cluster, self.master, segment, kind, length);
         let is_end = segment == self.end.segment;
-        let claim = if is_end {
+        let claim = if is_end && !self.end.is_closed() {
             Claim {
                 kind: SegmentKind::Head,
                 epoch: self.end.epoch,
@@ -544,7 +551,30 @@ impl Gather {
             .for_each(|server| self.give_up_fetches(server));
     }
 
-    /// Fails if a segment is to be had from nobody, now that everybody has been asked.
+    /// A segment that may be missing, and is to be had from nobody, is not waited for.
+    fn leave_given_up(&mut self) {
+        let given_up = self.given_up.iter().copied();
+        let missing: Vec<_> = given_up.filter(|one| self.is_missing(*one)).collect();
+        for segment in missing {
+            let master = self.master;
+            tracing::warn!(%master, %segment, "a segment is left out: it was given up");
+            self.needed.remove(&segment);
+        }
+    }
+
+    /// Whether a needed segment is to be had from nobody, now that everybody has been asked.
+    fn is_missing(&self, segment: SegmentId) -> bool {
+        let Some(needed) = self.needed.get(&segment) else {
+            return false;
+        };
+        let usable = |(server, info): (ServerId, &ReplicaInfo)| {
+            !self.inventory.is_lost(server) && self.fits(segment, needed, info)
+        };
+        let copies = || self.inventory.copies(segment);
+        self.inventory.is_settled() && !needed.taken && !copies().any(usable)
+    }
+
+    /// Fails if a segment is to be had from nobody.
     fn check_missing(&self) -> Result<(), String> {
         if self.end.length as usize > SEGMENT_SIZE {
             return Err(format!("an end of {} bytes can't be", self.end.length));
@@ -552,14 +582,9 @@ impl Gather {
         if !self.inventory.is_settled() {
             return Ok(());
         }
-        let is_missing = |(segment, needed): &(&SegmentId, &Needed)| {
-            let usable = |(server, info): (ServerId, &ReplicaInfo)| {
-                !self.inventory.is_lost(server) && self.fits(**segment, needed, info)
-            };
-            !needed.taken && !self.inventory.copies(**segment).any(usable)
-        };
-        match self.needed.iter().rev().find(is_missing) {
-            Some((&segment, _)) => Err(self.describe_missing(segment)),
+        let mut needed = self.needed.keys().rev();
+        match needed.find(|segment| self.is_missing(**segment)) {
+            Some(segment) => Err(self.describe_missing(*segment)),
             None => Ok(()),
         }
     }

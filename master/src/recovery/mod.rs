@@ -153,7 +153,7 @@ impl Recoveries {
         let id = RecoveryId(self.last);
         let mut gather = Gather::new(self.cluster, &order);
         gather.take_list(list);
-        let replayer = Replayer::new(order.key, order.tablets.clone());
+        let replayer = Replayer::new(&order);
         self.started.push_back((id, replayer));
         self.active.push(Active {
             id,

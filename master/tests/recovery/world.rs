@@ -127,6 +127,7 @@ pub(crate) fn crashed() -> (Vec<Copy>, Recovery) {
             range: whole(),
             takeover: LogPosition::ZERO,
         }],
+        given_up: None,
     };
     (copies, order)
 }

@@ -91,6 +91,7 @@ pub(in crate::core) fn order(
         end: record.end,
         attempt,
         tablets: part.tablets.clone(),
+        given_up: state.losses().of(master).map(|loss| loss.segments.clone()),
     }))
 }
 

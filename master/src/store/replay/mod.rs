@@ -19,6 +19,7 @@ mod apply;
 mod registry;
 mod tombstones;
 
+use ramkeep_wire::limits::{MAX_SEGMENTS_PER_LOG, SEGMENT_SIZE};
 use ramkeep_wire::order::{LostTablet, TabletGrant};
 use ramkeep_wire::segment::VerifiedSegment;
 use ramkeep_wire::{LogPosition, Version};
@@ -32,6 +33,10 @@ use tombstones::Tombstones;
 
 /// Buckets swept under one hold of the writer's lock.
 const PURGE_BUCKETS: usize = 256;
+
+/// More versions than the segments of a log can have used of one key.
+const LOST_VERSIONS: u64 = 1 << 40;
+const _: () = assert!((MAX_SEGMENTS_PER_LOG * SEGMENT_SIZE) as u64 <= LOST_VERSIONS);
 
 /// Why a replay can't go on. Its entries are swept once it is abandoned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -82,6 +87,8 @@ pub struct Replay {
     tombstones: Tombstones,
     /// Versions of new keys must be at least this.
     safe: Version,
+    /// And so much more, for those that are lost.
+    skipped: u64,
     batch: Batch,
 }
 
@@ -107,6 +114,7 @@ impl Store {
             tablets,
             tombstones: Tombstones::default(),
             safe: Version(1),
+            skipped: 0,
             batch: Batch::default(),
         })
     }
@@ -123,6 +131,11 @@ impl Replay {
     #[must_use]
     pub fn id(&self) -> ReplayId {
         self.id
+    }
+
+    /// Some of the log was given up: versions of new keys will be above any that it can have used.
+    pub fn skip_lost_versions(&mut self) {
+        self.skipped = LOST_VERSIONS;
     }
 
     /// Sweeps some of what the index holds of its ranges; true if there is more to do. After that
@@ -180,7 +193,8 @@ impl Replay {
             Phase::Purging => return Err(ReplayError::Ended),
             Phase::Replaying(takeover) | Phase::Finished(takeover) => takeover,
         };
-        let Some(end) = apply::append_safe_version(&mut writer, self.safe)? else {
+        let safe = Version(self.safe.0.saturating_add(self.skipped));
+        let Some(end) = apply::append_safe_version(&mut writer, safe)? else {
             return Ok(None);
         };
         self.tombstones = Tombstones::default();

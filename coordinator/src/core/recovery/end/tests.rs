@@ -171,6 +171,8 @@ fn dead() -> Dead {
         key: KEY,
         floor: None,
         epochs: BTreeMap::new(),
+        accepted: None,
+        decided: None,
     }
 }
 
@@ -189,7 +191,7 @@ fn search(dead: &Dead, stored: &[Stored]) -> (Result<Found, String>, Vec<ServerI
     for _ in 0..20 {
         match finder.step(dead, &shown, &Gone::default()) {
             Step::Found(found) => return (Ok(found), read),
-            Step::Stuck(why) => return (Err(why), read),
+            Step::Stuck(stuck) => return (Err(stuck.why), read),
             Step::Read(held) => {
                 let source = stored.iter().find(|stored| stored.held == held).unwrap();
                 finder.read(dead, &held, &source.bytes);
@@ -310,7 +312,7 @@ fn a_missing_segment_is_named_with_who_may_have_it() {
         held: BTreeMap::new(),
         backups: vec![D],
     };
-    let Step::Stuck(why) = finder.step(&dead(), &[head.held], &gone) else {
+    let Step::Stuck(Stuck { why, .. }) = finder.step(&dead(), &[head.held], &gone) else {
         panic!("found");
     };
     assert!(
@@ -318,7 +320,7 @@ fn a_missing_segment_is_named_with_who_may_have_it() {
         "{why}"
     );
     gone.held.insert(SegmentId(S0), C);
-    let Step::Stuck(why) = finder.step(&dead(), &[head.held], &gone) else {
+    let Step::Stuck(Stuck { why, .. }) = finder.step(&dead(), &[head.held], &gone) else {
         panic!("found");
     };
     assert!(why.contains("server-4, which crashed, held it"), "{why}");
@@ -422,4 +424,112 @@ fn survivors_and_replicas_without_a_certificate_are_never_the_end() {
     under_way.held.replica.certificate = Certificate::NONE;
     let stored = [head.clone(), survivor, under_way, s0.closed(A)];
     assert_eq!(end(&dead(), &stored), is(&head));
+}
+
+/// As [`search`], with backups that are gone and what an operator gave up.
+fn search_after_loss(
+    stored: &[Stored],
+    gone: &[ServerId],
+    accepted: Option<Loss>,
+) -> Result<Found, Option<Loss>> {
+    let dead = Dead { accepted, ..dead() };
+    let gone = Gone {
+        held: BTreeMap::new(),
+        backups: gone.to_vec(),
+    };
+    let shown: Vec<Held> = stored.iter().map(|stored| stored.held).collect();
+    let mut finder = Finder::default();
+    for _ in 0..20 {
+        match finder.step(&dead, &shown, &gone) {
+            Step::Found(found) => return Ok(found),
+            Step::Stuck(stuck) => return Err(stuck.missing),
+            Step::Read(held) => {
+                let source = stored.iter().find(|stored| stored.held == held).unwrap();
+                finder.read(&dead, &held, &source.bytes);
+            }
+        }
+    }
+    panic!("no end of reading");
+}
+
+fn loss(dead: &[ServerId], segments: &[u64], tail: bool) -> Loss {
+    Loss {
+        dead: dead.to_vec(),
+        segments: segments.iter().copied().map(SegmentId).collect(),
+        tail,
+    }
+}
+
+#[test]
+fn a_segment_that_was_given_up_no_longer_stops_the_end_and_nothing_else_does_so() {
+    let (_, s1, _) = log();
+    let stored = [s1.open(A, 1, 0)];
+    let missing = loss(&[D], &[S0], false);
+    let search = |gone: &[ServerId], accepted| search_after_loss(&stored, gone, accepted);
+    assert_eq!(search(&[D], None), Err(Some(missing.clone())));
+    let other = loss(&[D], &[S2], false);
+    assert_eq!(search(&[D], Some(other)), Err(Some(missing.clone())));
+    let found = search(&[D], Some(missing.clone())).unwrap();
+    assert_eq!(found.end.segment, SegmentId(S1));
+    assert_eq!(found.bytes, u64::from(found.end.length), "what is there");
+    // The head proves the end whoever else is gone by now.
+    assert!(search(&[C, D], Some(missing)).is_ok());
+}
+
+#[test]
+fn without_a_head_the_end_is_the_newest_that_is_left_once_the_tail_is_given_up() {
+    let (s0, s1, _) = log();
+    let all = [s0.closed(D), s1.closed(D)];
+    let tail = loss(&[A, B], &[], true);
+    assert_eq!(
+        search_after_loss(&all, &[A, B], None),
+        Err(Some(tail.clone()))
+    );
+    let found = search_after_loss(&all, &[A, B], Some(tail.clone())).unwrap();
+    assert_eq!(found.end.segment, SegmentId(S1));
+    assert!(found.end.is_closed());
+    // One more may hold a head now: that it is dead was not asserted.
+    let more = loss(&[A, B, C], &[], true);
+    assert_eq!(
+        search_after_loss(&all, &[A, B, C], Some(tail.clone())),
+        Err(Some(more))
+    );
+    // A closed segment of its digest is missing, too.
+    let both = loss(&[A, B], &[S0], true);
+    let one = [s1.closed(D)];
+    assert_eq!(
+        search_after_loss(&one, &[A, B], Some(tail)),
+        Err(Some(both.clone()))
+    );
+    assert!(search_after_loss(&one, &[A, B], Some(both)).is_ok());
+    // An open one from before a reboot may be the last that was written.
+    let old = [s0.closed(D), s1.open(D, 1, 0).inherited(true)];
+    let found = search_after_loss(&old, &[], Some(loss(&[], &[], true))).unwrap();
+    assert_eq!(found.end.segment, SegmentId(S1));
+    assert!(!found.end.is_closed());
+}
+
+#[test]
+fn of_a_log_that_left_nothing_nothing_is_the_end_once_that_is_accepted() {
+    let tail = loss(&[A, B], &[], true);
+    assert_eq!(
+        search_after_loss(&[], &[A, B], None),
+        Err(Some(tail.clone()))
+    );
+    let found = search_after_loss(&[], &[A, B], Some(tail.clone())).unwrap();
+    assert_eq!((found.end, found.bytes), (LogEnd::NOTHING, 0));
+    // Damaged replicas are nothing.
+    let (s0, ..) = log();
+    let damaged = [s0.closed(D).damaged()];
+    let found = search_after_loss(&damaged, &[A, B], Some(tail)).unwrap();
+    assert_eq!(found.end, LogEnd::NOTHING);
+}
+
+#[test]
+fn a_head_that_comes_back_after_the_loss_was_accepted_is_the_end() {
+    let (s0, s1, _) = log();
+    let all = [s0.closed(D), s1.open(A, 1, 0).inherited(false)];
+    let found = search_after_loss(&all, &[B], Some(loss(&[A, B], &[], true))).unwrap();
+    assert_eq!(found.end.segment, SegmentId(S1));
+    assert!(!found.end.is_closed());
 }
