@@ -5,6 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::certificate::{Certificate, CertificateKey};
+use crate::clients::EndedClients;
 use crate::coordinator::{BackupStats, MasterStats, ServerList};
 use crate::hash::KeyHash;
 use crate::ids::{
@@ -68,6 +69,9 @@ pub struct Recovery {
     pub attempt: u32,
     /// What to recover.
     pub tablets: Vec<LostTablet>,
+    /// Client leases that have ended, at least those that the crashed master knew of: what these
+    /// clients once did may be forgotten, so that nothing of theirs may run any more.
+    pub ended: EndedClients,
 }
 
 /// What to do.

@@ -5,6 +5,7 @@
 
 mod account;
 mod answer;
+mod completions;
 pub mod durability;
 mod entries;
 pub mod log;
@@ -19,6 +20,7 @@ pub mod tablets;
 mod writer;
 
 pub use answer::{Answer, Shown};
+pub use completions::{MAX_CLIENTS, MAX_SAVED};
 pub use durability::{Durability, Durable};
 pub use log::{AppendError, Appended, Log, LogConfig, LogError, SegmentInfo};
 pub use read::{Gate, Read, Store, StoreConfig, StoreError};
@@ -26,4 +28,4 @@ pub use replay::{Finished, Replay, ReplayError, ReplayId, Step};
 pub use scan::MAX_SCANS;
 pub use session::{Batch, DataSession, MasterLease};
 pub use tablets::{NotTaken, Overlap, Owned, OwnedTablet, Tablets};
-pub use writer::Writer;
+pub use writer::{Caller, Writer};

@@ -91,6 +91,7 @@ pub(in crate::core) fn order(
         end: record.end,
         attempt,
         tablets: part.tablets.clone(),
+        ended: state.clients().ended(),
     }))
 }
 
