@@ -87,6 +87,8 @@ mutants! {
     InventoryBeforeWaiting = "inventory-before-waiting",
     /// Backup: serves what is meant for another ServerId.
     IgnoreServerId = "ignore-server-id",
+    /// Client: what may have been applied goes out again as another call.
+    RetryAsAnotherCall = "retry-as-another-call",
     /// Coordinator: answers before its journal is synced.
     AnswerBeforeSync = "answer-before-sync",
     /// Coordinator: takes an epoch that is not above the recorded one.

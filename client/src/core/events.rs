@@ -3,6 +3,7 @@
 use ramkeep_wire::bytes::Reader;
 use ramkeep_wire::coordinator::Response;
 use ramkeep_wire::data::{ResponseItem, Status};
+use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::{ClientId, Micros, ServerId};
 
 use super::control::Event;
@@ -226,6 +227,9 @@ impl Core {
             }
             if let Some(slot) = self.slots.get_mut(op) {
                 slot.uncertain = mutates;
+                if mutates && mutants::active(Mutant::RetryAsAnotherCall) {
+                    slot.call_anew(self.rpcs.next());
+                }
             }
             self.dispatch(now, op);
         }

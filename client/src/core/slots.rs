@@ -260,6 +260,12 @@ impl Slots {
 }
 
 impl Slot {
+    /// The planted fault of another rpc id for the same operation.
+    pub(crate) fn call_anew(&mut self, rpc: RpcId) {
+        self.rpc = rpc;
+        self.item[ITEM_HEADER_LEN..ITEM_HEADER_LEN + 8].copy_from_slice(&rpc.0.to_le_bytes());
+    }
+
     /// Fits a scan's end to the tablet it is sent to.
     pub(crate) fn end_scan_at(&mut self, last: KeyHash) {
         debug_assert!(self.op == Op::Scan);
