@@ -5,6 +5,7 @@
 
 mod account;
 mod answer;
+mod calls;
 mod completions;
 pub mod durability;
 mod entries;
@@ -20,6 +21,7 @@ pub mod tablets;
 mod writer;
 
 pub use answer::{Answer, Shown};
+pub use calls::Caller;
 pub use completions::{MAX_CLIENTS, MAX_SAVED};
 pub use durability::{Durability, Durable};
 pub use log::{AppendError, Appended, Log, LogConfig, LogError, SegmentInfo};
@@ -28,4 +30,4 @@ pub use replay::{Finished, Replay, ReplayError, ReplayId, Step};
 pub use scan::MAX_SCANS;
 pub use session::{Batch, DataSession, MasterLease};
 pub use tablets::{NotTaken, Overlap, Owned, OwnedTablet, Tablets};
-pub use writer::{Caller, Writer};
+pub use writer::Writer;

@@ -16,12 +16,13 @@ use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::{KeyHash, Version, key_hash};
 
 use super::answer::{Answer, Shown};
+use super::calls::Caller;
 use super::durability::Durable;
 use super::read::Store;
 use super::replies::{Held, Output};
 use super::scan::Scans;
 use super::tablets::Tablets;
-use super::writer::{Caller, Writer};
+use super::writer::Writer;
 
 /// Items whose memory is fetched together: their buckets, then their objects, then the work.
 const WINDOW: usize = 16;

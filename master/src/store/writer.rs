@@ -9,15 +9,15 @@
 
 use ramkeep_memory::Guard;
 use ramkeep_wire::coordinator::MasterStats;
-use ramkeep_wire::data::{Item, Op, RejectRules, Status};
+use ramkeep_wire::data::{RejectRules, Status};
 use ramkeep_wire::entry::{NewEntry, Object, Tombstone, completion_len, tombstone_len};
 use ramkeep_wire::limits::{MAX_KEY, MAX_VALUE, MIN_KEY};
 use ramkeep_wire::mutants::{self, Mutant};
-use ramkeep_wire::{ClientId, LogPosition, RpcId, Version};
+use ramkeep_wire::{LogPosition, Version};
 
 use super::account::{Account, Demand};
 use super::answer::{Answer, Refused, Shown};
-use super::completions::{Admission, Completions, Fresh};
+use super::completions::{Completions, Fresh};
 use super::durability::Durable;
 use super::entries::{Entries, Found};
 use super::log::{AppendError, Log, MAX_GROUP_ENTRIES};
@@ -35,15 +35,6 @@ pub struct Writer {
     pub(super) sweep: Sweep,
     pub(super) replays: Replays,
     pub(super) completions: Completions,
-}
-
-/// Whose calls an envelope carries.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Caller {
-    /// Who; 0: nobody whose calls are remembered.
-    pub client: ClientId,
-    /// All its calls up to this one are over.
-    pub ack: RpcId,
 }
 
 /// The object that a mutation meets.
@@ -85,45 +76,6 @@ impl Writer {
         &mut self.log
     }
 
-    /// Does what an item asks for, unless its call has run: then what came of it comes again, as a
-    /// read (SAFETY 1). `gate` refuses what has not run.
-    #[inline]
-    pub fn call(
-        &mut self,
-        guard: &Guard,
-        owned: Owned<'_>,
-        caller: Caller,
-        item: &Item<'_>,
-        gate: Option<Status>,
-    ) -> Answer {
-        let call = match self.completions.admit(caller.client, caller.ack, item.rpc) {
-            Admission::Fresh(call) => Some(call),
-            Admission::Unremembered => None,
-            Admission::Known(saved) => {
-                let shown = self.log.durability().reached(saved.until);
-                let answer = Answer::new(saved.status, saved.version, shown.ok_or(saved.until));
-                return Answer {
-                    counter: saved.counter(),
-                    ..answer
-                };
-            }
-            Admission::Refused(status) => return Answer::refused(status),
-        };
-        let answer = match (gate, item.op) {
-            (Some(status), _) => Answer::refused(status),
-            (None, Op::Write) => self.write_as(call, guard, owned, item.value, item.rules),
-            (None, Op::Remove) => self.remove_as(call, guard, owned, item.rules),
-            (None, Op::Increment) => self.increment_as(call, guard, owned, item.value, item.rules),
-            (None, Op::Read | Op::Scan) => Answer::refused(Status::Invalid),
-        };
-        if let Some(call) = call
-            && answer.status != Status::RetryLater
-        {
-            self.completions.save(call, owned, &answer);
-        }
-        answer
-    }
-
     /// Sets a key's value, unless `rules` refuse. Nobody asks for the result again.
     #[inline]
     pub fn write(
@@ -137,7 +89,7 @@ impl Writer {
     }
 
     #[inline]
-    fn write_as(
+    pub(super) fn write_as(
         &mut self,
         call: Option<Fresh>,
         guard: &Guard,
@@ -166,7 +118,7 @@ impl Writer {
     }
 
     #[inline]
-    fn remove_as(
+    pub(super) fn remove_as(
         &mut self,
         call: Option<Fresh>,
         guard: &Guard,
@@ -189,7 +141,7 @@ impl Writer {
     /// Adds `operand` (8 bytes, little-endian, two's complement) to a counter, unless `rules`
     /// refuse; an absent one counts as 0. What would not fit in 64 bits is [`Status::Invalid`] and
     /// changes nothing, as is an operand of another length.
-    fn increment_as(
+    pub(super) fn increment_as(
         &mut self,
         call: Option<Fresh>,
         guard: &Guard,
