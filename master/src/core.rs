@@ -328,6 +328,8 @@ impl Master {
         if self.is_fenced() || !control.replication.ready() {
             return OrderReply::NotReady;
         }
+        // Before anything is replayed, let alone served: what these did may be forgotten.
+        self.store.clients_ended(&order.ended);
         self.recoveries()
             .handle_order(&self.store, order, &control.list)
     }
@@ -432,7 +434,15 @@ impl Master {
                     .failed_records
                     .push((now + RETRY_REQUEST, *segment, *epoch, too_low));
             }
-            (_, Some(Answer::Heard { list, lease_us })) => {
+            (
+                _,
+                Some(Answer::Heard {
+                    list,
+                    lease_us,
+                    ended,
+                }),
+            ) => {
+                self.store.clients_ended(ended);
                 if *lease_us > 0 {
                     let until = sent + Duration::from_micros((*lease_us).into());
                     control.granted = control.granted.max(until);

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::certificate::CertificateKey;
+use crate::clients::EndedClients;
 use crate::hash::KeyHash;
 use crate::ids::{
     Ballot, BootId, ClientId, ClusterId, ListVersion, LogPosition, MapVersion, PeerId,
@@ -501,6 +502,8 @@ pub enum Answer {
         /// To a master without backups (k = 0): the master lease, microseconds (SAFETY 7). The
         /// master counts it from when it sent the report, the coordinator from when it came. 0: none.
         lease_us: u32,
+        /// Client leases that have ended.
+        ended: EndedClients,
     },
     /// To `RecordEpoch`: recorded; acknowledgements may go on.
     EpochRecorded,

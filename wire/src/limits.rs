@@ -21,6 +21,10 @@ pub const RESPONSE_SPLIT: usize = 256 << 10;
 pub const MAX_ITEMS: usize = 4_096;
 /// Data items in flight on one connection; a client that has more waits.
 pub const MAX_IN_FLIGHT_ITEMS: usize = 8_192;
+/// A client's rpc ids are at most so far above its ack id: what a master may have to remember of it.
+pub const MAX_RPC_WINDOW: u64 = (1 << 16) - 1;
+/// Clients named as exceptions when a coordinator tells which leases have ended.
+pub const MAX_CLIENTS_NAMED: usize = 256;
 /// Bytes of replies held or unsent on one connection, past which the server stops reading from it.
 pub const MAX_UNSENT: usize = 8 << 20;
 /// Largest page of a scan, in bytes, unless its first object alone is larger.

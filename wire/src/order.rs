@@ -5,6 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::certificate::{Certificate, CertificateKey};
+use crate::clients::EndedClients;
 use crate::coordinator::{BackupStats, MasterStats, ServerList};
 use crate::hash::KeyHash;
 use crate::ids::{
@@ -88,6 +89,9 @@ pub struct Recovery {
     /// If an operator has accepted a loss: the segments that may be missing. What came after the end
     /// may be lost, too.
     pub given_up: Option<Vec<SegmentId>>,
+    /// Client leases that have ended, at least those that the crashed master knew of: what these
+    /// clients once did may be forgotten, so that nothing of theirs may run any more.
+    pub ended: EndedClients,
 }
 
 /// What to do.

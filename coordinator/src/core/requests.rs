@@ -168,7 +168,13 @@ impl Coordinator {
             };
             self.propose(&command, Origin::Report(server));
         }
-        self.reply(token, Answer::Heard { list, lease_us });
+        let ended = self.state.clients().ended();
+        let heard = Answer::Heard {
+            list,
+            lease_us,
+            ended,
+        };
+        self.reply(token, heard);
     }
 
     fn suspect(&mut self, token: u64, server: ServerId, by: ServerId) {

@@ -92,6 +92,7 @@ pub(in crate::core) fn order(
         attempt,
         tablets: part.tablets.clone(),
         given_up: state.losses().of(master).map(|loss| loss.segments.clone()),
+        ended: state.clients().ended(),
     }))
 }
 

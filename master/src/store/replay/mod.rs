@@ -13,9 +13,12 @@
 //! 5. The writer's lock is held for one batch, or a few buckets, at a time.
 //!
 //! Nothing of it is seen by clients: its ranges are no tablets of this master's until they are taken.
-//! Completions are not replayed: no operation writes them yet.
+//!
+//! Completions of its ranges are kept beside the log until the end: most turn out to be over, by what
+//! their clients said later. The rest is appended, and known to the store, before it is finished.
 
 mod apply;
+mod calls;
 mod registry;
 mod tombstones;
 
@@ -24,6 +27,7 @@ use ramkeep_wire::order::{LostTablet, TabletGrant};
 use ramkeep_wire::segment::VerifiedSegment;
 use ramkeep_wire::{LogPosition, Version};
 
+use super::completions::Completions;
 use super::read::Store;
 use super::tablets::Tablets;
 use apply::Batch;
@@ -90,6 +94,8 @@ pub struct Replay {
     /// And so much more, for those that are lost.
     skipped: u64,
     batch: Batch,
+    /// What clients may still ask for again.
+    calls: Completions,
 }
 
 impl Store {
@@ -108,7 +114,10 @@ impl Store {
             }
             ranges.push(one.range);
         }
-        let id = self.writer().register_replay(&ranges, &self.tablets())?;
+        let mut writer = self.writer();
+        let id = writer.register_replay(&ranges, &self.tablets())?;
+        let calls = Completions::knowing(writer.completions.ended());
+        drop(writer);
         Ok(Replay {
             id,
             tablets,
@@ -116,6 +125,7 @@ impl Store {
             safe: Version(1),
             skipped: 0,
             batch: Batch::default(),
+            calls,
         })
     }
 
@@ -170,7 +180,7 @@ impl Replay {
         offset: usize,
     ) -> Result<Step, ReplayError> {
         let contents = segment.contents();
-        let next = self.batch.collect(store, &self.tablets, segment, offset);
+        let next = self.collect(store, segment, offset);
         self.safe = self.safe.max(self.batch.safe());
         if !self.batch.is_empty() && !self.apply(store, contents)? {
             return Ok(Step::Wait(offset));
@@ -193,6 +203,9 @@ impl Replay {
             Phase::Purging => return Err(ReplayError::Ended),
             Phase::Replaying(takeover) | Phase::Finished(takeover) => takeover,
         };
+        if !calls::append(&mut writer, &mut self.calls)? {
+            return Ok(None);
+        }
         let safe = Version(self.safe.0.saturating_add(self.skipped));
         let Some(end) = apply::append_safe_version(&mut writer, safe)? else {
             return Ok(None);
