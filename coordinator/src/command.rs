@@ -148,6 +148,13 @@ pub enum Command {
     },
     /// An operator gives up what is missing of a crashed master's log.
     AcceptLoss(AcceptedLoss),
+    /// A plan is given up, since nobody holds the end any more that it has, and another can be proved.
+    GiveUpPlan {
+        /// Who crashed.
+        master: ServerId,
+        /// The end that is lost.
+        end: LogEnd,
+    },
 }
 
 /// What a command did.

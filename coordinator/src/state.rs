@@ -108,6 +108,7 @@ impl State {
                 taken,
             } => self.partition_recovered(*master, *attempt, *by, taken),
             Command::AcceptLoss(accepted) => self.accept_loss(accepted),
+            Command::GiveUpPlan { master, end } => self.replace_plan(*master, end),
         }
     }
 

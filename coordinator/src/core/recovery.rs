@@ -6,7 +6,8 @@
 //!    again.
 //! 2. Backups are asked only once every living one is known to have heard of the crash, and so refuses
 //!    the master (SAFETY 5, 12).
-//! 3. A log whose end is decided is not searched again.
+//! 3. A log whose end is decided is searched again only when a recovery master can't replay it. If
+//!    nobody holds that end any more, and another is proved, the plan is given up.
 //! 4. Searches and questions under way are bounded.
 
 mod end;
@@ -77,6 +78,8 @@ struct Walk {
     again: Micros,
     /// It waits for a backup to hear of the crash.
     unknown: bool,
+    /// All of the log was there since a recovery master said that it can't.
+    checked: bool,
     /// The partitions, by the number of their try.
     replays: BTreeMap<u32, Replay>,
     /// Who couldn't replay a partition, by its first range.
@@ -165,6 +168,7 @@ impl Walk {
             allotted: None,
             again: now,
             unknown: false,
+            checked: false,
             replays: BTreeMap::new(),
             failed: BTreeMap::new(),
         }
@@ -184,6 +188,8 @@ impl Walk {
                 self.moments.planned = Some(now);
                 self.missing = None;
             }
+            // What can't be replayed is looked for whatever else happens.
+            Some(_) if self.cannot() => return,
             Some(_) => {}
             // Its plan was given up with what it lacked.
             None if self.moments.planned.take().is_some() => {
@@ -305,7 +311,8 @@ impl Coordinator {
                 Act::Propose(command) => {
                     let (Command::PlanRecovery { master, .. }
                     | Command::AssignRecovery { master, .. }
-                    | Command::PartitionRecovered { master, .. }) = &command
+                    | Command::PartitionRecovered { master, .. }
+                    | Command::GiveUpPlan { master, .. }) = &command
                     else {
                         continue;
                     };
@@ -395,7 +402,7 @@ impl Recoveries {
             replay::reassign(walk, *master, view, &budget, &mut acts);
             let record = view.state.recoveries().by_master(*master);
             // What can't be replayed is searched for again: something may have been lost since.
-            let searches = record.map_or(walk.found.is_none(), |_| walk.cannot());
+            let searches = record.map_or(walk.found.is_none(), |_| walk.cannot() && !walk.checked);
             if (walk.down == 0 && !searches) || walk.again > view.now || walk.proposed > 0 {
                 continue;
             }
@@ -416,6 +423,8 @@ impl Recoveries {
                     }
                     room -= 1;
                     walk.search = Some(Search::default());
+                    // Bytes that were read before may have been damaged since.
+                    walk.finder.read_again();
                 }
                 let mut ask = |server, request| {
                     if asked.len() >= MAX_ASKED {
@@ -430,7 +439,12 @@ impl Recoveries {
                     });
                     Some(*tokens)
                 };
-                walk.look(*master, view, &mut ask);
+                if let Some(command) = walk.look(*master, view, &mut ask) {
+                    walk.proposed += 1;
+                    acts.push(Act::Propose(command));
+                    continue;
+                }
+                replay::reassign(walk, *master, view, &budget, &mut acts);
             }
             if walk.down == 0 {
                 continue;
@@ -445,10 +459,14 @@ impl Recoveries {
 }
 
 impl Walk {
-    fn look(&mut self, master: ServerId, view: &View<'_>, ask: &mut search::Ask<'_>) {
-        let (Some(dead), Some(search)) = (dead(view.state, master), &mut self.search) else {
-            return;
-        };
+    /// Goes on with its search. Gives what is to be decided if a plan can't be carried out any more.
+    fn look(
+        &mut self,
+        master: ServerId,
+        view: &View<'_>,
+        ask: &mut search::Ask<'_>,
+    ) -> Option<Command> {
+        let (dead, search) = (dead(view.state, master)?, self.search.as_mut()?);
         self.gone.backups = view.crashed_backups(master);
         let (finder, gone) = (&self.finder, &mut self.gone);
         let looked = search.look(view.now, &dead, &view.backups, finder, gone, ask);
@@ -461,10 +479,17 @@ impl Walk {
                 self.missing = missing;
                 self.stop(view.now, master, why);
             }
-            Looked::Found(_) if dead.decided.is_some() => {
-                // It is for something else that it can't be replayed.
+            Looked::Found(found) if dead.decided.is_some() => {
                 self.search = None;
+                self.stuck = None;
                 self.missing = None;
+                let end = dead.decided.filter(|end| *end != found.end);
+                if let Some(end) = end {
+                    tracing::warn!(%master, ?end, new = ?found.end, "the end of a log is lost: another is decided");
+                    return Some(Command::GiveUpPlan { master, end });
+                }
+                // It is for something else that it can't be replayed.
+                self.checked = true;
                 self.again = view.now + ASK_AGAIN;
             }
             Looked::Found(found) => {
@@ -477,5 +502,6 @@ impl Walk {
                 self.found = Some(found);
             }
         }
+        None
     }
 }

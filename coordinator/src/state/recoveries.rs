@@ -1,8 +1,9 @@
 //! Recoveries of crashed masters: where each log ends, and who replays what of it.
 //!
 //! # Invariants
-//! 1. Where a log ends is decided once: every plan of a recovery has the same end (SAFETY 18). Only when
-//!    an operator gives up what was lost since it is decided anew, for the tablets that are still down.
+//! 1. Where a log ends is decided before anything of it is replayed: every plan of a recovery has the same
+//!    end (SAFETY 18). It is decided anew, for the tablets that are still down, only when nobody holds that
+//!    end any more, or when an operator gives up what was lost since.
 //! 2. A tablet is `Recovering` exactly while a partition has it. It keeps its crashed owner until a
 //!    recovery master has replayed it.
 //! 3. Each try of each partition has a number of its own, higher than any before. Who has not the
@@ -233,6 +234,16 @@ impl State {
         self.tables.replayed(master, by, &taken);
         self.settle_recovery(master);
         self.map_changed();
+        Ok(Applied::Done)
+    }
+
+    pub(super) fn replace_plan(&mut self, master: ServerId, end: &LogEnd) -> Outcome {
+        let planned = self.recoveries.by_master.get(&master);
+        let planned = planned.ok_or(Refused::Unknown)?;
+        if planned.end != *end {
+            return Err(invalid("its plan has another end"));
+        }
+        self.give_up_plan(master);
         Ok(Applied::Done)
     }
 

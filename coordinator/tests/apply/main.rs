@@ -570,6 +570,10 @@ fn golden_commands_never_change() {
                 tail: true,
             },
         }),
+        Command::GiveUpPlan {
+            master: ServerId(2),
+            end: end(9),
+        },
     ];
     let hex: String = commands
         .iter()

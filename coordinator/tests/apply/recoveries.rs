@@ -171,6 +171,30 @@ fn a_crashed_server_without_tablets_is_recovered_once_it_is_fenced() {
     assert!(is_recovered(&state, dead));
 }
 
+#[test]
+fn a_plan_whose_end_is_lost_is_given_up_and_another_end_can_be_decided() {
+    let (mut state, dead, [b, c], table) = crashed();
+    let (low, high) = (range(table, 0, 99), range(table, 100, u64::MAX));
+    let give_up = |number| Command::GiveUpPlan {
+        master: dead,
+        end: end(number),
+    };
+    assert_eq!(state.apply(&give_up(7)), Err(Refused::Unknown));
+    state
+        .apply(&plan(dead, 7, &[(&[low], b), (&[high], c)]))
+        .unwrap();
+    state.apply(&recovered(dead, 2, c, &[(high, 500)])).unwrap();
+    let other = state.apply(&give_up(6));
+    assert!(matches!(other, Err(Refused::Invalid(_))), "{other:?}");
+    state.apply(&give_up(7)).unwrap();
+    let down = (dead, TabletState::Down, LogPosition(77));
+    let taken_over = (c, TabletState::Assigning, LogPosition(500));
+    assert_eq!(states(&state, table), [down, taken_over]);
+    state.apply(&plan(dead, 6, &[(&[low], b)])).unwrap();
+    let record = state.recoveries().by_master(dead).unwrap();
+    assert_eq!((record.partitions[0].attempt, record.end), (3, end(6)));
+}
+
 fn accept(master: ServerId, dead: &[ServerId], segments: &[u64], tail: bool) -> Command {
     Command::AcceptLoss(AcceptedLoss {
         master,

@@ -522,6 +522,52 @@ fn an_end_that_is_lost_after_it_was_decided_can_be_given_up_with_the_rest() {
 }
 
 #[test]
+fn when_the_only_backup_with_the_end_dies_the_next_longest_replica_is_the_end() {
+    for new_leader in [false, true] {
+        let Cast {
+            mut world, m, c, ..
+        } = cast();
+        world.store_more(m, c);
+        for fake in world.servers.values_mut() {
+            fake.behaviour = Behaviour::Goes;
+        }
+        world.kill(m);
+        let ordered = |world: &World| -> Vec<(u32, u32)> {
+            let orders = world.servers.values().flat_map(|fake| &fake.recoveries);
+            let own = orders.filter(|order| order.master == m);
+            own.map(|order| (order.end.length, order.attempt)).collect()
+        };
+        world.until("replayed", |world| !ordered(world).is_empty());
+        let before = ordered(&world);
+        for fake in world.servers.values_mut() {
+            fake.replicas
+                .retain(|(info, _)| info.master != m || info.length != before[0].0);
+            fake.behaviour = Behaviour::Cannot("no backup has the end".into());
+        }
+        if new_leader {
+            world.another_leader();
+        }
+        world.ends.remove(&m);
+        world.until("planned anew", |world| {
+            ordered(world).iter().any(|order| order.0 < before[0].0)
+        });
+        for fake in world.servers.values_mut() {
+            fake.behaviour = Behaviour::Recovers;
+        }
+        world.until("recovered", |world| {
+            world.all_served() && world.is_recovered(m)
+        });
+        let tried = before.iter().map(|order| order.1).max();
+        let shorter = ordered(&world);
+        let mut shorter = shorter.iter().filter(|order| order.0 < before[0].0);
+        assert!(
+            shorter.all(|order| Some(order.1) > tried),
+            "tries of the old plan are over"
+        );
+    }
+}
+
+#[test]
 fn who_cannot_replay_for_another_reason_lacks_nothing() {
     let (mut world, m, _) = being_replayed();
     for fake in world.servers.values_mut() {

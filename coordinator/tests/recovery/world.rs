@@ -485,6 +485,30 @@ impl World {
             fake.replicas.push((info, head.clone()));
         }
     }
+
+    /// `backup` has the next entry of the log's head, which the others lack.
+    pub(crate) fn store_more(&mut self, master: ServerId, backup: ServerId) {
+        let state = self.core.state();
+        let log = Log {
+            cluster: state.constants().unwrap().cluster,
+            master,
+            key: state.servers().by_id(master).unwrap().key,
+        };
+        let fake = self.servers.get_mut(&backup).unwrap();
+        let own = |(info, _): &&mut (ReplicaInfo, Vec<u8>)| {
+            info.master == master && info.segment == SegmentId(6)
+        };
+        let (info, bytes) = fake.replicas.iter_mut().find(own).unwrap();
+        append(bytes, &NewEntry::SafeVersion(Version(8)));
+        let claim = log.open(6, bytes.len());
+        *info = log.info(6, bytes.len(), false, log.certify(&claim, bytes));
+    }
+}
+
+fn append(bytes: &mut Vec<u8>, entry: &NewEntry<'_>) {
+    let start = bytes.len();
+    bytes.resize(start + entry.encoded_len(), 0);
+    entry.write(&mut bytes[start..]);
 }
 
 struct Log {
@@ -515,9 +539,7 @@ impl Log {
         ];
         let mut bytes = Vec::new();
         for entry in entries {
-            let start = bytes.len();
-            bytes.resize(start + entry.encoded_len(), 0);
-            entry.write(&mut bytes[start..]);
+            append(&mut bytes, &entry);
         }
         bytes
     }

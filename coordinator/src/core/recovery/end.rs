@@ -7,7 +7,10 @@
 //! 2. Nothing is believed of a replica's contents but under a certificate that fits.
 //! 3. There is an end only if every segment that its digest names is there, closed, as the digest
 //!    says.
-//! 4. What an operator gave up is the only exception, and counts only if it is all that is missing,
+//! 4. The end is the longest replica of the last head, open or closed: one that was brought back from
+//!    earlier takes nothing away while an honest one is there. Everything that was acknowledged is in
+//!    every honest one, so that another may become the end while the longest is not there.
+//! 5. What an operator gave up is the only exception, and counts only if it is all that is missing,
 //!    and, without a head that counts, if everybody who may have one is asserted dead (SAFETY 19).
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,7 +39,7 @@ pub(super) struct Dead {
     pub(super) epochs: BTreeMap<SegmentId, ReplicationEpoch>,
     /// What an operator has given up.
     pub(super) accepted: Option<Loss>,
-    /// The end, if that is decided: what is lost since can only be given up.
+    /// The end, if that is decided: it stays while somebody holds it.
     pub(super) decided: Option<LogEnd>,
 }
 
@@ -173,12 +176,16 @@ impl Held {
 impl Finder {
     /// The next step, given all that every living backup shows.
     pub(super) fn step(&self, dead: &Dead, shown: &[Held], gone: &Gone) -> Step {
-        if let Some(end) = &dead.decided {
-            return self.check(dead, end, shown, gone);
-        }
+        let decided = dead.decided.as_ref();
+        let still = decided.and_then(|end| self.check(dead, end, shown, gone));
+        still.unwrap_or_else(|| self.choose(dead, shown, gone))
+    }
+
+    /// An end that nothing is decided about.
+    fn choose(&self, dead: &Dead, shown: &[Held], gone: &Gone) -> Step {
         let mut heads: BTreeMap<SegmentId, Vec<&Held>> = BTreeMap::new();
         for held in shown.iter().filter(|held| dead.counts(held)) {
-            if !self.is_aside(held) && self.may_have_digest(&held.replica) {
+            if self.may_be_proved(held) {
                 heads.entry(held.replica.segment).or_default().push(held);
             }
         }
@@ -188,11 +195,11 @@ impl Finder {
         let mut last = oldest;
         // With one open head there is nothing to choose.
         for (&segment, replicas) in heads.iter().skip(1).rev() {
-            let Some(longest) = replicas.iter().max_by_key(|held| held.replica.length) else {
+            let Some(longest) = longest(replicas.iter().copied()) else {
                 continue;
             };
             match self.facts.get(&proved(&longest.replica)) {
-                None => return Step::Read(**longest),
+                None => return Step::Read(*longest),
                 Some(facts) if facts.active => {
                     last = segment;
                     break;
@@ -200,14 +207,18 @@ impl Finder {
                 Some(_) => {}
             }
         }
-        let replicas = heads.get(&last).into_iter().flatten();
-        let Some(shortest) = replicas.min_by_key(|held| held.replica.length) else {
+        let open = heads.remove(&last).into_iter().flatten();
+        let closed = shown.iter().filter(|held| {
+            let replica = &held.replica;
+            replica.segment == last && is_closed_head(replica) && self.may_be_proved(held)
+        });
+        let Some(longest) = longest(open.chain(closed)) else {
             return self.without_head(dead, shown, gone);
         };
-        match self.facts.get(&proved(&shortest.replica)) {
-            None => Step::Read(**shortest),
+        match self.facts.get(&proved(&longest.replica)) {
+            None => Step::Read(*longest),
             Some(facts) => {
-                let last = Some((&shortest.replica, facts));
+                let last = Some((&longest.replica, facts));
                 self.complete(dead, last, shown, gone, None)
             }
         }
@@ -245,6 +256,11 @@ impl Finder {
         }
     }
 
+    /// Nothing that was read is believed any more. What was set aside stays so.
+    pub(super) fn read_again(&mut self) {
+        self.facts.clear();
+    }
+
     /// The replicas that were set aside.
     pub(super) fn aside(&self) -> impl Iterator<Item = (ServerId, SegmentId)> + '_ {
         self.aside.keys().copied()
@@ -255,6 +271,10 @@ impl Finder {
         known == Some(&proved(&held.replica))
     }
 
+    fn may_be_proved(&self, held: &Held) -> bool {
+        !self.is_aside(held) && self.may_have_digest(&held.replica)
+    }
+
     /// A head is open on all its backups, digest and all, before anything depends on it. One that is
     /// not proves nothing.
     fn may_have_digest(&self, replica: &ReplicaInfo) -> bool {
@@ -262,10 +282,10 @@ impl Finder {
         facts.is_none_or(|facts| facts.digest.is_some())
     }
 
-    /// Whether all of a log is still there whose end is decided.
-    fn check(&self, dead: &Dead, end: &LogEnd, shown: &[Held], gone: &Gone) -> Step {
+    /// Whether all of a log is still there whose end is decided; `None` if nobody holds that end.
+    fn check(&self, dead: &Dead, end: &LogEnd, shown: &[Held], gone: &Gone) -> Option<Step> {
         if *end == LogEnd::NOTHING {
-            return Step::Found(found(*end, &[]));
+            return Some(Step::Found(found(*end, &[])));
         }
         let is_end = |held: &&Held| {
             let replica = &held.replica;
@@ -278,13 +298,17 @@ impl Finder {
                 && self.may_have_digest(replica)
         };
         let mut copies = shown.iter().filter(|held| !self.is_aside(held));
-        let Some(held) = copies.find(is_end) else {
-            return self.without_head(dead, shown, gone);
-        };
-        match self.facts.get(&proved(&held.replica)) {
+        let held = copies.find(is_end)?;
+        Some(match self.facts.get(&proved(&held.replica)) {
             None => Step::Read(*held),
-            Some(facts) => self.complete(dead, Some((&held.replica, facts)), shown, gone, None),
-        }
+            Some(facts) => {
+                match self.complete(dead, Some((&held.replica, facts)), shown, gone, None) {
+                    // This copy may be longer.
+                    Step::Found(Found { bytes, .. }) => Step::Found(Found { end: *end, bytes }),
+                    step => step,
+                }
+            }
+        })
     }
 
     /// No head counts: what was written last is lost, unless a backup comes back. What is left then
@@ -294,8 +318,7 @@ impl Finder {
             let replica = &held.replica;
             replica.kind == SegmentKind::Head
                 && replica.certificate.is_some()
-                && !self.is_aside(held)
-                && self.may_have_digest(replica)
+                && self.may_be_proved(held)
         });
         let rank = |held: &&Held| {
             let ReplicaInfo {
@@ -387,6 +410,15 @@ impl Finder {
         }
         why
     }
+}
+
+fn is_closed_head(replica: &ReplicaInfo) -> bool {
+    replica.closed && replica.kind == SegmentKind::Head && replica.certificate.is_some()
+}
+
+/// The one with the most bytes; of several, an open one, under whose certificate others serve, too.
+fn longest<'a>(replicas: impl Iterator<Item = &'a Held>) -> Option<&'a Held> {
+    replicas.max_by_key(|held| (held.replica.length, !held.replica.closed))
 }
 
 fn as_named(replica: &ReplicaInfo) -> (SegmentId, u32, [u8; 32]) {

@@ -221,16 +221,59 @@ fn log() -> (Segment, Segment, Segment) {
 }
 
 #[test]
-fn the_shortest_replica_of_the_head_is_the_end() {
+fn the_longest_replica_of_the_head_is_the_end() {
     let (s0, s1, _) = log();
-    let short = s1.open(B, 1, 2);
-    let stored = [s1.open(A, 1, 0), short.clone(), s0.closed(A)];
+    let long = s1.open(B, 1, 0);
+    let stored = [s1.open(A, 1, 2), long.clone(), s0.closed(A)];
     let (found, read) = search(&dead(), &stored);
     let found = found.unwrap();
-    assert_eq!(found.end.certificate, short.held.replica.certificate);
+    assert_eq!(found.end.certificate, long.held.replica.certificate);
     assert_eq!(found.end.epoch, ReplicationEpoch(1));
-    assert_eq!(found.bytes as usize, short.bytes.len() + s0.bytes.len());
+    assert_eq!(found.bytes as usize, long.bytes.len() + s0.bytes.len());
     assert_eq!(read, [B], "one head is read once");
+}
+
+#[test]
+fn an_old_shorter_valid_copy_takes_nothing_away() {
+    // A brought back what it had before the last entries were acknowledged.
+    let (s0, s1, s2) = log();
+    let old = s1.open(A, 1, 3);
+    let honest = s1.open(B, 1, 0);
+    assert_eq!(
+        end(&dead(), &[old.clone(), honest.clone(), s0.closed(A)]),
+        is(&honest)
+    );
+    // B has closed it meanwhile: so it ends as it was closed, and the next head was not active.
+    let closed = s1.closed(B);
+    let stored = [old.clone(), closed.clone(), s2.open(C, 1, 0), s0.closed(A)];
+    let (found, _) = search(&dead(), &stored);
+    let found = found.unwrap();
+    assert_eq!(found.end.certificate, closed.held.replica.certificate);
+    assert!(found.end.is_closed());
+    // Damaged ones are longest in vain.
+    let bad = closed.damaged();
+    assert_eq!(end(&dead(), &[old.clone(), bad, s0.closed(A)]), is(&old));
+}
+
+#[test]
+fn a_decided_end_stays_while_somebody_holds_it_and_is_replaced_only_by_one_that_is_proved() {
+    let (s0, s1, _) = log();
+    let (long, short) = (s1.open(A, 1, 0), s1.open(B, 1, 2));
+    let all = [long.clone(), short.clone(), s0.closed(B)];
+    let (found, _) = search(&dead(), &all);
+    let end_of = |found: Result<Found, String>| found.unwrap().end;
+    let decided = |end| Dead {
+        decided: Some(end),
+        ..dead()
+    };
+    let first = end_of(found);
+    assert_eq!(first.length, long.held.replica.length);
+    assert_eq!(end_of(search(&decided(first), &all).0), first);
+    let second = end_of(search(&decided(first), &all[1..]).0);
+    assert_eq!(second.length, short.held.replica.length);
+    // Who was away is back, with more than is decided: that stays.
+    assert_eq!(end_of(search(&decided(second), &all).0), second);
+    assert!(search(&decided(first), &all[2..]).0.is_err());
 }
 
 #[test]
@@ -267,18 +310,18 @@ fn an_active_head_beats_every_older_open_one() {
 }
 
 #[test]
-fn the_active_mark_of_one_replica_counts_for_a_shorter_one() {
+fn one_replica_with_the_active_mark_is_enough() {
     let (s0, s1, s2) = log();
     let s2 = s2.active(S1);
-    let unmarked = s2.open(C, 1, 1);
+    let marked = s2.open(D, 1, 0);
     let stored = [
         s1.open(A, 1, 2),
         s1.closed(B),
-        unmarked.clone(),
-        s2.open(D, 1, 0),
+        s2.open(C, 1, 1),
+        marked.clone(),
         s0.closed(B),
     ];
-    assert_eq!(end(&dead(), &stored), is(&unmarked));
+    assert_eq!(end(&dead(), &stored), is(&marked));
 }
 
 #[test]
@@ -336,9 +379,12 @@ fn a_replica_of_an_epoch_below_the_recorded_one_does_not_count() {
         s1.open(C, 2, 1),
         s0.closed(B),
     ];
-    assert_eq!(end(&recorded(S1, 2), &stored), is(&stored[2]));
+    assert_eq!(end(&recorded(S1, 2), &stored), is(&stored[1]));
     // A change that was not recorded before M died: both sets have all that was acknowledged.
-    assert_eq!(end(&recorded(S1, 1), &stored[1..]), is(&stored[2]));
+    assert_eq!(end(&recorded(S1, 1), &stored[1..]), is(&stored[1]));
+    // Whatever is longer.
+    let longer = [s1.open(A, 1, 0), s1.open(C, 2, 1), s0.closed(B)];
+    assert_eq!(end(&recorded(S1, 2), &longer), is(&longer[1]));
     let (found, _) = search(&recorded(S1, 2), &stored[..1]);
     assert!(found.unwrap_err().contains("outdated"));
 }
@@ -382,8 +428,8 @@ fn what_was_written_before_a_reboot_is_no_evidence_for_the_end() {
 fn a_replica_whose_certificate_does_not_fit_is_set_aside() {
     // 16: the next copy is read.
     let (s0, s1, _) = log();
-    let bad = s1.open(A, 1, 2).damaged();
-    let good = s1.open(B, 1, 0);
+    let bad = s1.open(A, 1, 0).damaged();
+    let good = s1.open(B, 1, 2);
     let stored = [bad, good.clone(), s0.closed(B)];
     let (found, read) = search(&dead(), &stored);
     assert_eq!(found.unwrap().end.length as usize, good.bytes.len());
