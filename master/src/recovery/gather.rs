@@ -102,6 +102,8 @@ pub(super) struct Gather {
     bytes: usize,
     replayed: (u32, u64),
     finishing: bool,
+    /// Memory of segments that are replayed: at most as much as was ever in use.
+    spare: Vec<Vec<u8>>,
     bad: Vec<BadReplica>,
 }
 
@@ -126,6 +128,7 @@ impl Gather {
             bytes: 0,
             replayed: (0, 0),
             finishing: false,
+            spare: Vec::new(),
             bad: Vec::new(),
         }
     }
@@ -274,16 +277,23 @@ impl Gather {
         if let Some(backup) = self.inventory.backups.get_mut(&from) {
             backup.fetches += 1;
         }
+        let contents = self.memory(length as usize);
         self.fetches.push(Fetch {
             segment,
             from,
             kind,
             length,
             certificate,
-            contents: Vec::with_capacity(length as usize),
+            contents,
             asked: false,
         });
         true
+    }
+
+    fn memory(&mut self, length: usize) -> Vec<u8> {
+        let mut memory = self.spare.pop().unwrap_or_default();
+        memory.reserve_exact(length);
+        memory
     }
 
     fn set_taken(&mut self, segment: SegmentId, taken: bool) {
@@ -478,8 +488,10 @@ impl Gather {
         }
     }
 
-    /// The replayer is done with a segment.
-    pub(super) fn handle_replayed(&mut self, segment: SegmentId) {
+    /// The replayer is done with a segment, and gives its memory back.
+    pub(super) fn handle_replayed(&mut self, segment: SegmentId, mut memory: Vec<u8>) {
+        memory.clear();
+        self.spare.push(memory);
         if let Some(done) = self.needed.remove(&segment) {
             self.bytes -= done.length as usize;
             self.replayed.0 += 1;

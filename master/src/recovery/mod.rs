@@ -278,8 +278,8 @@ impl Recoveries {
                 tracing::info!(segments = items.len(), "the end is proved");
                 active.gather.handle_digest(items)
             }
-            Outcome::Replayed(segment) => {
-                active.gather.handle_replayed(segment);
+            Outcome::Replayed { segment, memory } => {
+                active.gather.handle_replayed(segment, memory);
                 Ok(())
             }
             Outcome::Bad { segment, from } => {
