@@ -8,11 +8,14 @@
 //! 4. Recovery is answered only once the master can hold no lease granted here (SAFETY 5).
 //! 5. A replica from before a restart stays as it is until its master has completed a new copy here
 //!    or has freed it.
+//! 6. One of so many frames is kept for recovery: it is taken only while replicas of a fenced master are
+//!    here (SAFETY 24).
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
 use ramkeep_wire::coordinator::BackupStats;
+use ramkeep_wire::limits::KEPT_OF_FRAMES;
 use ramkeep_wire::replicate::{Replicate, ReplicateAck, ReplicateStatus, flags};
 use ramkeep_wire::{BootId, ClusterId, Micros, ReplicationEpoch, SegmentId, ServerId};
 
@@ -166,6 +169,7 @@ impl<S: FrameStore> Backup<S> {
             frames: self.frames.geometry().frames(),
             used: used as u32,
             inherited: self.inherited.len() as u32,
+            damaged: self.damaged,
         }
     }
 
@@ -173,6 +177,16 @@ impl<S: FrameStore> Backup<S> {
     #[must_use]
     pub fn free_frames(&self) -> usize {
         self.frames.free_count()
+    }
+
+    /// Frames that are not given out now: those kept for recovery, unless something is left here that
+    /// a recovery needs (SAFETY 24).
+    fn kept_frames(&self) -> usize {
+        let mut held = self.masters_held().into_iter();
+        if held.any(|master| self.masters.is_fenced(master)) {
+            return 0;
+        }
+        self.frames.geometry().frames() as usize / KEPT_OF_FRAMES
     }
 
     /// Where the bytes are.
@@ -241,9 +255,16 @@ impl<S: FrameStore> Backup<S> {
         message: &Replicate<'_>,
         ack: &mut ReplicateAck,
     ) -> ReplicateStatus {
+        let kept = match self.replicas.contains_key(&name) {
+            true => 0,
+            false => self.kept_frames(),
+        };
         let replica = match self.replicas.entry(name) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(_) if !message.has(flags::OPEN) => return ReplicateStatus::Unknown,
+            Entry::Vacant(_) if self.frames.free_count() <= kept => {
+                return ReplicateStatus::NoFrame;
+            }
             Entry::Vacant(vacant) => {
                 let Some(frame) = self.frames.take() else {
                     return ReplicateStatus::NoFrame;

@@ -8,8 +8,8 @@
 
 use std::collections::BTreeSet;
 
-use ramkeep_wire::ServerId;
 use ramkeep_wire::coordinator::{ServerEntry, ServerList, ServerState};
+use ramkeep_wire::{SegmentId, ServerId};
 
 use crate::core::Backup;
 use crate::store::FrameStore;
@@ -38,8 +38,22 @@ impl<S: FrameStore> Backup<S> {
         }
     }
 
-    fn masters_held(&self) -> BTreeSet<ServerId> {
-        let names = self.replicas.keys().chain(self.inherited.keys());
-        names.map(|(master, _)| *master).collect()
+    /// The masters of which replicas are here.
+    pub(crate) fn masters_held(&self) -> BTreeSet<ServerId> {
+        let mut held = BTreeSet::new();
+        let mut next = Some(ServerId(0));
+        // From one master to the next: there are few of them, and many replicas.
+        while let Some(from) = next {
+            let after = (from, SegmentId(0))..;
+            let fresh = self.replicas.range(after.clone()).next();
+            let old = self.inherited.range(after).next();
+            let names = fresh.map(|(name, _)| name.0).into_iter();
+            let first = names.chain(old.map(|(name, _)| name.0)).min();
+            held.extend(first);
+            next = first
+                .and_then(|master| master.0.checked_add(1))
+                .map(ServerId);
+        }
+        held
     }
 }

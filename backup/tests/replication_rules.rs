@@ -4,6 +4,7 @@
 mod common;
 
 use common::*;
+use ramkeep_wire::limits::KEPT_OF_FRAMES;
 use ramkeep_wire::replicate::ReplicateStatus::{self, *};
 use ramkeep_wire::replicate::{Replicate, ReplicateAck, flags};
 use ramkeep_wire::*;
@@ -56,6 +57,33 @@ fn without_a_free_frame_no_replica_opens_and_others_go_on() {
     assert_eq!(send(&mut backup, &second, 0, OPEN).status, NoFrame);
     first.grow(10);
     assert_eq!(send(&mut backup, &first, 10, MORE).status, Done);
+}
+
+#[test]
+fn some_frames_are_kept_until_a_recovery_needs_them() {
+    const FRAMES: u32 = 8;
+    let mut backup = backup(FRAMES);
+    let opens = |backup: &mut Memory, master, id| {
+        let mut segment = Segment::new(master, id);
+        segment.grow(10);
+        send(backup, &segment, 0, OPEN).status
+    };
+    let dead = ServerId(6);
+    assert_eq!(opens(&mut backup, dead, 1), Done);
+    let kept = u64::from(FRAMES) / KEPT_OF_FRAMES as u64;
+    let free = u64::from(FRAMES) - kept;
+    for id in 2..=free {
+        assert_eq!(opens(&mut backup, MASTER, id), Done, "{id}");
+    }
+    assert_eq!(opens(&mut backup, MASTER, 20), NoFrame);
+    // A copy of the dead master's log needs them, as long as its replicas are here.
+    backup.fence(dead);
+    assert_eq!(opens(&mut backup, MASTER, 20), Done);
+    backup.free_master(dead);
+    assert_eq!(opens(&mut backup, MASTER, 21), NoFrame);
+    let mut known = Segment::new(MASTER, 20);
+    known.grow(30);
+    assert_eq!(send(&mut backup, &known, 10, MORE).status, Done);
 }
 
 #[test]

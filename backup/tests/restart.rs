@@ -248,7 +248,7 @@ fn an_inventory_comes_in_pages_that_miss_and_repeat_nothing() {
     use ramkeep_wire::limits::MAX_INVENTORY;
     let total = MAX_INVENTORY as u64 + 10;
     let mut running = {
-        let mut store = MemoryStore::new(Geometry::new(total as u32 + 5, 4096).unwrap());
+        let mut store = MemoryStore::new(Geometry::new(2 * total as u32, 4096).unwrap());
         ramkeep_backup::Frames::format(&mut store, BOOT).unwrap();
         Backup::open(store, BOOT, Micros(0)).unwrap()
     };

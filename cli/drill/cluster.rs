@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use ramkeep_rpc::PollMode;
 use ramkeep_wire::coordinator::{ClusterStatus, ServerReport, ServerState};
 use rustix::process::Signal;
+use tokio::task::JoinSet;
 
 use super::asking::{ASK_EVERY, Led, first_led};
 use super::values::Random;
@@ -125,6 +126,29 @@ impl Cluster {
         Ok(id)
     }
 
+    /// Kills every process: all are told before the first is waited for.
+    pub(super) async fn kill_everything(&mut self) -> Result<(), Failure> {
+        let all = || self.servers.iter().chain(&self.coordinators);
+        for member in all() {
+            member.signal(Signal::KILL)?;
+        }
+        let ids = self.servers.iter().map(|server| server.announcement.id);
+        self.gone.extend(ids);
+        for member in self.servers.iter_mut().chain(&mut self.coordinators) {
+            member.kill().await?;
+        }
+        Ok(())
+    }
+
+    /// Starts everything again as it was, all at the same time.
+    pub(super) async fn restart_everything(&mut self) -> Result<(), Failure> {
+        let coordinators = std::mem::take(&mut self.coordinators);
+        self.coordinators = restart_all(coordinators, &[]).await?;
+        let servers = std::mem::take(&mut self.servers);
+        self.servers = restart_all(servers, &self.addresses).await?;
+        Ok(())
+    }
+
     /// What the leader says.
     pub(super) async fn led(&self) -> Result<Led, Failure> {
         let led = first_led(&self.addresses, PATIENCE).await?;
@@ -195,6 +219,27 @@ impl Cluster {
         })
         .await
     }
+}
+
+/// In the order in which they came.
+async fn restart_all(
+    members: Vec<Member>,
+    coordinators: &[String],
+) -> Result<Vec<Member>, Failure> {
+    let mut starting = JoinSet::new();
+    for (at, mut member) in members.into_iter().enumerate() {
+        let coordinators = coordinators.to_vec();
+        starting.spawn(async move {
+            let started = member.restart(&coordinators).await;
+            started.map(|()| (at, member))
+        });
+    }
+    let mut members = Vec::new();
+    while let Some(started) = starting.join_next().await {
+        members.push(started.map_err(Failure::new)??);
+    }
+    members.sort_unstable_by_key(|(at, _)| *at);
+    Ok(members.into_iter().map(|(_, member)| member).collect())
 }
 
 impl Member {

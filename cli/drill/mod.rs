@@ -9,6 +9,7 @@
 mod asking;
 mod background;
 mod cluster;
+mod cold;
 mod coordinator;
 mod counts;
 mod crash;
@@ -39,6 +40,8 @@ use timeline::Timeline;
 pub(crate) enum DrillArgs {
     /// Kill servers, and see their tablets served by others with nothing lost
     Crash(crash::CrashArgs),
+    /// Kill everything at once, and see it all come back from frames and journals
+    Cold(cold::ColdArgs),
     /// Kill the leading coordinator, again and again, while tables are made and dropped
     Coordinator(coordinator::CoordinatorArgs),
     /// Stop a server beyond its lease, and wake it when it is fenced
@@ -110,6 +113,7 @@ pub(crate) fn run(args: &DrillArgs, global: &Global) -> Result<(), Failure> {
         let drill = async {
             match args {
                 DrillArgs::Crash(args) => args.run(global, timeline).await,
+                DrillArgs::Cold(args) => args.run(global, timeline).await,
                 DrillArgs::Coordinator(args) => args.run(global, timeline).await,
                 DrillArgs::Pause(args) => args.run(global, timeline).await,
                 DrillArgs::Outage(args) => args.run(global, timeline).await,

@@ -9,10 +9,12 @@ use crate::failure::Failure;
 use crate::output::Output;
 
 /// Counts of the summary that spoil a drill.
-const MUST_BE_NONE: [&str; 9] = [
+const MUST_BE_NONE: [&str; 11] = [
     "lost_writes",
     "stale_reads",
     "wrong_values",
+    "revived_objects",
+    "versions_back",
     "failed_operations",
     "metadata_applied_twice",
     "metadata_lost",

@@ -83,6 +83,7 @@ impl Inner {
             floor: None,
             master: None,
             backup: self.backup.as_ref().map(BackupService::stats),
+            damaged: Vec::new(),
             resident: resident::bytes(),
         }
     }
@@ -109,7 +110,7 @@ impl Inner {
                 self.take_list(&mut seen, list);
                 OrderReply::Done
             }
-            Command::TakeTablets(_) => OrderReply::NotReady,
+            Command::TakeTablets(_) | Command::TakeRecovered(_) => OrderReply::NotReady,
             Command::Recover(_) => OrderReply::CannotRecover("there is no master here".into()),
         }
     }

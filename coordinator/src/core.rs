@@ -14,6 +14,7 @@
 //! 4. A new leader starts all timers afresh (SAFETY 8).
 
 mod backlog;
+mod damaged;
 mod decided;
 mod detector;
 mod duties;
@@ -41,6 +42,7 @@ use crate::entropy::Entropy;
 use crate::limits::PAUSE_SEEN;
 use crate::state::State;
 use backlog::Backlog;
+use damaged::Damaged;
 use detector::Watch;
 use duties::Duties;
 use recovery::Recoveries;
@@ -225,6 +227,7 @@ pub struct Coordinator {
     leases_checked: Micros,
     duties: Duties,
     recoveries: Recoveries,
+    damaged: Damaged,
     waiting: Waiting,
     replacing: Vec<Replacing>,
     /// The versions of servers, tables and recoveries that were followed last.
@@ -271,6 +274,7 @@ impl Coordinator {
             leases_checked: now,
             duties: Duties::default(),
             recoveries: Recoveries::default(),
+            damaged: Damaged::default(),
             waiting: Waiting::default(),
             replacing: Vec::new(),
             followed: NOTHING_FOLLOWED,
@@ -508,6 +512,13 @@ impl Coordinator {
                 let tables: Vec<TableId> = grants.iter().map(|grant| grant.table).collect();
                 let taken = grants.iter().copied().zip(positions).collect();
                 self.propose_taken(server, &tables, taken);
+            }
+            (OrderCommand::TakeRecovered(recovered), OrderReply::Taken(positions))
+                if recovered.len() == positions.len() =>
+            {
+                let tables: Vec<TableId> = recovered.iter().map(|one| one.range.table).collect();
+                let ranges = recovered.iter().map(|one| one.range);
+                self.propose_taken(server, &tables, ranges.zip(positions).collect());
             }
             (OrderCommand::DropTable(table), OrderReply::Done) => {
                 self.duties.done(server, duties::Duty::Drop(*table));

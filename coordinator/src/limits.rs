@@ -92,6 +92,9 @@ pub const RECOVER_SOON: u32 = 4;
 pub const ASK_AGAIN: Duration = Duration::from_millis(300);
 /// Until a backup that was not reached, or that is not ready to answer, is asked again.
 pub const ASK_SOON: Duration = Duration::from_millis(50);
+/// How long a recovery may wait for masters that are joining, so that after a start of everything not
+/// the first of them gets all.
+pub const JOIN_WAIT: Duration = Duration::from_millis(500);
 /// How long a request waits for owners to confirm before it is refused.
 pub const WAIT_MOST: Duration = Duration::from_secs(30);
 

@@ -103,6 +103,9 @@ impl Session for FakeServer {
                 OrderCommand::TakeTablets(grants) => {
                     OrderReply::Taken(grants.iter().map(|_| LogPosition(9)).collect())
                 }
+                OrderCommand::TakeRecovered(recovered) => {
+                    OrderReply::Taken(recovered.iter().map(|one| one.takeover).collect())
+                }
                 OrderCommand::Probe => {
                     self.probes.fetch_add(1, Ordering::Relaxed);
                     OrderReply::Done
@@ -241,6 +244,7 @@ async fn beat(caller: &Caller, server: ServerId) -> Answer {
         floor: None,
         master: None,
         backup: None,
+        damaged: Vec::new(),
         resident: 0,
     };
     ask(caller, &Request::Heartbeat(heartbeat)).await.answer

@@ -21,13 +21,15 @@ use ramkeep_wire::coordinator::{
 };
 use ramkeep_wire::order::{Command, Order, OrderReply, Recovery, TabletGrant};
 use ramkeep_wire::replicate::{Replicate, ReplicateAck};
-use ramkeep_wire::{Ballot, ClusterId, ListVersion, Micros, ReplicationEpoch, SegmentId, ServerId};
+use ramkeep_wire::{
+    Ballot, ClusterId, ListVersion, LogPosition, Micros, ReplicationEpoch, SegmentId, ServerId,
+};
 
 use crate::lease::LeaseEnd;
 use crate::recovery::Recoveries;
 use crate::replication::lease::{RENEWALS_PER_LEASE, SUSPECT_EIGHTHS};
 use crate::replication::{AckEffect, Config, LogSegment, Output, ReplicatedLog, Replication};
-use crate::store::{Gate, Log, MasterLease, Store, StoreConfig, StoreError};
+use crate::store::{Gate, Log, MasterLease, NotTaken, Store, StoreConfig, StoreError};
 
 /// How long after a coordinator could not be asked it is asked again.
 const RETRY_REQUEST: Duration = Duration::from_millis(20);
@@ -307,7 +309,12 @@ impl Master {
                 self.take_list(&mut control, list);
                 OrderReply::Done
             }
-            Command::TakeTablets(grants) => self.take_tablets(&control, &grants),
+            Command::TakeTablets(grants) => {
+                self.take_tablets(&control, || self.store.take_tablets(&grants))
+            }
+            Command::TakeRecovered(recovered) => {
+                self.take_tablets(&control, || self.store.take_recovered(&recovered))
+            }
             Command::Recover(order) => self.recover(&control, order),
             Command::DropTable(table) => {
                 // Nothing was served of it if the order came before.
@@ -330,14 +337,18 @@ impl Master {
         self.recoveries.lock()
     }
 
-    fn take_tablets(&self, control: &Control, grants: &[TabletGrant]) -> OrderReply {
+    fn take_tablets(
+        &self,
+        control: &Control,
+        take: impl FnOnce() -> Result<Vec<LogPosition>, NotTaken>,
+    ) -> OrderReply {
         if self.is_fenced() || !control.replication.ready() {
             return OrderReply::NotReady;
         }
-        match self.store.take_tablets(grants) {
+        match take() {
             Ok(positions) => OrderReply::Taken(positions),
-            Err(overlap) => {
-                tracing::error!(%overlap, "tablets were granted that overlap others");
+            Err(why) => {
+                tracing::error!(%why, "tablets were given that can't be taken");
                 OrderReply::NotReady
             }
         }
@@ -458,6 +469,7 @@ impl Master {
     /// The report to send now.
     #[must_use]
     pub fn heartbeat(&self) -> Heartbeat {
+        let damaged = self.recoveries().bad_replicas();
         let control = self.control.lock();
         Heartbeat {
             server: self.config.me,
@@ -466,6 +478,7 @@ impl Master {
             floor: control.replication.floor(),
             master: Some(self.stats_with(&control)),
             backup: None,
+            damaged,
             resident: 0,
         }
     }

@@ -411,7 +411,7 @@ pub fn note_recovered(world: &mut World) {
             })
         })
     };
-    if masters::unrecovered(world) > 0 {
+    if masters::dead_with_tablets(world) > 0 {
         return;
     }
     let mut wiped = std::mem::take(&mut world.wiped);

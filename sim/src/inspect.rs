@@ -87,10 +87,11 @@ pub fn shortfall(state: &State, master: ServerId) -> usize {
         .unwrap_or(0)
 }
 
-/// The tablets that a master owns, or owned when it died.
+/// The tablets that a master owns, or owned when it died; those of dropped tables are nobody's.
 #[must_use]
 pub fn tablets(state: &State, owner: ServerId) -> Vec<(TableId, KeyHash, KeyHash)> {
     (state.tables().iter())
+        .filter(|record| record.dropping.is_none())
         .flat_map(|record| &record.table.tablets)
         .filter(|tablet| tablet.owner == owner)
         .map(|tablet| (tablet.table, tablet.first, tablet.last))

@@ -76,6 +76,41 @@ fn the_tablets_of_a_killed_server_are_served_by_others_with_nothing_lost() {
     }
 }
 
+/// A write whose connection broke with the server comes back as one that may have been applied, and
+/// fails a drill; nothing else may.
+fn assert_only_uncertain(flags: &[&str]) -> Value {
+    let done = run(&[&["drill"], flags, &["--json"]].concat());
+    let report: Value = serde_json::from_str(&done.stdout()).unwrap();
+    assert_none(&report, &["lost_writes", "stale_reads", "wrong_values"]);
+    assert_eq!(report["failed_operations"], report["failed_uncertain"]);
+    let passed = report["failed_operations"] == 0;
+    assert_eq!(report["passed"], passed, "{report}");
+    assert_eq!(done.code(), if passed { 0 } else { 1 }, "{done:?}");
+    report
+}
+
+#[test]
+fn everything_killed_at_once_comes_back_with_nothing_lost() {
+    let report = assert_only_uncertain(&["cold", "--size", "8MiB"]);
+    assert_eq!(report["drill"], "cold");
+    assert_none(&report, &["revived_objects", "versions_back"]);
+    assert_some(
+        &report,
+        &["objects", "acknowledged_writes", "removed_objects"],
+    );
+    for field in ["restart_ms", "first_read_ms", "recover_ms"] {
+        assert!(report[field].as_f64() > Some(0.0), "{field} of {report}");
+    }
+}
+
+#[test]
+fn everything_killed_again_while_it_comes_back_loses_nothing_either() {
+    let flags = ["cold", "--size", "32MiB", "--kills", "3"];
+    let report = assert_only_uncertain(&[&flags[..], &["--during-recovery"]].concat());
+    assert_eq!(report["kills"], 3);
+    assert_none(&report, &["revived_objects", "versions_back"]);
+}
+
 #[test]
 fn a_server_that_was_stopped_beyond_its_lease_serves_nothing_when_it_wakes() {
     let report = drill(&["pause", "--seconds", "0"]);

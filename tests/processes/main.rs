@@ -6,6 +6,7 @@
 
 mod backups;
 mod cluster;
+mod cold;
 mod command_line;
 mod drills;
 mod harness;

@@ -178,6 +178,19 @@ pub struct BackupStats {
     pub used: u32,
     /// Of those, inherited from before a restart.
     pub inherited: u32,
+    /// Frames that were found torn or damaged when they were opened.
+    pub damaged: u32,
+}
+
+/// A replica that is not what it should be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct DamagedReplica {
+    /// Who holds it.
+    pub backup: ServerId,
+    /// Whose segment it is.
+    pub master: ServerId,
+    /// Which segment.
+    pub segment: SegmentId,
 }
 
 /// A server's regular report.
@@ -195,6 +208,10 @@ pub struct Heartbeat {
     pub master: Option<MasterStats>,
     /// Of its backup.
     pub backup: Option<BackupStats>,
+    /// Replicas that it found damaged since it started, at most
+    /// [`MAX_DAMAGED_REPORTED`](crate::limits::MAX_DAMAGED_REPORTED). Told again and again, so that a
+    /// new leader knows them, too.
+    pub damaged: Vec<DamagedReplica>,
     /// Resident memory of the process, bytes.
     pub resident: u64,
 }
@@ -349,6 +366,22 @@ pub struct CoordinatorReport {
     pub silent_us: Option<u64>,
 }
 
+/// When a recovery got how far: microseconds from when the leader began to see to it, which is when
+/// the crash was decided unless leaders changed. A step that was taken again counts the last time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecoveryMoments {
+    /// Every living backup refuses the master and has shown what it holds.
+    pub fenced_us: Option<u64>,
+    /// The end of the log is known, and all that its digest names is there.
+    pub end_us: Option<u64>,
+    /// The end and the partitions are decided.
+    pub planned_us: Option<u64>,
+    /// The last partition is replayed and durable.
+    pub replayed_us: Option<u64>,
+    /// The last partition's new owner is decided.
+    pub committed_us: Option<u64>,
+}
+
 /// How a recovery is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RecoveryReport {
@@ -363,6 +396,8 @@ pub struct RecoveryReport {
     pub tablets: u32,
     /// Since the leader began to see to it, microseconds.
     pub since_us: u64,
+    /// What came when.
+    pub moments: RecoveryMoments,
 }
 
 /// What a coordinator has counted since it started.
@@ -407,6 +442,10 @@ pub struct ClusterStatus {
     pub tables: Vec<Table>,
     /// Recoveries under way.
     pub recoveries: Vec<RecoveryReport>,
+    /// The last ones that this leader saw to the end, the newest last.
+    pub recovered: Vec<RecoveryReport>,
+    /// Replicas that were found damaged, as far as this leader knows, the last found last.
+    pub damaged: Vec<DamagedReplica>,
 }
 
 /// The coordinator's answer.

@@ -29,8 +29,13 @@ pub const MAX_SCAN_PAGE: usize = 256 << 10;
 pub const MAX_REPLICATE_BYTES: usize = MAX_GROUP;
 /// Replication messages in flight to one backup for one segment.
 pub const MAX_REPLICATES_IN_FLIGHT: usize = 8;
+/// Damaged replicas that a server reports, and that the coordinator shows.
+pub const MAX_DAMAGED_REPORTED: usize = 256;
 /// Replicas in one page of an inventory.
 pub const MAX_INVENTORY: usize = 4_096;
+/// Of a backup's frames one in so many is kept for recovery: a log is copied anew before its old
+/// replicas are freed.
+pub const KEPT_OF_FRAMES: usize = 4;
 /// Rates of two machines' clocks differ by less than one part in this many. The margin is on one
 /// side only: who granted a lease waits that much longer than the lease before it takes it for over
 /// (backups before they answer recovery, the coordinator before it takes a master for fenced). Who

@@ -46,6 +46,15 @@ pub struct LostTablet {
     pub takeover: LogPosition,
 }
 
+/// A tablet that this server has recovered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecoveredTablet {
+    /// The tablet.
+    pub range: TabletGrant,
+    /// Where this server's log stood when the replay of it began.
+    pub takeover: LogPosition,
+}
+
 /// One partition of a crashed master's tablets, for one recovery master.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recovery {
@@ -74,6 +83,9 @@ pub enum Command {
     UpdateServers(ServerList),
     /// Replay these tablets of a crashed master. Repeated to ask how far it is.
     Recover(Recovery),
+    /// Serve these tablets from now on, with what was replayed of them. Refused if the replay that
+    /// began there is not known any more: an empty tablet in its place would be a hole.
+    TakeRecovered(Vec<RecoveredTablet>),
 }
 
 /// An order.
@@ -90,7 +102,7 @@ pub struct Order {
 pub enum OrderReply {
     /// Done (again).
     Done,
-    /// To `TakeTablets`: where the log stood at takeover, in the order of the grants.
+    /// To `TakeTablets` and `TakeRecovered`: where the log stood at takeover, in the order of the grants.
     Taken(Vec<LogPosition>),
     /// Can't be done yet; the coordinator asks again.
     NotReady,

@@ -6,6 +6,7 @@ use ramkeep_wire::coordinator::{Answer, Refused};
 use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::{Ballot, ClusterId, postcards};
 
+use super::damaged::Damaged;
 use super::duties::Duties;
 use super::waiting::Wanted;
 use super::{Coordinator, NOTHING_FOLLOWED, Origin, Output, Replacing};
@@ -153,6 +154,7 @@ impl Coordinator {
         self.leases.clear();
         self.duties = Duties::default();
         self.recoveries.forget();
+        self.damaged = Damaged::default();
         self.followed = NOTHING_FOLLOWED;
         self.next_look = None;
         self.look = true;

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ramkeep_wire::coordinator::TabletState;
-use ramkeep_wire::order::{Command as OrderCommand, TabletGrant};
+use ramkeep_wire::order::{Command as OrderCommand, RecoveredTablet, TabletGrant};
 use ramkeep_wire::{ListVersion, Micros, ServerId, TableId};
 
 use super::recovery;
@@ -139,7 +139,12 @@ fn duties(
 pub(super) fn order(state: &State, server: ServerId, duty: Duty) -> Option<OrderCommand> {
     match duty {
         Duty::Take(table) => {
-            let grants: Vec<TabletGrant> = state.table(table)?.assigning(server).collect();
+            let record = state.table(table)?;
+            let recovered: Vec<RecoveredTablet> = record.recovered(server).collect();
+            if !recovered.is_empty() {
+                return Some(OrderCommand::TakeRecovered(recovered));
+            }
+            let grants: Vec<TabletGrant> = record.assigning(server).collect();
             (!grants.is_empty()).then_some(OrderCommand::TakeTablets(grants))
         }
         Duty::Drop(table) => Some(OrderCommand::DropTable(table)),

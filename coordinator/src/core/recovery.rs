@@ -11,16 +11,17 @@
 
 mod end;
 mod plan;
+mod planning;
 mod replay;
 mod report;
 mod search;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use ramkeep_wire::backup::{BackupRequest, BackupResponse};
-use ramkeep_wire::coordinator::{Heartbeat, Tablet, TabletState};
+use ramkeep_wire::coordinator::{DamagedReplica, Heartbeat, TabletState};
 use ramkeep_wire::order::TabletGrant;
-use ramkeep_wire::{BootId, ListVersion, Micros, ServerId, TableId};
+use ramkeep_wire::{BootId, ListVersion, Micros, ServerId};
 
 use super::detector::Watch;
 use super::{Coordinator, Origin, Output};
@@ -28,8 +29,9 @@ use crate::command::Command;
 use crate::limits::{ASK_AGAIN, ASK_SOON, MAX_ASKED, MAX_SEARCHES};
 use crate::state::State;
 use end::{Dead, Finder, Found, Gone};
-use plan::Candidate;
+use planning::{Allotted, Budget};
 use replay::Replay;
+use report::{Ended, Moments};
 use search::{Looked, Search};
 
 pub(super) use replay::{order, under_way};
@@ -44,12 +46,15 @@ pub(super) struct Recoveries {
     tokens: u64,
     /// The last reports of crashed masters.
     reports: BTreeMap<ServerId, Heartbeat>,
+    /// The last ones that came to their end.
+    ended: VecDeque<Ended>,
 }
 
 /// One recovery.
 #[derive(Debug)]
 struct Walk {
     since: Micros,
+    moments: Moments,
     /// Tablets that are not planned.
     down: usize,
     /// Tablets that wait for the log, planned or not.
@@ -62,6 +67,10 @@ struct Walk {
     proposed: usize,
     /// Why it can't go on.
     stuck: Option<String>,
+    /// What it waits for before it is planned.
+    waits: Option<String>,
+    /// What its plan takes, if this leader made it.
+    allotted: Option<Allotted>,
     /// Not before this.
     again: Micros,
     /// It waits for a backup to hear of the crash.
@@ -114,7 +123,10 @@ impl Recoveries {
             *down += usize::from(tablet.state == TabletState::Down);
             *lost += 1;
         }
-        self.walks.retain(|master, _| counts.contains_key(master));
+        let over = |master: &ServerId, _: &mut Walk| !counts.contains_key(master);
+        for (master, walk) in self.walks.extract_if(.., over) {
+            report::note_ended(&mut self.ended, now, master, &walk);
+        }
         self.reports.retain(|master, _| counts.contains_key(master));
         for (master, (down, lost)) in counts {
             let walk = self.walks.entry(master).or_insert_with(|| Walk::new(now));
@@ -123,7 +135,7 @@ impl Recoveries {
                 // A backup or a master may have come.
                 walk.again = walk.again.min(now);
             }
-            walk.follow(master, state);
+            walk.follow(now, master, state);
         }
     }
 
@@ -137,6 +149,7 @@ impl Walk {
     fn new(now: Micros) -> Self {
         Self {
             since: now,
+            moments: Moments::default(),
             down: 0,
             lost: 0,
             finder: Finder::default(),
@@ -145,6 +158,8 @@ impl Walk {
             found: None,
             proposed: 0,
             stuck: None,
+            waits: None,
+            allotted: None,
             again: now,
             unknown: false,
             replays: BTreeMap::new(),
@@ -152,7 +167,7 @@ impl Walk {
         }
     }
 
-    fn follow(&mut self, master: ServerId, state: &State) {
+    fn follow(&mut self, now: Micros, master: ServerId, state: &State) {
         let record = state.recoveries().by_master(master);
         let parts = record.map_or(&[][..], |record| &record.partitions);
         let mut old = std::mem::take(&mut self.replays);
@@ -162,6 +177,7 @@ impl Walk {
                 .insert(part.attempt, replay.unwrap_or_default());
         }
         if record.is_some() {
+            self.moments.planned.get_or_insert(now);
             self.search = None;
             self.stuck = None;
         }
@@ -205,31 +221,6 @@ impl View<'_> {
     fn is_known_crashed(&self, master: ServerId) -> bool {
         let found = self.state.servers().by_id(master);
         found.is_some_and(|dead| dead.crashed_in <= self.known)
-    }
-
-    /// The masters that can replay, the best first.
-    fn candidates(&self) -> Vec<Candidate> {
-        let mut busy: BTreeMap<ServerId, usize> = BTreeMap::new();
-        for (_, record) in self.state.recoveries().iter() {
-            for part in &record.partitions {
-                *busy.entry(part.by).or_default() += 1;
-            }
-        }
-        let servers = self.state.servers().iter();
-        let ready = servers.filter(|(_, server)| server.is_ready_master());
-        let mut all: Vec<_> = ready
-            .map(|(id, server)| {
-                let watch = self.watches.get(&id);
-                let stats = watch.and_then(|watch| watch.heartbeat.as_ref()?.master);
-                Candidate {
-                    server: id,
-                    free: stats.map_or(server.memory, |s| s.memory.saturating_sub(s.used)),
-                    busy: busy.get(&id).copied().unwrap_or(0),
-                }
-            })
-            .collect();
-        plan::rank(&mut all);
-        all
     }
 
     /// Crashed backups whose frames no living server has taken over.
@@ -321,6 +312,13 @@ impl Coordinator {
         {
             let finder = &mut walk.finder;
             search.answered(self.now, &dead, finder, server, token, answer);
+            for (backup, segment) in finder.aside() {
+                self.damaged.note(DamagedReplica {
+                    backup,
+                    master,
+                    segment,
+                });
+            }
             self.look = true;
         }
         self.settle();
@@ -353,14 +351,22 @@ impl Recoveries {
             asked,
             tokens,
             reports,
+            ..
         } = self;
+        let mut budget = Budget::default();
+        for (master, walk) in walks.iter() {
+            let planned = view.state.recoveries().by_master(*master).is_some();
+            if planned || walk.proposed > 0 {
+                budget.add(*master, walk.allotted());
+            }
+        }
         // Nobody listens to what the dead answer.
         asked.retain(|_, (_, server)| view.backups.contains_key(server));
         for (master, walk) in walks {
             if walk.proposed > 0 {
                 continue;
             }
-            replay::reassign(walk, *master, view, &mut acts);
+            replay::reassign(walk, *master, view, &budget, &mut acts);
             if walk.down == 0 || walk.again > view.now {
                 continue;
             }
@@ -397,7 +403,7 @@ impl Recoveries {
             }
             if walk.found.is_some() {
                 let report = reports.get(master);
-                walk.plan(*master, view, report, &mut acts);
+                walk.plan(*master, view, report, &mut budget, &mut acts);
             }
         }
         acts
@@ -411,46 +417,21 @@ impl Walk {
         };
         self.gone.backups = view.crashed_backups();
         let (finder, gone) = (&self.finder, &mut self.gone);
-        match search.look(view.now, &dead, &view.backups, finder, gone, ask) {
+        let looked = search.look(view.now, &dead, &view.backups, finder, gone, ask);
+        if search.is_listed() {
+            self.moments.fenced.get_or_insert(view.now);
+        }
+        match looked {
             Looked::Waits => {}
             Looked::Stuck(why) => self.stop(view.now, master, why),
             Looked::Found(found) => {
                 tracing::info!(%master, end = ?found.end, bytes = found.bytes, "end of a log");
+                self.moments.end = Some(view.now);
                 self.search = None;
                 self.stuck = None;
+                self.waits = None;
                 self.found = Some(found);
             }
-        }
-    }
-
-    fn plan(
-        &mut self,
-        master: ServerId,
-        view: &View<'_>,
-        report: Option<&Heartbeat>,
-        acts: &mut Vec<Act>,
-    ) {
-        let Some(found) = self.found else { return };
-        let stats = report.and_then(|report| report.master);
-        let bytes = stats.map_or(found.bytes, |stats| stats.live);
-        let objects = stats.map_or(0, |stats| stats.objects);
-        let masters = plan::choose(&view.candidates(), bytes, objects);
-        if masters.is_empty() {
-            return self.stop(view.now, master, "no master is ready to replay".into());
-        }
-        let tables = view.state.tables();
-        let own = tables.lost().filter(|tablet| tablet.owner == master);
-        let own = own.filter(|tablet| tablet.state == TabletState::Down);
-        let down: Vec<Tablet> = own.copied().collect();
-        let size = |tablet: &Tablet| -> (TableId, usize) {
-            let record = view.state.table(tablet.table);
-            (tablet.table, record.map_or(0, |r| r.table.tablets.len()))
-        };
-        let sizes = down.iter().map(size).collect();
-        for parts in plan::plan(&down, &masters, &sizes, tables.room()) {
-            self.proposed += 1;
-            let end = found.end;
-            acts.push(Act::Propose(Command::PlanRecovery { master, end, parts }));
         }
     }
 }

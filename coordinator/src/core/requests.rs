@@ -146,6 +146,8 @@ impl Coordinator {
         let newer = report.list < self.state.list_version();
         let list = newer.then(|| self.state.server_list());
         self.list_confirmed(server, report.list);
+        let damaged = report.damaged.iter();
+        damaged.for_each(|replica| self.damaged.note(*replica));
         if let Some(watch) = self.watches.get_mut(&server) {
             watch.hear(self.now);
             watch.heartbeat = Some(report);
@@ -278,6 +280,8 @@ impl Coordinator {
                 .map(|t| t.table.clone())
                 .collect(),
             recoveries: self.recovery_reports(),
+            recovered: self.recoveries.finished(self.now),
+            damaged: self.damaged.report(),
         };
         // List and map fit by their limits; in a cluster that uses them up, reports are left out.
         if ramkeep_wire::postcards::encode(&status).len() + 1_024 > MAX_PAYLOAD {

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ramkeep_wire::coordinator::{Refused, Table, Tablet, TabletState};
 use ramkeep_wire::limits::{MAX_TABLE_NAME, MAX_TABLES, MAX_TABLETS_PER_TABLE};
-use ramkeep_wire::order::TabletGrant;
+use ramkeep_wire::order::{RecoveredTablet, TabletGrant};
 use ramkeep_wire::{KeyHash, LogPosition, ServerId, TableId};
 use serde::{Deserialize, Serialize};
 
@@ -45,12 +45,27 @@ impl TableRecord {
         self.table.tablets.iter().any(is_lost)
     }
 
-    /// The tablets that `owner` was given and has not confirmed.
+    /// The new tablets that `owner` was given and has not confirmed.
     pub fn assigning(&self, owner: ServerId) -> impl Iterator<Item = TabletGrant> + '_ {
-        let tablets = self.table.tablets.iter();
-        tablets
-            .filter(move |t| t.owner == owner && t.state == TabletState::Assigning)
+        let given = self.given(owner);
+        given
+            .filter(|tablet| tablet.takeover == LogPosition::ZERO)
             .map(grant)
+    }
+
+    /// The tablets that `owner` has recovered, was given, and has not confirmed.
+    pub fn recovered(&self, owner: ServerId) -> impl Iterator<Item = RecoveredTablet> + '_ {
+        let given = self.given(owner);
+        let known = given.filter(|tablet| tablet.takeover != LogPosition::ZERO);
+        known.map(|tablet| RecoveredTablet {
+            range: grant(tablet),
+            takeover: tablet.takeover,
+        })
+    }
+
+    fn given(&self, owner: ServerId) -> impl Iterator<Item = &Tablet> + '_ {
+        let tablets = self.table.tablets.iter();
+        tablets.filter(move |t| t.owner == owner && t.state == TabletState::Assigning)
     }
 
     fn map_bytes(&self) -> usize {

@@ -389,6 +389,9 @@ impl World {
             Command::TakeTablets(grants) => {
                 OrderReply::Taken(grants.iter().map(|_| LogPosition(42)).collect())
             }
+            Command::TakeRecovered(recovered) => {
+                OrderReply::Taken(recovered.iter().map(|one| one.takeover).collect())
+            }
             _ => OrderReply::Done,
         };
         let now = self.now;
@@ -431,6 +434,7 @@ fn heartbeat(server: ServerId, list: u64) -> Request {
         floor: None,
         master: None,
         backup: None,
+        damaged: Vec::new(),
         resident: 0,
     })
 }

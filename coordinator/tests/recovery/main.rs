@@ -70,6 +70,18 @@ fn a_crashed_masters_tablets_are_replayed_and_served_by_others() {
         world.holds(b, m) == 0 && world.holds(c, m) == 0
     });
     assert!(world.reports().is_empty());
+    let recovered = world.status().recovered;
+    assert!(recovered.len() == 1 && recovered[0].master == m);
+    let moments = recovered[0].moments;
+    let walked = [
+        moments.fenced_us,
+        moments.end_us,
+        moments.planned_us,
+        moments.replayed_us,
+        moments.committed_us,
+        Some(recovered[0].since_us),
+    ];
+    assert!(walked.is_sorted() && walked[0].is_some(), "{walked:?}");
 }
 
 #[test]
@@ -204,6 +216,94 @@ fn two_masters_that_crash_are_both_recovered() {
     assert_eq!(world.ends.len(), 2);
 }
 
+/// M and B crash together. The most recoveries that were planned at a time until both are done.
+fn planned_together(frames: u32) -> usize {
+    let Cast {
+        mut world, m, b, ..
+    } = cast();
+    (world.servers.values_mut()).for_each(|fake| fake.frames = frames);
+    world.run(200);
+    world.kill(m);
+    world.kill(b);
+    let mut most = 0;
+    world.until("recovered", |world| {
+        most = most.max(world.core.state().recoveries().iter().count());
+        world.all_served() && world.is_recovered(m) && world.is_recovered(b)
+    });
+    most
+}
+
+#[test]
+fn logs_are_replayed_one_after_the_other_when_frames_are_short() {
+    assert_eq!(planned_together(1_000), 2);
+    assert_eq!(planned_together(4), 1);
+}
+
+#[test]
+fn who_waits_for_frames_says_for_whom() {
+    let Cast {
+        mut world, m, b, ..
+    } = cast();
+    for fake in world.servers.values_mut() {
+        fake.frames = 0;
+        fake.behaviour = Behaviour::Goes;
+    }
+    world.run(200);
+    world.kill(m);
+    world.kill(b);
+    world.run(2_000);
+    let reports = world.reports();
+    let waits = reports.iter().filter(|r| r.phase.contains("it waits for"));
+    assert_eq!(waits.count(), 1, "{reports:?}");
+    assert!(reports.iter().all(|report| !report.stuck), "{reports:?}");
+}
+
+#[test]
+fn without_memory_for_it_a_log_is_not_given_out_until_somebody_has_some() {
+    let Cast {
+        mut world,
+        m,
+        table,
+        ..
+    } = cast();
+    for fake in world.servers.values_mut() {
+        fake.free = 100 << 20;
+    }
+    world.servers.get_mut(&m).unwrap().live = 600 << 20;
+    world.run(200);
+    world.kill(m);
+    world.run(2_000);
+    let report = world.reports().remove(0);
+    assert!(
+        report.stuck && report.phase.contains("bytes of memory"),
+        "{report:?}"
+    );
+    assert!(is_lost(&world, table) && !world.ends.contains_key(&m));
+    world.enlist(9, None);
+    world.until("served", World::all_served);
+}
+
+#[test]
+fn masters_that_are_about_to_join_get_their_share() {
+    let Cast {
+        mut world, m, b, ..
+    } = cast();
+    // Two more, one of them ready a while later.
+    let joining = world.enlist_joining(9);
+    world.run(1);
+    world.kill(m);
+    world.kill(b);
+    world.until("decided crashed", |world| {
+        world.core.state().tables().lost().count() > 1
+    });
+    world.run(300);
+    assert!(world.ends.is_empty(), "they wait for one that joins");
+    world.run(2_000);
+    assert!(!world.ends.is_empty(), "but not for ever");
+    world.servers.get_mut(&joining).unwrap().joins = false;
+    world.until("served", World::all_served);
+}
+
 #[test]
 fn a_missing_segment_keeps_tablets_down_until_its_backup_comes_back() {
     let Cast {
@@ -277,6 +377,10 @@ fn a_damaged_head_is_set_aside_and_shown_and_the_next_copy_is_read() {
         report.phase.contains("damaged replicas: segment-6"),
         "{report:?}"
     );
+    let damaged = world.status().damaged;
+    let liars: Vec<_> = damaged.iter().map(|found| found.backup).collect();
+    assert_eq!(liars.len(), 2, "{damaged:?}");
+    assert!(liars.contains(&b) && liars.contains(&c), "{damaged:?}");
     let fake = world.servers.get_mut(&b).unwrap();
     let mut heads = fake.replicas.iter_mut();
     let (info, bytes) = heads.find(|(i, _)| i.master == m && !i.closed).unwrap();

@@ -9,8 +9,8 @@ use ramkeep_coordinator::{Config, Coordinator, Output};
 use ramkeep_wire::backup::{BackupRequest, BackupResponse, ReplicaInfo};
 use ramkeep_wire::certificate::{Certificate, Certifier, Claim, SegmentKind};
 use ramkeep_wire::coordinator::{
-    Answer, ClusterStatus, Enlist, Heartbeat, MasterStats, RecoveryReport, Request, Roles,
-    ServerState, Tablet, TabletState,
+    Answer, BackupStats, ClusterStatus, Enlist, Heartbeat, MasterStats, RecoveryReport, Request,
+    Roles, ServerState, Tablet, TabletState,
 };
 use ramkeep_wire::entry::{DigestItem, NewEntry, SegmentHeader};
 use ramkeep_wire::order::{Command, LogEnd, Order, OrderReply, Recovery};
@@ -58,7 +58,13 @@ pub(crate) struct Fake {
     polls: BTreeMap<(ServerId, u32), u32>,
     /// All that it was ordered to replay.
     pub(crate) recoveries: Vec<Recovery>,
-    free: u64,
+    pub(crate) free: u64,
+    /// Bytes of its log that count.
+    pub(crate) live: u64,
+    /// Frames that it has.
+    pub(crate) frames: u32,
+    /// Its first head is not open yet.
+    pub(crate) joins: bool,
 }
 
 pub(crate) struct World {
@@ -170,6 +176,9 @@ impl World {
                 match command {
                     Command::TakeTablets(grants) => {
                         OrderReply::Taken(grants.iter().map(|_| LogPosition(9_000)).collect())
+                    }
+                    Command::TakeRecovered(recovered) => {
+                        OrderReply::Taken(recovered.iter().map(|one| one.takeover).collect())
                     }
                     Command::UpdateServers(list) => {
                         fake.list = list.version;
@@ -323,21 +332,42 @@ impl World {
         let fake = &self.servers[&server];
         let master = MasterStats {
             memory: fake.free,
+            live: fake.live,
             ..MasterStats::default()
         };
         let report = Heartbeat {
             server,
             list: fake.list,
-            ready: true,
+            ready: !fake.joins,
             floor: None,
             master: Some(master),
-            backup: None,
+            backup: Some(BackupStats {
+                frames: fake.frames,
+                used: fake.replicas.len() as u32,
+                inherited: 0,
+                damaged: 0,
+            }),
+            damaged: Vec::new(),
             resident: 0,
         };
         self.answer(Request::Heartbeat(report));
     }
 
     pub(crate) fn enlist(&mut self, nonce: u8, replaces: Option<ServerId>) -> ServerId {
+        let server = self.join(nonce, replaces);
+        self.beat(server);
+        server
+    }
+
+    /// One whose first head is not open until it no longer `joins`.
+    pub(crate) fn enlist_joining(&mut self, nonce: u8) -> ServerId {
+        let server = self.join(nonce, None);
+        self.servers.get_mut(&server).unwrap().joins = true;
+        self.beat(server);
+        server
+    }
+
+    fn join(&mut self, nonce: u8, replaces: Option<ServerId>) -> ServerId {
         let request = Request::Enlist(Enlist {
             nonce: [nonce; 16],
             roles: Roles {
@@ -356,6 +386,7 @@ impl World {
         let fake = Fake {
             list: list.version,
             free: 1 << 30,
+            frames: 1_000,
             ..Fake::default()
         };
         self.servers.insert(server, fake);
@@ -367,7 +398,6 @@ impl World {
             },
         );
         self.pump();
-        self.beat(server);
         server
     }
 

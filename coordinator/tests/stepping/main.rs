@@ -279,6 +279,7 @@ fn heartbeat(server: ServerId, list: ListVersion) -> Heartbeat {
         floor: None,
         master: None,
         backup: None,
+        damaged: Vec::new(),
         resident: 0,
     }
 }

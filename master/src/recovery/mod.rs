@@ -27,9 +27,10 @@ mod replayer;
 use std::collections::{BTreeSet, VecDeque};
 
 use ramkeep_wire::backup::{BackupRequest, BackupResponse};
-use ramkeep_wire::coordinator::{ServerList, ServerState};
+use ramkeep_wire::coordinator::{DamagedReplica, ServerList, ServerState};
+use ramkeep_wire::limits::MAX_DAMAGED_REPORTED;
 use ramkeep_wire::order::{OrderReply, Recovery, TabletGrant};
-use ramkeep_wire::{ClusterId, LogPosition, Micros, SegmentId, ServerId};
+use ramkeep_wire::{ClusterId, LogPosition, Micros, ServerId};
 
 use crate::store::{Finished, ReplayId, Store};
 use gather::Gather;
@@ -38,23 +39,10 @@ pub use replayer::{Outcome, Replayer, Stepped};
 
 /// Recoveries that one master works on at a time.
 pub const MAX_RECOVERIES: usize = 8;
-/// Damaged replicas that are remembered for the report.
-pub const MAX_BAD_REPLICAS: usize = 1_024;
 
 /// Names a recovery of this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RecoveryId(u64);
-
-/// A replica that is not what it should be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct BadReplica {
-    /// Who holds it.
-    pub backup: ServerId,
-    /// Whose segment it is.
-    pub master: ServerId,
-    /// Which segment.
-    pub segment: SegmentId,
-}
 
 /// A request to a backup. It is answered by [`Recoveries::handle_answer`], in any case.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,7 +92,7 @@ pub struct Recoveries {
     last: u64,
     active: Vec<Active>,
     started: VecDeque<(RecoveryId, Replayer)>,
-    bad: BTreeSet<BadReplica>,
+    bad: BTreeSet<DamagedReplica>,
 }
 
 impl Recoveries {
@@ -213,6 +201,10 @@ impl Recoveries {
 
     /// Servers have come or gone.
     pub fn take_list(&mut self, list: &ServerList) {
+        // Of tables that were dropped meanwhile nothing is ever served; what is finished and not taken
+        // yet is the store's.
+        self.active
+            .retain(|active| !is_over(list, active.order.master));
         for active in &mut self.active {
             active.gather.take_list(list);
         }
@@ -300,7 +292,7 @@ impl Recoveries {
 
     /// Replicas that were found damaged, for status and reports.
     #[must_use]
-    pub fn bad_replicas(&self) -> Vec<BadReplica> {
+    pub fn bad_replicas(&self) -> Vec<DamagedReplica> {
         self.bad.iter().copied().collect()
     }
 
@@ -311,10 +303,10 @@ impl Recoveries {
     }
 }
 
-fn note_bad(all: &mut BTreeSet<BadReplica>, gather: &mut Gather) {
+fn note_bad(all: &mut BTreeSet<DamagedReplica>, gather: &mut Gather) {
     for bad in gather.take_bad() {
-        if all.len() < MAX_BAD_REPLICAS && all.insert(bad) {
-            let BadReplica {
+        if all.len() < MAX_DAMAGED_REPORTED && all.insert(bad) {
+            let DamagedReplica {
                 backup,
                 master,
                 segment,

@@ -25,5 +25,5 @@ pub use read::{Gate, Read, Store, StoreConfig, StoreError};
 pub use replay::{Finished, Replay, ReplayError, ReplayId, Step};
 pub use scan::MAX_SCANS;
 pub use session::{Batch, DataSession, MasterLease};
-pub use tablets::{Overlap, Owned, OwnedTablet, Tablets};
+pub use tablets::{NotTaken, Overlap, Owned, OwnedTablet, Tablets};
 pub use writer::Writer;

@@ -13,7 +13,7 @@ use ramkeep_wire::coordinator::MasterStats;
 use ramkeep_wire::data::Status;
 use ramkeep_wire::entry::Object;
 use ramkeep_wire::limits::SEGMENT_SIZE;
-use ramkeep_wire::order::TabletGrant;
+use ramkeep_wire::order::{RecoveredTablet, TabletGrant};
 use ramkeep_wire::{ClusterId, LogPosition, SegmentId, ServerId, TableId};
 
 use super::account::Account;
@@ -23,7 +23,7 @@ use super::entries::Entries;
 use super::log::{Log, LogConfig, LogError};
 use super::replay::Replays;
 use super::sweep::Sweep;
-use super::tablets::{Overlap, Owned, Tablets};
+use super::tablets::{NotTaken, Owned, Tablets};
 use super::writer::Writer;
 use crate::index::Index;
 
@@ -239,8 +239,41 @@ impl Store {
     /// # Errors
     /// If a grant overlaps a tablet that is owned or under recovery, and is not the same; nothing
     /// has changed then.
-    pub fn take_tablets(&self, grants: &[TabletGrant]) -> Result<Vec<LogPosition>, Overlap> {
+    pub fn take_tablets(&self, grants: &[TabletGrant]) -> Result<Vec<LogPosition>, NotTaken> {
         let mut writer = self.writer();
+        self.take(&mut writer, grants)
+    }
+
+    /// The same for tablets that were recovered here.
+    ///
+    /// # Errors
+    /// As for [`take_tablets`](Self::take_tablets); and if the replay that began there was given up
+    /// or is not finished.
+    pub fn take_recovered(
+        &self,
+        recovered: &[RecoveredTablet],
+    ) -> Result<Vec<LogPosition>, NotTaken> {
+        let mut writer = self.writer();
+        let tablets = self.tablets.load();
+        for RecoveredTablet { range, takeover } in recovered {
+            let owned = tablets.iter().find(|owned| owned.range == *range);
+            let known = match owned {
+                Some(owned) => Some(owned.takeover),
+                None => writer.replays.takeover(range)?,
+            };
+            if known != Some(*takeover) {
+                return Err(NotTaken::NotReplayed(*range));
+            }
+        }
+        let grants: Vec<TabletGrant> = recovered.iter().map(|one| one.range).collect();
+        self.take(&mut writer, &grants)
+    }
+
+    fn take(
+        &self,
+        writer: &mut Writer,
+        grants: &[TabletGrant],
+    ) -> Result<Vec<LogPosition>, NotTaken> {
         // What is left of an earlier stay must not come to light again.
         if grants.iter().any(|grant| writer.sweep.is_pending(grant)) {
             while writer.sweep(&self.pin(), usize::MAX) {}
@@ -249,8 +282,11 @@ impl Store {
         let now = writer.log.appended_position();
         let taken = grants
             .iter()
-            .map(|grant| tablets.take(*grant, writer.replays.takeover(grant)?.unwrap_or(now)))
-            .collect::<Result<_, _>>()?;
+            .map(|grant| {
+                let began = writer.replays.takeover(grant)?;
+                Ok(tablets.take(*grant, began.unwrap_or(now))?)
+            })
+            .collect::<Result<_, NotTaken>>()?;
         grants.iter().for_each(|grant| writer.replay_taken(grant));
         self.tablets.store(Arc::new(tablets));
         Ok(taken)

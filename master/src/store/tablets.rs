@@ -56,6 +56,17 @@ pub struct Overlap {
     pub grant: TabletGrant,
 }
 
+/// Why tablets can't be taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotTaken {
+    /// See there.
+    #[error(transparent)]
+    Overlaps(#[from] Overlap),
+    /// What was to be replayed of it is not here.
+    #[error("the replay of {:?} from {:?} on is not known here", .0.table, .0.first)]
+    NotReplayed(TabletGrant),
+}
+
 /// The tablets at one time, ordered by table and first hash.
 #[derive(Clone, Debug, Default)]
 pub struct Tablets {

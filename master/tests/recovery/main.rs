@@ -262,3 +262,17 @@ fn what_is_under_way_is_bounded() {
         "backups are asked at the same time"
     );
 }
+
+#[test]
+fn recoveries_that_were_given_up_make_room() {
+    let (copies, order) = crashed();
+    let mut world = World::new([(2, Backup::with(&copies[1..]))]);
+    assert!(matches!(world.order(&order), OrderReply::Recovering { .. }));
+    world.settle();
+    let mut list = world.list();
+    list.version.0 += 1;
+    list.servers[0].recovered = true;
+    world.recoveries.take_list(&list);
+    world.settle();
+    assert!(world.recoveries.is_idle(), "nothing is left to recover");
+}

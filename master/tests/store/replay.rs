@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
-use ramkeep_master::store::{Finished, Replay, ReplayError, Step, Store, StoreConfig};
+use ramkeep_master::store::{Finished, NotTaken, Replay, ReplayError, Step, Store, StoreConfig};
 use ramkeep_wire::certificate::Claim;
 use ramkeep_wire::data::{Op, RejectRules, Status};
 use ramkeep_wire::entry::Entry;
-use ramkeep_wire::order::{LostTablet, TabletGrant};
+use ramkeep_wire::order::{LostTablet, RecoveredTablet, TabletGrant};
 use ramkeep_wire::segment::ProvedSegment;
 use ramkeep_wire::{
     KeyHash, LogPosition, ReplicationEpoch, SegmentId, ServerId, TableId, Version, key_hash,
@@ -502,4 +502,39 @@ fn a_table_dropped_under_replay_ends_it() {
     assert_eq!(replay.finish(&target), Err(ReplayError::Ended));
     while target.sweep(64) {}
     assert_eq!(target.stats().objects, 0);
+}
+
+/// Found by the simulator: the tablet of the other table was swept with the dropped one, and then
+/// taken over empty.
+#[test]
+fn a_table_dropped_after_its_replay_finished_leaves_what_was_replayed_of_others() {
+    const OTHER: TableId = TableId(77);
+    let master = store(true, SEGMENT, 50);
+    write(&master, b"k");
+    let log = log_of(&master, MASTER);
+    let target = empty(20);
+    let tablets = [TABLE, OTHER].map(|table| lost(whole(table), LogPosition::ZERO));
+    let mut replay = begin(&target, &tablets);
+    replay_segment(&mut replay, &target, &log[0]).unwrap();
+    let Finished { takeover, .. } = replay.finish(&target).unwrap().unwrap();
+    target.drop_table(OTHER);
+    while target.sweep(64) {}
+    let recovered = |table, takeover| RecoveredTablet {
+        range: whole(table),
+        takeover,
+    };
+    assert_eq!(
+        target.take_recovered(&[recovered(OTHER, takeover)]),
+        Err(NotTaken::NotReplayed(whole(OTHER)))
+    );
+    assert_eq!(
+        target.take_recovered(&[recovered(TABLE, LogPosition(takeover.0 + 1))]),
+        Err(NotTaken::NotReplayed(whole(TABLE))),
+        "it began elsewhere"
+    );
+    assert_eq!(
+        target.take_recovered(&[recovered(TABLE, takeover)]),
+        Ok(vec![takeover])
+    );
+    assert_eq!(target.stats().objects, 1);
 }

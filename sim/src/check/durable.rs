@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 
+use ramkeep_wire::Version;
 use ramkeep_wire::entry::Entry;
 use ramkeep_wire::segment::VerifiedSegment;
 
@@ -20,6 +21,8 @@ pub struct Replayed {
     pub keys: BTreeMap<Place, (State, Vec<u8>)>,
     /// Versions that two different objects of one key bear.
     pub reused: Vec<(Place, State)>,
+    /// The highest safe version: what was removed below it need not be told of any more.
+    pub safe: Version,
     /// Objects by key and version.
     objects: BTreeMap<(Place, State), Vec<u8>>,
 }
@@ -49,6 +52,10 @@ impl Replayed {
                 State::removed(t.version),
                 Vec::new(),
             ),
+            Entry::SafeVersion(version) => {
+                self.safe = self.safe.max(*version);
+                return;
+            }
             _ => return,
         };
         if state.version().is_some() {
@@ -68,6 +75,15 @@ impl Replayed {
         if state > last.0 {
             *last = (state, value);
         }
+    }
+
+    /// Whether the log lacks a state that was told of. That of a removal may be gone with what it
+    /// removed, once versions below the safe one are never used again.
+    #[must_use]
+    fn lacks(&self, told: State, place: &Place) -> bool {
+        let state = self.state(place);
+        let gone = |version| state.version().is_none() && version < self.safe;
+        told > state && !told.removal_of().is_some_and(gone)
     }
 
     /// The last state of a key.
@@ -170,7 +186,7 @@ pub enum Loss {
 pub fn check_key(place: &Place, operations: &[Operation], replayed: &Replayed) -> Result<(), Loss> {
     let state = replayed.state(place);
     if let Some(told) = told(operations)
-        && told.state > state
+        && replayed.lacks(told.state, place)
     {
         return Err(Loss::Lost {
             place: place.clone(),

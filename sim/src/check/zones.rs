@@ -41,6 +41,12 @@ impl State {
     pub fn version(self) -> Option<Version> {
         (self.0 != 0 && self.0.is_multiple_of(2)).then_some(Version(self.0 / 2))
     }
+
+    /// The version that was removed, if that is the state.
+    #[must_use]
+    pub fn removal_of(self) -> Option<Version> {
+        (!self.0.is_multiple_of(2)).then_some(Version(self.0 / 2))
+    }
 }
 
 /// How a history contradicts itself.

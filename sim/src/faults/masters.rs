@@ -92,6 +92,11 @@ impl Faults {
 /// Dead masters whose tablets nobody serves yet: each is a loss that is not made up for. Those whose
 /// machine has no process count with it.
 pub(super) fn unrecovered(world: &World) -> usize {
+    dead_with_tablets(world).saturating_sub(faults::down(world).len())
+}
+
+/// Masters that own tablets, and are decided crashed or have no process.
+pub(super) fn dead_with_tablets(world: &World) -> usize {
     let Some(state) = inspect::recorded(world) else {
         return 0;
     };
@@ -99,11 +104,9 @@ pub(super) fn unrecovered(world: &World) -> usize {
         .server_machines()
         .filter_map(|m| Some(world.server(m)?.server()))
         .collect();
-    let down = faults::down(world).len();
     let dead = state.servers().iter().filter(|(server, found)| {
-        found.roles.master
+        (found.is_crashed() || !running.contains(server))
             && !inspect::tablets(&state, *server).is_empty()
-            && (found.is_crashed() || !running.contains(server))
     });
-    dead.count().saturating_sub(down)
+    dead.count()
 }

@@ -453,7 +453,7 @@ impl ServerNode {
         }
         match (&self.master, &order.command) {
             (Some(master), _) => master.handle_order(order),
-            (None, Command::TakeTablets(_)) => OrderReply::NotReady,
+            (None, Command::TakeTablets(_) | Command::TakeRecovered(_)) => OrderReply::NotReady,
             (None, Command::Recover(_)) => {
                 OrderReply::CannotRecover("there is no master here".into())
             }

@@ -91,7 +91,7 @@ impl Run {
             match inspect::check_master(&self.world, &held, record, &owns, down, more) {
                 Ok(checked) => self.report.recoveries += checked,
                 Err(why) => {
-                    self.show_held(record.master, &held);
+                    self.show_held(coordinator, record.master, &held);
                     return self.find(&why.to_string());
                 }
             }
@@ -114,7 +114,16 @@ impl Run {
         self.dead.iter().filter(down).map(promised).collect()
     }
 
-    pub(super) fn show_held(&mut self, master: ServerId, held: &[inspect::Held]) {
+    pub(super) fn show_held(
+        &mut self,
+        coordinator: &State,
+        master: ServerId,
+        held: &[inspect::Held],
+    ) {
+        let server = coordinator.servers().by_id(master);
+        let tablets = inspect::tablets(coordinator, master);
+        self.world
+            .say(format_args!("-- {server:?} with {tablets:?}"));
         let machines: Vec<usize> = self.world.server_machines().collect();
         for machine in machines {
             if self

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use ramkeep_wire::order::{OrderReply, Recovery};
 use ramkeep_wire::{ServerId, order};
 
-use super::{Act, View, Walk};
+use super::{Act, Budget, View, Walk};
 use crate::command::Command;
 use crate::core::duties::Duty;
 use crate::core::{Coordinator, Origin};
@@ -32,7 +32,13 @@ pub(super) struct Replay {
 }
 
 /// Gives the partitions of those who crashed, or can't, to others.
-pub(super) fn reassign(walk: &mut Walk, master: ServerId, view: &View<'_>, acts: &mut Vec<Act>) {
+pub(super) fn reassign(
+    walk: &mut Walk,
+    master: ServerId,
+    view: &View<'_>,
+    budget: &Budget,
+    acts: &mut Vec<Act>,
+) {
     let Some(record) = view.state.recoveries().by_master(master) else {
         return;
     };
@@ -50,7 +56,7 @@ pub(super) fn reassign(walk: &mut Walk, master: ServerId, view: &View<'_>, acts:
         if lives {
             failed.insert(part.by);
         }
-        let candidates = view.candidates();
+        let candidates = view.candidates(budget);
         let mut fresh = candidates
             .iter()
             .filter(|one| !failed.contains(&one.server));
@@ -140,6 +146,7 @@ impl Coordinator {
                 replay.proposed = true;
                 walk.proposed += 1;
                 tracing::info!(%server, %master, attempt, "a partition is recovered");
+                walk.moments.replayed = Some(self.now);
                 let ranges = recovery.tablets.iter().map(|lost| lost.range);
                 let command = Command::PartitionRecovered {
                     master,

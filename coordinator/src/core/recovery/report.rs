@@ -1,9 +1,11 @@
 //! Recoveries as `status` shows them.
 
-use ramkeep_wire::ServerId;
-use ramkeep_wire::coordinator::RecoveryReport;
+use std::collections::VecDeque;
 
-use super::Walk;
+use ramkeep_wire::coordinator::{RecoveryMoments, RecoveryReport};
+use ramkeep_wire::{Micros, ServerId};
+
+use super::{Recoveries, Walk};
 use crate::core::Coordinator;
 use crate::state::RecoveryRecord;
 
@@ -13,6 +15,75 @@ const MAX_REPORTS: usize = 64;
 const MAX_NAMED: usize = 4;
 /// Bytes of a phase.
 const MAX_PHASE: usize = 512;
+
+/// Recoveries that came to their end and are still shown.
+const MAX_ENDED: usize = 16;
+
+/// When what came, as far as it came.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Moments {
+    pub(super) fenced: Option<Micros>,
+    pub(super) end: Option<Micros>,
+    pub(super) planned: Option<Micros>,
+    pub(super) replayed: Option<Micros>,
+    committed: Option<Micros>,
+}
+
+/// A recovery that is over.
+#[derive(Debug)]
+pub(super) struct Ended {
+    master: ServerId,
+    since: Micros,
+    moments: Moments,
+}
+
+/// A recovery is over: no tablet of this master is left.
+pub(super) fn note_ended(ended: &mut VecDeque<Ended>, now: Micros, master: ServerId, walk: &Walk) {
+    if ended.len() == MAX_ENDED {
+        ended.pop_front();
+    }
+    ended.push_back(Ended {
+        master,
+        since: walk.since,
+        moments: Moments {
+            committed: Some(now),
+            ..walk.moments
+        },
+    });
+}
+
+impl Moments {
+    /// Counted from `since`.
+    fn report(&self, since: Micros) -> RecoveryMoments {
+        let after = |moment: Option<Micros>| moment.map(|at| micros(at, since));
+        RecoveryMoments {
+            fenced_us: after(self.fenced),
+            end_us: after(self.end),
+            planned_us: after(self.planned),
+            replayed_us: after(self.replayed),
+            committed_us: after(self.committed),
+        }
+    }
+}
+
+fn micros(now: Micros, since: Micros) -> u64 {
+    u64::try_from(now.since(since).as_micros()).unwrap_or(u64::MAX)
+}
+
+impl Recoveries {
+    /// The last ones that are over, the newest last.
+    pub(in crate::core) fn finished(&self, now: Micros) -> Vec<RecoveryReport> {
+        let ended = self.ended.iter().map(|ended| RecoveryReport {
+            master: ended.master,
+            phase: "recovered".into(),
+            stuck: false,
+            tablets: 0,
+            since_us: micros(now, ended.since),
+            moments: ended.moments.report(ended.since),
+        });
+        ended.collect()
+    }
+}
 
 impl Coordinator {
     /// The recoveries under way, the longest first.
@@ -25,13 +96,13 @@ impl Coordinator {
                 let (mut phase, stuck) = self.phase(*master, walk);
                 let end = phase.floor_char_boundary(MAX_PHASE);
                 phase.truncate(end);
-                let since = self.now.since(walk.since).as_micros();
                 RecoveryReport {
                     master: *master,
                     phase,
                     stuck,
                     tablets: u32::try_from(walk.lost).unwrap_or(u32::MAX),
-                    since_us: u64::try_from(since).unwrap_or(u64::MAX),
+                    since_us: micros(self.now, walk.since),
+                    moments: walk.moments.report(walk.since),
                 }
             })
             .collect()
@@ -45,6 +116,7 @@ impl Coordinator {
             return replays(record, walk);
         }
         let phase = match &walk.search {
+            _ if let Some(waits) = &walk.waits => waits.clone(),
             _ if walk.found.is_some() => "the plan is decided".into(),
             Some(search) => search.phase() + &set_aside(walk),
             None => "backups are told of the crash".into(),

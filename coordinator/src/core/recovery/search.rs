@@ -157,6 +157,11 @@ impl Search {
         complete
     }
 
+    /// Whether every living backup refuses the master and has shown what it holds.
+    pub(super) fn is_listed(&self) -> bool {
+        self.listings.values().all(|listing| listing.complete)
+    }
+
     fn shown(&self) -> Vec<Held> {
         let all = self.listings.iter();
         all.flat_map(|(by, listing)| {

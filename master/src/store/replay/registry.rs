@@ -165,16 +165,23 @@ impl Writer {
         self.replays.known.retain(|known| !known.ranges.is_empty());
     }
 
-    /// Ends the replays of a table's ranges. Those of other tables in the same replay end with it.
+    /// A table is dropped. A finished replay keeps what it has of other tables: it was said that this
+    /// is recovered. One under way ends as a whole.
     pub(in crate::store) fn drop_replays(&mut self, table: TableId) {
+        let mut dropped = Vec::new();
+        for known in &mut self.replays.known {
+            if matches!(known.phase, Phase::Finished(_)) {
+                let of_table = |range: &mut TabletGrant| range.table == table;
+                dropped.extend(known.ranges.extract_if(.., of_table));
+            }
+        }
         let of_table = |known: &&Known| known.ranges.iter().any(|range| range.table == table);
-        let ended: Vec<ReplayId> = self
-            .replays
-            .known
-            .iter()
-            .filter(of_table)
-            .map(|k| k.id)
-            .collect();
+        let known = self.replays.known.iter();
+        let ended: Vec<ReplayId> = known.filter(of_table).map(|known| known.id).collect();
         ended.into_iter().for_each(|id| self.end_replay(id));
+        self.replays.known.retain(|known| !known.ranges.is_empty());
+        dropped
+            .into_iter()
+            .for_each(|range| self.sweep.add_range(range));
     }
 }

@@ -176,6 +176,7 @@ impl ServerNode {
                 floor: None,
                 master: None,
                 backup: None,
+                damaged: Vec::new(),
                 resident: 0,
             },
         };

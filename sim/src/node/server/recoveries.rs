@@ -127,7 +127,9 @@ impl ServerNode {
     /// Drives the recoveries: replays a little, and asks for what is wanted next.
     pub(super) fn recover(&mut self, context: &mut Context<'_>) {
         let Some(master) = &self.master else { return };
-        if master.recoveries().is_idle() && self.recovery.links.is_empty() {
+        let over = master.recoveries().is_idle() && self.recovery.links.is_empty();
+        // A replayer whose recovery is gone hears so when it asks for work.
+        if over && !self.recovery.is_busy() {
             return;
         }
         self.recovery.replay(master);
@@ -153,12 +155,17 @@ impl ServerNode {
     }
 
     fn poll_fetches(&mut self, context: &mut Context<'_>) {
-        let Some(master) = &self.master else { return };
-        loop {
-            let Some(ask) = master.recoveries().poll_ask(context.now) else {
-                return;
-            };
+        while let Some(ask) = self
+            .master
+            .as_ref()
+            .and_then(|master| master.recoveries().poll_ask(context.now))
+        {
             let to = ask.to;
+            if to == self.server {
+                self.ask_myself(context.now, ask);
+                continue;
+            }
+            let Some(master) = &self.master else { return };
             if !self.recovery.links.contains_key(&to) {
                 let Some(address) = master.addresses_of(to).first().cloned() else {
                     master.recoveries().handle_answer(context.now, ask.id, None);
@@ -179,6 +186,16 @@ impl ServerNode {
                 });
             }
         }
+    }
+
+    /// Its own backup is no further than a call. Nobody but the network is between the others.
+    fn ask_myself(&mut self, now: Micros, ask: Ask) {
+        let (Some(backup), Some(master)) = (&mut self.backup, &self.master) else {
+            return;
+        };
+        let answer = backup.handle_request(now, Party::server(self.server), ask.request);
+        let answer = Some((answer.response, answer.bytes));
+        master.recoveries().handle_answer(now, ask.id, answer);
     }
 
     fn send_fetches(&mut self, context: &mut Context<'_>) {

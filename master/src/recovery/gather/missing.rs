@@ -1,0 +1,59 @@
+//! Segments that nobody has, and what is said of them.
+
+use ramkeep_wire::backup::ReplicaInfo;
+use ramkeep_wire::limits::SEGMENT_SIZE;
+use ramkeep_wire::{SegmentId, ServerId};
+
+use super::{Gather, Needed};
+
+impl Gather {
+    /// Fails if a segment is to be had from nobody, now that everybody has been asked.
+    pub(super) fn check_missing(&self) -> Result<(), String> {
+        if self.end.length as usize > SEGMENT_SIZE {
+            return Err(format!("an end of {} bytes can't be", self.end.length));
+        }
+        if !self.inventory.is_settled() {
+            return Ok(());
+        }
+        let is_missing = |(segment, needed): &(&SegmentId, &Needed)| {
+            let usable = |(server, info): (ServerId, &ReplicaInfo)| {
+                !self.inventory.is_lost(server) && self.fits(**segment, needed, info)
+            };
+            !needed.taken && !self.inventory.copies(**segment).any(usable)
+        };
+        match self.needed.iter().rev().find(is_missing) {
+            Some((&segment, _)) => Err(self.describe_missing(segment)),
+            None => Ok(()),
+        }
+    }
+
+    fn describe_missing(&self, segment: SegmentId) -> String {
+        let damaged: Vec<_> = self.inventory.set_aside(segment).collect();
+        let mut other = Vec::new();
+        let mut silent = Vec::new();
+        for (server, info) in self.inventory.copies(segment) {
+            if self.inventory.is_lost(server) {
+                silent.push(server);
+            } else {
+                other.push((server, info.length, info.closed));
+            }
+        }
+        let master = self.master;
+        let mut text = format!("no backup has {segment:?} of {master:?} whole");
+        let mut add = |what: &str, who: String| text.push_str(&format!("; {what} {who}"));
+        if !damaged.is_empty() {
+            add("damaged on", format!("{damaged:?}"));
+        }
+        for (server, length, closed) in other {
+            let state = if closed { "closed" } else { "open" };
+            add(
+                "another state on",
+                format!("{server:?} ({length} bytes, {state})"),
+            );
+        }
+        if !silent.is_empty() {
+            add("held by silent", format!("{silent:?}"));
+        }
+        text
+    }
+}
