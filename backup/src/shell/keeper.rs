@@ -2,9 +2,10 @@
 //! few that are needed next, the other, with what time the machine has left, to a stock of them.
 
 use std::io;
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
 use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -14,6 +15,10 @@ use crate::spares::SPARES;
 
 /// The lowest priority that there is.
 const LEFT_OVER: i32 = 19;
+
+/// The stock is filled once no frame was taken for so long: while many are, by a recovery or a load,
+/// each is prepared as it is needed, and nothing beside.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// Runs until dropped; then it has given back what was lent to it.
 #[derive(Debug)]
@@ -26,8 +31,8 @@ impl Keeper {
     pub(super) fn start(core: &Arc<Mutex<Backup<MappedStore>>>) -> io::Result<Self> {
         let stock = core.lock().stock();
         Ok(Self {
-            next: Preparing::start("frame keeper", core, SPARES, || ())?,
-            stock: Preparing::start("frame stock", core, stock, || {
+            next: Preparing::start("frame keeper", core, SPARES, Duration::ZERO, || ())?,
+            stock: Preparing::start("frame stock", core, stock, QUIET, || {
                 if let Err(error) = rustix::process::nice(LEFT_OVER) {
                     tracing::debug!(%error, "frames are prepared ahead at the usual priority");
                 }
@@ -42,7 +47,7 @@ impl Keeper {
     }
 }
 
-/// A thread that has so many frames prepared whenever it is woken.
+/// A thread that has so many frames prepared whenever it is woken, and not again for some time.
 #[derive(Debug)]
 struct Preparing {
     wake: Option<SyncSender<()>>,
@@ -54,6 +59,7 @@ impl Preparing {
         name: &str,
         core: &Arc<Mutex<Backup<MappedStore>>>,
         wanted: usize,
+        quiet: Duration,
         begin: impl FnOnce() + Send + 'static,
     ) -> io::Result<Self> {
         let (wake, woken) = sync_channel(1);
@@ -63,7 +69,9 @@ impl Preparing {
             .spawn(move || {
                 begin();
                 while woken.recv().is_ok() {
-                    while prepare_one(&core, wanted) {}
+                    if prepare_all(&core, wanted, quiet, &woken).is_none() {
+                        return;
+                    }
                 }
             })?;
         Ok(Self {
@@ -76,6 +84,32 @@ impl Preparing {
         if let Some(wake) = &self.wake {
             // Full: it will look anyway.
             let _ = wake.try_send(());
+        }
+    }
+}
+
+/// Prepares frames whenever there was no wake for so long; `None` once nobody can wake it any more.
+fn prepare_all(
+    core: &Weak<Mutex<Backup<MappedStore>>>,
+    wanted: usize,
+    quiet: Duration,
+    woken: &Receiver<()>,
+) -> Option<()> {
+    loop {
+        match woken.recv_timeout(quiet) {
+            Ok(()) => continue,
+            Err(RecvTimeoutError::Disconnected) => return None,
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        loop {
+            match woken.try_recv() {
+                Ok(()) => break,
+                Err(TryRecvError::Disconnected) => return None,
+                Err(TryRecvError::Empty) => {}
+            }
+            if !prepare_one(core, wanted) {
+                return Some(());
+            }
         }
     }
 }

@@ -10,6 +10,12 @@ use ramkeep_wire::{Certificate, Micros, SegmentId, SegmentKind, ServerId};
 
 use super::{AskId, Asked, Fetched, Gather, Job, MAX_BYTES, Needed};
 
+/// Bytes asked for at a time. With its header the answer fits the buffers of connections as they are,
+/// and a backup has others to answer in between.
+const FETCH_BYTES: u32 = 248 << 10;
+
+const _: () = assert!(FETCH_BYTES as usize <= MAX_REPLICATE_BYTES);
+
 /// A segment being fetched.
 #[derive(Debug)]
 pub(super) struct Fetch {
@@ -36,7 +42,7 @@ impl Gather {
             master: self.master,
             segment: fetch.segment,
             offset,
-            length: (fetch.length - offset).min(MAX_REPLICATE_BYTES as u32),
+            length: (fetch.length - offset).min(FETCH_BYTES),
         };
         let (from, segment) = (fetch.from, fetch.segment);
         Some(self.ask(from, Asked::Bytes(segment, offset), request))
