@@ -46,7 +46,7 @@ pub const MAX_PLANNED_TABLETS: usize = MAX_TABLETS_PER_TABLE;
 /// Partitions of one plan of a recovery.
 pub const MAX_PARTITIONS: usize = 64;
 /// Bytes of a crashed master's log for one recovery master, if there are enough of those.
-pub const PARTITION_BYTES: u64 = 512 << 20;
+pub const PARTITION_BYTES: u64 = 1 << 30;
 /// Objects for one recovery master, if there are enough of those.
 pub const PARTITION_OBJECTS: u64 = 8 << 20;
 /// Accepted losses that are remembered beyond their recoveries.

@@ -385,6 +385,7 @@ impl Master {
                 replication.crashed(entry.server);
             }
         }
+        replication.recovering(list.servers.iter().any(waits_for_recovery));
         self.recoveries().take_list(list);
         self.list_version.store(list.version.0, Ordering::Release);
     }
@@ -550,6 +551,10 @@ impl Master {
     pub fn backups_of(&self, segment: SegmentId) -> Vec<ServerId> {
         self.control.lock().replication.backups_of(segment)
     }
+}
+
+fn waits_for_recovery(entry: &ServerEntry) -> bool {
+    entry.roles.master && entry.state == ServerState::Crashed && !entry.recovered
 }
 
 /// A server's entry in a list, which is ordered by id.

@@ -547,7 +547,7 @@ fn when_the_only_backup_with_the_end_dies_the_next_longest_replica_is_the_end() 
         if new_leader {
             world.another_leader();
         }
-        world.ends.remove(&m);
+        world.loses_ends = true;
         world.until("planned anew", |world| {
             ordered(world).iter().any(|order| order.0 < before[0].0)
         });

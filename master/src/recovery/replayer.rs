@@ -22,7 +22,12 @@ pub enum Outcome {
     /// The end is proved; its digest names these segments.
     Digest(Vec<DigestItem>),
     /// All that counts of a segment is in the log.
-    Replayed(SegmentId),
+    Replayed {
+        /// Which.
+        segment: SegmentId,
+        /// The memory that its bytes took: fresh memory costs as much as replaying it.
+        memory: Vec<u8>,
+    },
     /// A copy is not what it should be.
     Bad {
         /// Of which segment.
@@ -191,7 +196,8 @@ impl Replayer {
             Step::Done => {
                 self.work = Work::Idle;
                 let segment = proved.segment().claim().segment;
-                return Ok(Stepped::Said(Outcome::Replayed(segment)));
+                let memory = proved.into_contents();
+                return Ok(Stepped::Said(Outcome::Replayed { segment, memory }));
             }
         };
         self.work = Work::Replay { proved, at };

@@ -150,6 +150,7 @@ impl Coordinator {
                 }
                 replay.proposed = true;
                 walk.proposed += 1;
+                tracing::info!(%server, %master, attempt, "a partition is recovered");
                 walk.moments.replayed = Some(self.now);
                 let ranges = recovery.tablets.iter().map(|lost| lost.range);
                 let command = Command::PartitionRecovered {
