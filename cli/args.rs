@@ -9,6 +9,7 @@ use crate::coordinator::CoordinatorArgs;
 use crate::data::{GetArgs, IncrArgs, PutArgs, RmArgs};
 use crate::drill::DrillArgs;
 use crate::load::LoadArgs;
+use crate::recovery::RecoveryArgs;
 use crate::scan::ScanArgs;
 use crate::server::ServerArgs;
 use crate::status::StatusArgs;
@@ -62,6 +63,9 @@ pub(crate) enum Command {
     Server(ServerArgs),
     /// Show how the cluster is: servers, memory, tables, tablets
     Status(StatusArgs),
+    /// Show recoveries, or give up what can't be recovered
+    #[command(subcommand)]
+    Recovery(RecoveryArgs),
     /// Make, drop or list tables
     #[command(subcommand)]
     Table(TableArgs),

@@ -18,6 +18,7 @@ mod failure;
 mod load;
 mod output;
 mod process;
+mod recovery;
 mod runtime;
 mod scan;
 mod server;
@@ -53,6 +54,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Coordinator(args) => coordinator::run(&args, output),
         Command::Server(args) => server::run(&args, output),
         Command::Status(args) => status::run(&args, output),
+        Command::Recovery(args) => recovery::run(&args, output),
         Command::Table(args) => table::run(&args, output),
         Command::Put(args) => data::put(&args, output),
         Command::Get(args) => data::get(&args, output),

@@ -112,7 +112,7 @@ fn measure<S: FrameStore>(
 }
 
 fn prepare(backup: &mut Backup<MappedStore>) {
-    while let Some(mut spare) = backup.lend_spare() {
+    while let Some(mut spare) = backup.lend_spare(2) {
         spare.prepare(|| ());
         backup.give_back(spare);
     }

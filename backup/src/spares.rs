@@ -6,16 +6,20 @@ use crate::core::Backup;
 use crate::frames::Frames;
 use crate::mapped::{MappedStore, Spare};
 
-/// Frames kept prepared. Masters open heads one at a time each, seldom together.
-const SPARES: usize = 2;
+/// Frames kept prepared at any price. Masters open heads one at a time each, seldom together.
+pub(crate) const SPARES: usize = 2;
+/// One in so many frames is kept prepared as far as the machine has nothing better to do: when a
+/// server dies, others replay what it had and copy what it held for them, and the memory for that is
+/// best there already.
+const STOCK_SHARE: usize = 8;
 
 impl Frames<MappedStore> {
-    /// Lends out a free frame to prepare, if more spares are wanted. The last free frame stays.
-    fn lend_spare(&mut self) -> Option<Spare> {
+    /// Lends out a free frame to prepare, if there are fewer than `wanted`. The last free frame stays.
+    fn lend_spare(&mut self, wanted: usize) -> Option<Spare> {
         let prepared = |index: &u32| self.store().is_prepared(*index);
         // Frames that are prepared lie on top: they were given back, or freed, last.
-        let ready = self.free.iter().rev().take(SPARES).filter(|i| prepared(i));
-        if ready.count() == SPARES || self.free.len() < 2 {
+        let ready = self.free.iter().rev().take(wanted).filter(|i| prepared(i));
+        if ready.count() == wanted || self.free.len() < 2 {
             return None;
         }
         let at = self.free.iter().rposition(|index| !prepared(index))?;
@@ -30,9 +34,16 @@ impl Frames<MappedStore> {
 }
 
 impl Backup<MappedStore> {
-    /// Lends out a free frame to [`Spare::prepare`], if one more spare is wanted.
-    pub fn lend_spare(&mut self) -> Option<Spare> {
-        self.frames.lend_spare()
+    /// Lends out a free frame to [`Spare::prepare`], if fewer than `wanted` are prepared.
+    pub fn lend_spare(&mut self, wanted: usize) -> Option<Spare> {
+        self.frames.lend_spare(wanted)
+    }
+
+    /// How many frames are kept prepared when there is time.
+    #[must_use]
+    pub fn stock(&self) -> usize {
+        let frames = self.frames.geometry().frames() as usize;
+        (frames / STOCK_SHARE).max(SPARES)
     }
 
     /// Takes back what was lent out; it is the next to be taken.

@@ -8,6 +8,7 @@ use ramkeep_wire::coordinator::{
 use serde_json::{Value, json};
 
 use super::{overhead_per_object, total};
+use crate::recovery::{losses, recovery};
 
 /// The whole answer. `ballot` is the ballot's round; with `leader` beside it, it is the ballot.
 pub(super) fn status(status: &ClusterStatus, ballot: Ballot) -> Value {
@@ -36,21 +37,12 @@ pub(super) fn status(status: &ClusterStatus, ballot: Ballot) -> Value {
             .flat_map(|table| table.tablets.iter().map(|one| tablet(&table.name, one, &status.recoveries)))
             .collect::<Vec<_>>(),
         "recoveries": status.recoveries.iter().map(recovery).collect::<Vec<_>>(),
+        "losses": losses(status),
     })
 }
 
 fn table(table: &Table) -> Value {
     json!({ "id": table.table.0, "name": table.name, "tablets": table.tablets.len() })
-}
-
-fn recovery(report: &RecoveryReport) -> Value {
-    json!({
-        "master": report.master.0,
-        "phase": report.phase,
-        "stuck": report.stuck,
-        "tablets": report.tablets,
-        "since_ms": report.since_us / 1_000,
-    })
 }
 
 /// Roles by name.

@@ -4,6 +4,8 @@ mod json;
 mod server;
 mod text;
 
+pub(crate) use text::recoveries;
+
 use clap::Args;
 use ramkeep_rpc::{Address, Identity};
 use ramkeep_wire::coordinator::{Answer, MasterStats, Request};

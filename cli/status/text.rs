@@ -8,6 +8,7 @@ use ramkeep_wire::coordinator::{ClusterStatus, ServerReport, TabletState};
 use super::json::{reason, roles, server_state, tablet_state};
 use super::{overhead_per_object, total};
 use crate::columns::Columns;
+use crate::recovery::notes;
 use crate::units::Size;
 
 const NOTHING: &str = "-";
@@ -31,6 +32,10 @@ pub(super) fn status(status: &ClusterStatus, ballot: Ballot) -> String {
     }
     if !status.recoveries.is_empty() {
         let _ = writeln!(text, "Recoveries\n{}", recoveries(status));
+    }
+    match notes(status) {
+        notes if notes.is_empty() => {}
+        notes => drop(writeln!(text, "{notes}")),
     }
     let _ = writeln!(text, "{}", summary(status));
     text
@@ -138,7 +143,8 @@ fn tablets(status: &ClusterStatus) -> Columns<5> {
     columns
 }
 
-fn recoveries(status: &ClusterStatus) -> Columns<5> {
+/// The recoveries under way.
+pub(crate) fn recoveries(status: &ClusterStatus) -> Columns<5> {
     let mut columns = Columns::new([">master", ">tablets", ">for", "", "phase"]);
     for report in &status.recoveries {
         columns.row([

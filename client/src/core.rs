@@ -7,8 +7,9 @@
 //! [`Core::pop_completed`] and [`Core::take`].
 //!
 //! # Invariants
-//! 1. An operation that may have been applied is never sent again: a mutation goes out anew only
-//!    after its server answered that it did nothing.
+//! 1. A mutation that may have been applied is sent again only as the same call: of the same client,
+//!    under the same rpc id, which masters run once. One that went out as nobody's call is sent again
+//!    only after its server answered that it did nothing.
 //! 2. Every operation begun gets one result, at its deadline at the latest.
 //! 3. `Timeout { maybe_applied: false }` and `Unavailable` mean that no server has, or will, apply
 //!    the operation.
@@ -210,7 +211,8 @@ impl Core {
         hash: ramkeep_wire::KeyHash,
         deadline: Micros,
     ) -> Result<OpId, NotStarted> {
-        if !self.has_room(data::item_len(&item)) {
+        let callable = !item.op.mutates() || self.rpcs.has_room();
+        if !callable || !self.has_room(data::item_len(&item)) {
             return Err(NotStarted::Full);
         }
         if item.op.mutates() {

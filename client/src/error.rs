@@ -56,7 +56,8 @@ pub enum Error {
     /// A limit of the cluster is reached.
     #[error("a limit of the cluster is reached: {0}")]
     LimitReached(String),
-    /// No answer within the deadline, or the connection broke after the operation was sent.
+    /// No answer within the deadline. A broken connection alone is none of the caller's business: what was
+    /// sent is sent again, and runs once. Only when no client lease could be had does it end here at once.
     #[error("no answer in time{}", if *.maybe_applied { "; the operation may or may not have been applied" } else { "; the operation was not applied" })]
     Timeout {
         /// The operation was sent and may have taken effect, now or a little later.

@@ -40,8 +40,8 @@
 //! # }
 //! ```
 //!
-//! Retries, redirects and failover are this library's business; they end at a deadline. What comes
-//! back as an [`Error`] says whether the operation may have been applied.
+//! Retries, redirects and failover are this library's business; they end at a deadline, and whatever is
+//! sent again takes effect exactly once (RIFL, Lee et al., SOSP 2015). What comes back as an [`Error`] says whether the operation may have been applied.
 //!
 //! # Latency
 //! Whoever awaits an answer polls for it, so that one read at a time costs little more than a bare

@@ -35,6 +35,8 @@ pub(crate) const NOT_SERVED_LAST: Duration = Duration::from_millis(32);
 pub(crate) const SLOW_PATIENCE: Duration = Duration::from_secs(2);
 /// When answers have been owed by a server for this long, the map is asked for anew.
 pub(crate) const SILENCE: Duration = Duration::from_millis(500);
+/// A mutation waits this long for the client lease; then it goes out as one that is not remembered.
+pub(crate) const LEASE_PATIENCE: Duration = Duration::from_secs(1);
 /// An operation sent to the wrong server waits this long for a newer map before it tries the old.
 pub(crate) const MAP_PATIENCE: Duration = Duration::from_millis(200);
 

@@ -12,7 +12,7 @@
 //! Variants are only ever appended: their order is in every journal.
 
 use ramkeep_wire::certificate::CertificateKey;
-use ramkeep_wire::coordinator::{Enlist, Once, Refused, Settings};
+use ramkeep_wire::coordinator::{AcceptedLoss, Enlist, Once, Refused, Settings};
 use ramkeep_wire::order::{LogEnd, TabletGrant};
 use ramkeep_wire::{
     Ballot, ClientId, ClusterId, LogPosition, ReplicationEpoch, SegmentId, ServerId, TableId,
@@ -145,6 +145,15 @@ pub enum Command {
         by: ServerId,
         /// The tablets, with where its log stood when the replay began.
         taken: Vec<(TabletGrant, LogPosition)>,
+    },
+    /// An operator gives up what is missing of a crashed master's log.
+    AcceptLoss(AcceptedLoss),
+    /// A plan is given up, since nobody holds the end any more that it has, and another can be proved.
+    GiveUpPlan {
+        /// Who crashed.
+        master: ServerId,
+        /// The end that is lost.
+        end: LogEnd,
     },
 }
 

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use ramkeep_wire::limits::{
-    MAX_ADDRESS, MAX_PAYLOAD, MAX_REPLICAS, MAX_SEGMENTS_PER_LOG, MAX_TABLE_NAME,
-    MAX_TABLETS_PER_TABLE,
+    MAX_ADDRESS, MAX_ASSERTED_DEAD, MAX_GIVEN_UP, MAX_PAYLOAD, MAX_REPLICAS, MAX_SEGMENTS_PER_LOG,
+    MAX_TABLE_NAME, MAX_TABLETS_PER_TABLE,
 };
 
 /// Addresses of one server.
@@ -46,9 +46,11 @@ pub const MAX_PLANNED_TABLETS: usize = MAX_TABLETS_PER_TABLE;
 /// Partitions of one plan of a recovery.
 pub const MAX_PARTITIONS: usize = 64;
 /// Bytes of a crashed master's log for one recovery master, if there are enough of those.
-pub const PARTITION_BYTES: u64 = 512 << 20;
+pub const PARTITION_BYTES: u64 = 1 << 30;
 /// Objects for one recovery master, if there are enough of those.
 pub const PARTITION_OBJECTS: u64 = 8 << 20;
+/// Accepted losses that are remembered beyond their recoveries.
+pub const LOSSES_KEPT: usize = 64;
 /// Crashed masters whose replicas are looked through at once.
 pub const MAX_SEARCHES: usize = 4;
 /// Replicas that one backup may show of one crashed master.
@@ -119,5 +121,7 @@ const _: () = assert!(MAX_TABLE_NAME + COMMAND_BYTES <= MAX_COMMAND);
 // A plan in which every partition has one tablet.
 const _: () = assert!(MAX_PLANNED_TABLETS * (25 + 13) + COMMAND_BYTES <= MAX_COMMAND);
 const _: () = assert!(MAX_PARTITIONS <= MAX_PLANNED_TABLETS);
+// A loss: ids as varints.
+const _: () = assert!((MAX_GIVEN_UP + MAX_ASSERTED_DEAD) * 10 + COMMAND_BYTES <= MAX_COMMAND);
 const _: () = assert!(MAX_REPLICAS * 10 + COMMAND_BYTES <= MAX_COMMAND);
 const _: () = assert!(paxos::limits::MAX_BATCH_BYTES + MAX_COMMAND <= MAX_RECORD);

@@ -10,6 +10,7 @@
 //! 6. A refused command changes nothing, but for the result that is kept of it.
 
 mod clients;
+mod losses;
 mod recoveries;
 mod servers;
 mod tables;
@@ -22,6 +23,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::command::{Applied, Command, Outcome};
 pub use clients::Clients;
+pub use losses::Losses;
+pub(crate) use losses::check_loss;
 pub use recoveries::{Partition, Recoveries, RecoveryRecord};
 pub(crate) use servers::check_enlist;
 pub use servers::{RecordedEpoch, Server, Servers};
@@ -49,6 +52,7 @@ pub struct State {
     /// What came of the requests that clients may repeat.
     results: Sessions<ClientId, Outcome>,
     recoveries: Recoveries,
+    losses: Losses,
 }
 
 impl State {
@@ -103,6 +107,8 @@ impl State {
                 by,
                 taken,
             } => self.partition_recovered(*master, *attempt, *by, taken),
+            Command::AcceptLoss(accepted) => self.accept_loss(accepted),
+            Command::GiveUpPlan { master, end } => self.replace_plan(*master, end),
         }
     }
 
@@ -214,6 +220,12 @@ impl State {
     #[must_use]
     pub fn recoveries(&self) -> &Recoveries {
         &self.recoveries
+    }
+
+    /// The losses that operators have accepted.
+    #[must_use]
+    pub fn losses(&self) -> &Losses {
+        &self.losses
     }
 
     /// A server in service or joining; otherwise why not.

@@ -57,7 +57,12 @@ fn main() {
     });
 
     let mut session = Session::new(&store);
-    for (name, op) in [("session read", Op::Read), ("session overwrite", Op::Write)] {
+    for (name, op, client) in [
+        ("session read", Op::Read, ClientId(0)),
+        ("session overwrite", Op::Write, ClientId(0)),
+        ("session overwrite, once", Op::Write, ClientId(1)),
+    ] {
+        session.client = client;
         let batches = operations / BATCH;
         let region = Region::new(ALLOCATOR);
         report(
@@ -169,6 +174,9 @@ struct Session<'s> {
     session: DataSession,
     request: Vec<u8>,
     out: Vec<u8>,
+    /// Whose calls; they are remembered unless 0.
+    client: ClientId,
+    calls: u64,
 }
 
 impl<'s> Session<'s> {
@@ -178,6 +186,8 @@ impl<'s> Session<'s> {
             session: DataSession::new(),
             request: Vec::new(),
             out: Vec::new(),
+            client: ClientId(0),
+            calls: 0,
         };
         // Grows the buffers.
         this.batch(Op::Write, || 0);
@@ -188,16 +198,17 @@ impl<'s> Session<'s> {
     fn batch(&mut self, op: Op, mut choose: impl FnMut() -> u64) {
         self.request.clear();
         self.out.clear();
-        let start = data::begin_request(&mut self.request, ClientId(0), RpcId(0));
+        let start = data::begin_request(&mut self.request, self.client, RpcId(self.calls));
         for id in 0..BATCH as u32 {
             let key = key_of(choose());
             let value = if op == Op::Write { &VALUE[..] } else { &[] };
             let rules = RejectRules::default();
+            self.calls += u64::from(op == Op::Write);
             let item = Item {
                 op,
                 id,
                 table: TABLE,
-                rpc: RpcId(0),
+                rpc: RpcId(if op == Op::Write { self.calls } else { 0 }),
                 rules,
                 key: &key,
                 value,

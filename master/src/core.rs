@@ -328,6 +328,8 @@ impl Master {
         if self.is_fenced() || !control.replication.ready() {
             return OrderReply::NotReady;
         }
+        // Before anything is replayed, let alone served: what these did may be forgotten.
+        self.store.clients_ended(&order.ended);
         self.recoveries()
             .handle_order(&self.store, order, &control.list)
     }
@@ -383,6 +385,7 @@ impl Master {
                 replication.crashed(entry.server);
             }
         }
+        replication.recovering(list.servers.iter().any(waits_for_recovery));
         self.recoveries().take_list(list);
         self.list_version.store(list.version.0, Ordering::Release);
     }
@@ -432,7 +435,15 @@ impl Master {
                     .failed_records
                     .push((now + RETRY_REQUEST, *segment, *epoch, too_low));
             }
-            (_, Some(Answer::Heard { list, lease_us })) => {
+            (
+                _,
+                Some(Answer::Heard {
+                    list,
+                    lease_us,
+                    ended,
+                }),
+            ) => {
+                self.store.clients_ended(ended);
                 if *lease_us > 0 {
                     let until = sent + Duration::from_micros((*lease_us).into());
                     control.granted = control.granted.max(until);
@@ -540,6 +551,10 @@ impl Master {
     pub fn backups_of(&self, segment: SegmentId) -> Vec<ServerId> {
         self.control.lock().replication.backups_of(segment)
     }
+}
+
+fn waits_for_recovery(entry: &ServerEntry) -> bool {
+    entry.roles.master && entry.state == ServerState::Crashed && !entry.recovered
 }
 
 /// A server's entry in a list, which is ordered by id.

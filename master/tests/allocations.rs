@@ -37,9 +37,10 @@ fn store() -> Store {
     store
 }
 
-fn fill_request(request: &mut Vec<u8>, op: Op, round: u32) {
+/// Calls of a client who has the results of all earlier rounds; `calls` counts them.
+fn fill_request(request: &mut Vec<u8>, op: Op, round: u32, calls: &mut u64) {
     request.clear();
-    let start = data::begin_request(request, ClientId(0), RpcId(0));
+    let start = data::begin_request(request, ClientId(4), RpcId(*calls));
     for id in 0..ITEMS {
         let key = ((round * 31 + id) % 5000).to_le_bytes();
         let value = match op {
@@ -47,7 +48,8 @@ fn fill_request(request: &mut Vec<u8>, op: Op, round: u32) {
             Op::Increment => &[1, 0, 0, 0, 0, 0, 0, 0],
             _ => &[],
         };
-        let (rpc, rules) = (RpcId(0), RejectRules::default());
+        *calls += 1;
+        let (rpc, rules) = (RpcId(*calls), RejectRules::default());
         Item {
             op,
             id,
@@ -82,14 +84,15 @@ fn round(store: &Store, session: &mut DataSession, request: &[u8], out: &mut Vec
 fn operations_allocate_nothing_once_buffers_have_grown() {
     let store = store();
     let (mut session, mut out, mut request) = (DataSession::new(), Vec::new(), Vec::new());
+    let mut calls = 0;
     for op in [Op::Write, Op::Read, Op::Remove, Op::Read, Op::Increment] {
         for number in 0..ROUNDS {
-            fill_request(&mut request, op, number);
+            fill_request(&mut request, op, number, &mut calls);
             round(&store, &mut session, &request, &mut out);
         }
         let region = Region::new(ALLOCATOR);
         for number in 0..ROUNDS {
-            fill_request(&mut request, op, number);
+            fill_request(&mut request, op, number, &mut calls);
             round(&store, &mut session, &request, &mut out);
         }
         let allocations = region.change().allocations + region.change().reallocations;

@@ -163,6 +163,7 @@ fn without_backups_the_coordinator_grants_the_lease_from_when_it_was_asked() {
         answer: Answer::Heard {
             list: None,
             lease_us,
+            ended: ramkeep_wire::EndedClients::default(),
         },
     };
     assert_eq!(master.lease(Micros(0)), MasterLease::Gone);

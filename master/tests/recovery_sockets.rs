@@ -219,6 +219,7 @@ fn a_crashed_masters_tablet_is_fetched_replayed_and_served() {
     let pool = WorkerPool::start(1, PollMode::Never).unwrap();
     let backup = serve(&pool, copies);
     let recover = Recovery {
+        ended: ramkeep_wire::EndedClients::default(),
         master: DEAD,
         key: KEY,
         end,
@@ -227,6 +228,7 @@ fn a_crashed_masters_tablet_is_fetched_replayed_and_served() {
             range: whole(),
             takeover: LogPosition::ZERO,
         }],
+        given_up: None,
     };
     let mut builder = tokio::runtime::Builder::new_current_thread();
     let runtime = builder.enable_all().build().unwrap();

@@ -64,6 +64,7 @@ fn server(mode: PollMode) -> Server {
         answer: Answer::Heard {
             list: None,
             lease_us: u32::MAX,
+            ended: ramkeep_wire::EndedClients::default(),
         },
     };
     let report = Request::Heartbeat(master.heartbeat());

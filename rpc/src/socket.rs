@@ -15,6 +15,9 @@ use rustix::net::{RecvFlags, SendFlags};
 use tokio::io::Interest;
 use tokio::net::{TcpStream, UnixStream};
 
+/// Bytes that a Unix socket takes before its peer reads, as far as the system allows.
+const SOCKET_BUFFER: usize = 1 << 20;
+
 /// A connected stream socket, watched by the tokio runtime that it was made on.
 #[derive(Debug)]
 pub(crate) enum Socket {
@@ -39,7 +42,7 @@ impl Unwatched {
             }
             Self::Unix(stream) => {
                 stream.set_nonblocking(true)?;
-                Ok(Socket::Unix(UnixStream::from_std(stream)?))
+                Socket::unix(UnixStream::from_std(stream)?)
             }
         }
     }
@@ -69,6 +72,13 @@ impl Socket {
     pub(crate) fn tcp(stream: TcpStream) -> io::Result<Self> {
         stream.set_nodelay(true)?;
         Ok(Self::Tcp(stream))
+    }
+
+    /// Takes over a connected Unix stream. What the system has by default holds less than one message
+    /// of replication: each would wait for the peer to run, in the middle.
+    pub(crate) fn unix(stream: UnixStream) -> io::Result<Self> {
+        rustix::net::sockopt::set_socket_send_buffer_size(stream.as_fd(), SOCKET_BUFFER)?;
+        Ok(Self::Unix(stream))
     }
 
     /// Whether the peer is on this machine.

@@ -69,6 +69,7 @@ pub fn master_record(state: &State, master: ServerId) -> Option<MasterRecord> {
             .iter()
             .map(|(segment, recorded)| (*segment, recorded.epoch))
             .collect(),
+        stale: false,
     })
 }
 
@@ -211,6 +212,11 @@ fn check_without(
             })
         })
         .collect();
+    let record = &MasterRecord {
+        // A replica whose newest certificate is torn shows what the one before says.
+        stale: !world.damaged.is_empty(),
+        ..record.clone()
+    };
     let log = log_end(record, &found).map_err(|why| Unsafe::NoLog {
         master: record.master,
         without: without.to_vec(),

@@ -174,6 +174,18 @@ fn absent_reads_may_not_hop_back_over_a_write() {
 }
 
 #[test]
+fn a_change_that_took_effect_twice_is_found() {
+    let once = [write(1, 2, b"a", 1), write(3, 4, b"b", 2)];
+    assert_eq!(check_key(&once), Ok(true));
+    let twice = [write(1, 2, b"a", 1), write(3, 6, b"b", 3)];
+    let (old, new) = (Version(1), Version(3));
+    assert_eq!(check_key(&twice), Err(Violation::Twice { old, new }));
+    // A removal leaves the next version open.
+    let anew = [write(1, 2, b"a", 1), remove(3, 4, 1), write(5, 6, b"b", 7)];
+    assert_eq!(check_key(&anew), Ok(true));
+}
+
+#[test]
 fn a_reused_version_is_found() {
     bad(
         &[write(1, 2, b"a", 1), remove(3, 4, 1), write(5, 6, b"b", 1)],

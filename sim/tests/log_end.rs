@@ -26,6 +26,7 @@ fn record() -> MasterRecord {
         key: KEY,
         floor: None,
         epochs: BTreeMap::new(),
+        stale: false,
     }
 }
 

@@ -26,6 +26,10 @@ const ELSEWHERE: &[(Mutant, &str)] = &[
         Mutant::LeaseBeforeLooking,
         "master/tests/planted_faults.rs: a simulated process does not stop while it handles something",
     ),
+    (
+        Mutant::ServeEndedClients,
+        "master/tests/store/calls.rs: no simulated client outlives its lease",
+    ),
 ];
 
 fn play(seed: u64, mutant: Option<Mutant>) -> Report {

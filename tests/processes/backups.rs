@@ -132,7 +132,7 @@ async fn inventory(backup: &Member, master: ServerId) -> Vec<ReplicaInfo> {
 }
 
 /// The arguments to start the process with again: on any port, without its parent.
-fn restarted(arguments: &[String]) -> Vec<String> {
+pub(crate) fn restarted(arguments: &[String]) -> Vec<String> {
     let mut result = Vec::new();
     let mut rest = arguments.iter().skip(1);
     while let Some(argument) = rest.next() {

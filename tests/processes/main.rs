@@ -11,5 +11,6 @@ mod command_line;
 mod drills;
 mod harness;
 mod leases;
+mod once;
 mod supervision;
 mod tools;

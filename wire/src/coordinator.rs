@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::certificate::CertificateKey;
+use crate::clients::EndedClients;
 use crate::hash::KeyHash;
 use crate::ids::{
     Ballot, BootId, ClientId, ClusterId, ListVersion, LogPosition, MapVersion, PeerId,
@@ -303,6 +304,9 @@ pub enum Request {
     },
     /// What this coordinator has counted. Answered by any, whether it leads or not.
     Counters,
+    /// Give up what is missing of a crashed master's log, so that the rest is served. Refused unless
+    /// it is just what is missing.
+    AcceptLoss(AcceptedLoss),
 }
 
 /// Why the coordinator refuses.
@@ -366,6 +370,29 @@ pub struct CoordinatorReport {
     pub silent_us: Option<u64>,
 }
 
+/// What is missing of a crashed master's log, and who may have it: what an operator has to name, all
+/// of it and nothing else, to give it up (SAFETY 19).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Loss {
+    /// Crashed backups whose frames have not come back, in order. They may hold what is missing, and
+    /// without the tail one of them may not have refused the master: who accepts asserts that they
+    /// are dead.
+    pub dead: Vec<ServerId>,
+    /// Segments that are missing, in order.
+    pub segments: Vec<SegmentId>,
+    /// Where the log ended can't be proved: what was written last is lost.
+    pub tail: bool,
+}
+
+/// A loss that an operator has accepted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AcceptedLoss {
+    /// Of whose log.
+    pub master: ServerId,
+    /// What.
+    pub loss: Loss,
+}
+
 /// When a recovery got how far: microseconds from when the leader began to see to it, which is when
 /// the crash was decided unless leaders changed. A step that was taken again counts the last time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -396,6 +423,8 @@ pub struct RecoveryReport {
     pub tablets: u32,
     /// Since the leader began to see to it, microseconds.
     pub since_us: u64,
+    /// What it can't go on without.
+    pub missing: Option<Loss>,
     /// What came when.
     pub moments: RecoveryMoments,
 }
@@ -442,6 +471,8 @@ pub struct ClusterStatus {
     pub tables: Vec<Table>,
     /// Recoveries under way.
     pub recoveries: Vec<RecoveryReport>,
+    /// The losses that operators have accepted, the oldest first.
+    pub losses: Vec<AcceptedLoss>,
     /// The last ones that this leader saw to the end, the newest last.
     pub recovered: Vec<RecoveryReport>,
     /// Replicas that were found damaged, as far as this leader knows, the last found last.
@@ -471,11 +502,13 @@ pub enum Answer {
         /// To a master without backups (k = 0): the master lease, microseconds (SAFETY 7). The
         /// master counts it from when it sent the report, the coordinator from when it came. 0: none.
         lease_us: u32,
+        /// Client leases that have ended.
+        ended: EndedClients,
     },
     /// To `RecordEpoch`: recorded; acknowledgements may go on.
     EpochRecorded,
     /// To `Suspect`, `RenewClientLease`, `CloseClientLease` and, once it is decided,
-    /// `ReplaceCoordinator`.
+    /// `ReplaceCoordinator` and `AcceptLoss`.
     Noted,
     /// To `OpenClientLease`.
     ClientLease {

@@ -6,7 +6,8 @@
 //!  | client | ack id | count   | items ...
 //!  |  u64   |  u64   |  u32    |
 //! ```
-//! `client` 0: no client lease, the rpc ids are not remembered. Each item:
+//! `client` 0: no client lease, the rpc ids are not remembered. `ack id`: the client has the results of
+//! all its calls up to this one, or has given them up. Each item:
 //! ```text
 //!  0    1       2         4    8       12          16
 //!  | op | flags | key_len | id | table | value_len | [rpc id u64, if flag RPC]
@@ -171,7 +172,7 @@ impl From<Short> for DataError {
 pub struct Items<'a> {
     /// Whose calls these are.
     pub client: ClientId,
-    /// All its lower rpc ids are received.
+    /// All its rpc ids up to this one are over.
     pub ack: RpcId,
     remaining: u32,
     reader: Reader<'a>,
@@ -273,6 +274,11 @@ pub fn begin_request(out: &mut Vec<u8>, client: ClientId, ack: RpcId) -> usize {
     start
 }
 
+/// Sets whose calls are in the request begun at `start`.
+pub fn set_client(out: &mut [u8], start: usize, client: ClientId) {
+    out[start..start + 8].copy_from_slice(&client.0.to_le_bytes());
+}
+
 /// Sets the number of items of the request begun at `start`.
 pub fn set_count(out: &mut [u8], start: usize, count: u32) {
     out[start + 16..start + 20].copy_from_slice(&count.to_le_bytes());
@@ -350,6 +356,13 @@ pub enum Status {
     NotACounter = 8,
     /// The scan cursor can't be read, or the operation makes no sense.
     Invalid = 9,
+    /// The client has said itself that this rpc is over: it comes late, and nothing was done.
+    Stale = 10,
+    /// The client's lease has ended, and what it once did may be forgotten: nothing was done.
+    LeaseOver = 11,
+    /// There is no memory to remember the result by: nothing was done, nor will be under this rpc id.
+    /// It may be asked for as client 0.
+    NotRemembered = 12,
 }
 
 impl Status {
@@ -368,6 +381,9 @@ impl Status {
             7 => Self::TooLarge,
             8 => Self::NotACounter,
             9 => Self::Invalid,
+            10 => Self::Stale,
+            11 => Self::LeaseOver,
+            12 => Self::NotRemembered,
             _ => return None,
         })
     }

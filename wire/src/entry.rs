@@ -10,20 +10,22 @@
 //! ```text
 //!  object       table u32 | version u64 | [expiry u64, if flag EXPIRY] | key | value
 //!  tombstone    table u32 | version u64 | segment u64 | key
-//!  completion   client u64 | rpc u64 | table u32 | key hash u64 | result (the response item's bytes)
+//!  completion   client u64 | rpc u64 | table u32 | key hash u64 | version u64 | [counter u64]
 //!  safe version version u64
 //!  header       format u16 | kind u8 | 0 u8 | cluster 16 | master u64 | segment u64 | size u32
 //!  digest       count u32 | count * (segment u64 | length u32 | certificate 33)
 //!  active       previous head's segment u64
 //! ```
-//! An object without optional fields costs 24 bytes beside key and value. Types 32 to 47 are
+//! A completion's `key_len` is how far the client's ack id was behind its rpc id. An object without optional fields costs 24 bytes beside key and value. Types 32 to 47 are
 //! reserved for transactions; every type not named here is refused.
 
 use crate::bytes::{Reader, Short, Writer};
 use crate::certificate::{Certificate, SegmentKind};
 use crate::hash::{KeyHash, key_hash};
 use crate::ids::{ClientId, ClusterId, RpcId, SegmentId, ServerId, TableId, Version};
-use crate::limits::{MAX_KEY, MAX_SEGMENTS_PER_LOG, MAX_VALUE, MIN_KEY, SEGMENT_SIZE};
+use crate::limits::{
+    MAX_KEY, MAX_RPC_WINDOW, MAX_SEGMENTS_PER_LOG, MAX_VALUE, MIN_KEY, SEGMENT_SIZE,
+};
 
 /// Bytes before the body.
 pub const HEADER_LEN: usize = 12;
@@ -43,7 +45,8 @@ const ACTIVE: u8 = 7;
 const OBJECT_FIXED: usize = 4 + 8;
 const EXPIRY_LEN: usize = 8;
 const TOMBSTONE_FIXED: usize = 4 + 8 + 8;
-const COMPLETION_FIXED: usize = 8 + 8 + 4 + 8;
+const COMPLETION_FIXED: usize = 8 + 8 + 4 + 8 + 8;
+const COUNTER_LEN: usize = 8;
 const SEGMENT_HEADER_BODY: usize = 2 + 1 + 1 + 16 + 8 + 8 + 4;
 const DIGEST_ITEM: usize = 8 + 4 + Certificate::LEN;
 
@@ -78,19 +81,24 @@ pub struct Tombstone<'a> {
     pub key: &'a [u8],
 }
 
-/// Saves an rpc's result, so that a retry gets it instead of running again.
+/// Saves the result of an rpc that changed something, so that a retry gets it instead of running again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Completion<'a> {
+pub struct Completion {
     /// Who called.
     pub client: ClientId,
     /// Which call.
     pub rpc: RpcId,
+    /// All calls of the client up to this one were over, by its own word; from 1 to
+    /// [`MAX_RPC_WINDOW`] below `rpc`.
+    pub ack: RpcId,
     /// The table it was on; with the key hash, what it moves with when its tablet moves.
     pub table: TableId,
     /// Of the key it was on.
     pub hash: KeyHash,
-    /// The response item's bytes.
-    pub result: &'a [u8],
+    /// The version it made, or removed.
+    pub version: Version,
+    /// What it made of a counter.
+    pub counter: Option<i64>,
 }
 
 /// Says whose segment this is; the first entry of each.
@@ -159,7 +167,7 @@ pub enum Entry<'a> {
     /// A removal.
     Tombstone(Tombstone<'a>),
     /// An rpc's result.
-    Completion(Completion<'a>),
+    Completion(Completion),
     /// Versions of new keys are at least this.
     SafeVersion(Version),
     /// Whose segment this is.
@@ -207,7 +215,7 @@ pub enum NewEntry<'a> {
     /// See [`Entry::Tombstone`].
     Tombstone(Tombstone<'a>),
     /// See [`Entry::Completion`].
-    Completion(Completion<'a>),
+    Completion(Completion),
     /// See [`Entry::SafeVersion`].
     SafeVersion(Version),
     /// See [`Entry::SegmentHeader`].
@@ -234,6 +242,13 @@ pub fn tombstone_len(key: usize) -> usize {
     HEADER_LEN + TOMBSTONE_FIXED + key
 }
 
+/// Bytes of a completion, of a counter or not.
+#[must_use]
+#[inline]
+pub fn completion_len(counter: bool) -> usize {
+    HEADER_LEN + COMPLETION_FIXED + if counter { COUNTER_LEN } else { 0 }
+}
+
 impl NewEntry<'_> {
     /// Bytes that [`NewEntry::write`] fills.
     #[must_use]
@@ -241,7 +256,7 @@ impl NewEntry<'_> {
         match self {
             Self::Object(o) => object_len(o.key.len(), o.value.len(), o.expiry.is_some()),
             Self::Tombstone(t) => tombstone_len(t.key.len()),
-            Self::Completion(c) => HEADER_LEN + COMPLETION_FIXED + c.result.len(),
+            Self::Completion(c) => completion_len(c.counter.is_some()),
             Self::SafeVersion(_) | Self::Active(_) => HEADER_LEN + 8,
             Self::SegmentHeader(_) => HEADER_LEN + SEGMENT_HEADER_BODY,
             Self::Digest(items) => HEADER_LEN + 4 + items.len() * DIGEST_ITEM,
@@ -279,7 +294,8 @@ impl NewEntry<'_> {
                 o.key.len() as u16,
             ),
             Self::Tombstone(t) => (TOMBSTONE, 0, t.key.len() as u16),
-            Self::Completion(_) => (COMPLETION, 0, 0),
+            // Fits: the window is that wide.
+            Self::Completion(c) => (COMPLETION, 0, (c.rpc.0 - c.ack.0) as u16),
             Self::SafeVersion(_) => (SAFE_VERSION, 0, 0),
             Self::SegmentHeader(_) => (SEGMENT_HEADER, 0, 0),
             Self::Digest(_) => (DIGEST, 0, 0),
@@ -311,7 +327,10 @@ impl NewEntry<'_> {
                 writer.u64(c.rpc.0);
                 writer.u32(c.table.0);
                 writer.u64(c.hash.0);
-                writer.put(c.result);
+                writer.u64(c.version.0);
+                if let Some(counter) = c.counter {
+                    writer.put(&counter.to_le_bytes());
+                }
             }
             Self::SafeVersion(version) => writer.u64(version.0),
             Self::SegmentHeader(h) => write_segment_header(writer, h),
@@ -377,14 +396,14 @@ fn read_verified(entry: &[u8]) -> Result<Entry<'_>, EntryError> {
     if flags & !FLAG_EXPIRY != 0 || (flags != 0 && kind != OBJECT) {
         return Err(EntryError::Flags(flags));
     }
-    if key_len != 0 && !matches!(kind, OBJECT | TOMBSTONE) {
+    if key_len != 0 && !matches!(kind, OBJECT | TOMBSTONE | COMPLETION) {
         return Err(EntryError::Length);
     }
     let mut reader = Reader(&entry[HEADER_LEN..]);
     let value = match kind {
         OBJECT => Entry::Object(read_object(&mut reader, flags, key_len)?),
         TOMBSTONE => Entry::Tombstone(read_tombstone(&mut reader, key_len)?),
-        COMPLETION => Entry::Completion(read_completion(&mut reader)?),
+        COMPLETION => Entry::Completion(read_completion(&mut reader, key_len)?),
         SAFE_VERSION => Entry::SafeVersion(Version(reader.u64()?)),
         SEGMENT_HEADER => Entry::SegmentHeader(read_segment_header(&mut reader)?),
         DIGEST => Entry::Digest(read_digest(&mut reader)?),
@@ -441,13 +460,24 @@ fn read_tombstone<'a>(
     })
 }
 
-fn read_completion<'a>(reader: &mut Reader<'a>) -> Result<Completion<'a>, EntryError> {
+fn read_completion(reader: &mut Reader<'_>, behind: usize) -> Result<Completion, EntryError> {
+    let (client, rpc) = (ClientId(reader.u64()?), RpcId(reader.u64()?));
+    if behind == 0 {
+        return Err(EntryError::Field);
+    }
+    let ack = rpc.0.checked_sub(behind as u64).ok_or(EntryError::Field)?;
     Ok(Completion {
-        client: ClientId(reader.u64()?),
-        rpc: RpcId(reader.u64()?),
+        client,
+        rpc,
+        ack: RpcId(ack),
         table: TableId(reader.u32()?),
         hash: KeyHash(reader.u64()?),
-        result: reader.take(reader.0.len())?,
+        version: Version(reader.u64()?),
+        counter: if reader.is_empty() {
+            None
+        } else {
+            Some(i64::from_le_bytes(reader.array()?))
+        },
     })
 }
 
@@ -524,4 +554,5 @@ impl Entry<'_> {
 }
 
 const _: () = assert!(MAX_KEY <= u16::MAX as usize);
+const _: () = assert!(MAX_RPC_WINDOW <= u16::MAX as u64);
 const _: () = assert!(OBJECT_KEY_OFFSET == 24);

@@ -7,6 +7,7 @@
 pub mod backup;
 pub mod bytes;
 pub mod certificate;
+pub mod clients;
 pub mod coordinator;
 pub mod data;
 pub mod entry;
@@ -24,6 +25,7 @@ pub mod segment;
 pub mod time;
 
 pub use certificate::{Certificate, CertificateKey, SegmentKind};
+pub use clients::EndedClients;
 pub use hash::{KeyHash, key_hash};
 pub use ids::*;
 pub use time::Micros;

@@ -21,6 +21,10 @@ pub const RESPONSE_SPLIT: usize = 256 << 10;
 pub const MAX_ITEMS: usize = 4_096;
 /// Data items in flight on one connection; a client that has more waits.
 pub const MAX_IN_FLIGHT_ITEMS: usize = 8_192;
+/// A client's rpc ids are at most so far above its ack id: what a master may have to remember of it.
+pub const MAX_RPC_WINDOW: u64 = (1 << 16) - 1;
+/// Clients named as exceptions when a coordinator tells which leases have ended.
+pub const MAX_CLIENTS_NAMED: usize = 256;
 /// Bytes of replies held or unsent on one connection, past which the server stops reading from it.
 pub const MAX_UNSENT: usize = 8 << 20;
 /// Largest page of a scan, in bytes, unless its first object alone is larger.
@@ -33,6 +37,10 @@ pub const MAX_REPLICATES_IN_FLIGHT: usize = 8;
 pub const MAX_DAMAGED_REPORTED: usize = 256;
 /// Replicas in one page of an inventory.
 pub const MAX_INVENTORY: usize = 4_096;
+/// Segments of one log that can be given up.
+pub const MAX_GIVEN_UP: usize = 2_048;
+/// Servers that are asserted dead with them.
+pub const MAX_ASSERTED_DEAD: usize = 1_024;
 /// Of a backup's frames one in so many is kept for recovery: a log is copied anew before its old
 /// replicas are freed.
 pub const KEPT_OF_FRAMES: usize = 4;

@@ -41,6 +41,14 @@ mutants! {
     LoseTombstone = "lose-tombstone",
     /// Master: a key written after its removal starts again at version 1.
     ReuseVersion = "reuse-version",
+    /// Master: a call that comes again runs again.
+    ForgetCompletion = "forget-completion",
+    /// Master: results are forgotten before their client has said that it has them.
+    ForgetUnacknowledged = "forget-unacknowledged",
+    /// Master: calls of a client whose lease has ended run.
+    ServeEndedClients = "serve-ended-clients",
+    /// Master: completions of a crashed master are not replayed.
+    CompletionsNotReplayed = "completions-not-replayed",
     /// Master: a head's new set of backups is used without being recorded at the coordinator.
     SkipEpochRecord = "skip-epoch-record",
     /// Master: every attempt at a new set of backups uses the same epoch number.
@@ -79,6 +87,8 @@ mutants! {
     InventoryBeforeWaiting = "inventory-before-waiting",
     /// Backup: serves what is meant for another ServerId.
     IgnoreServerId = "ignore-server-id",
+    /// Client: what may have been applied goes out again as another call.
+    RetryAsAnotherCall = "retry-as-another-call",
     /// Coordinator: answers before its journal is synced.
     AnswerBeforeSync = "answer-before-sync",
     /// Coordinator: takes an epoch that is not above the recorded one.

@@ -5,6 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::certificate::{Certificate, CertificateKey};
+use crate::clients::EndedClients;
 use crate::coordinator::{BackupStats, MasterStats, ServerList};
 use crate::hash::KeyHash;
 use crate::ids::{
@@ -30,10 +31,27 @@ pub struct LogEnd {
     pub segment: SegmentId,
     /// Bytes of it that count.
     pub length: u32,
-    /// The replication epoch that the certificate names.
+    /// The replication epoch that the certificate names. 0: the segment is closed; it is the end only
+    /// since an operator has given up what came after.
     pub epoch: ReplicationEpoch,
-    /// Proves those bytes, as of an open head.
+    /// Proves those bytes, as of an open head, or of a closed segment.
     pub certificate: Certificate,
+}
+
+impl LogEnd {
+    /// Nothing is left of the log, and an operator has accepted that.
+    pub const NOTHING: Self = Self {
+        segment: SegmentId(0),
+        length: 0,
+        epoch: ReplicationEpoch(0),
+        certificate: Certificate::NONE,
+    };
+
+    /// Whether it is that of a closed segment.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.epoch == ReplicationEpoch(0)
+    }
 }
 
 /// A tablet that is to be recovered.
@@ -68,6 +86,12 @@ pub struct Recovery {
     pub attempt: u32,
     /// What to recover.
     pub tablets: Vec<LostTablet>,
+    /// If an operator has accepted a loss: the segments that may be missing. What came after the end
+    /// may be lost, too.
+    pub given_up: Option<Vec<SegmentId>>,
+    /// Client leases that have ended, at least those that the crashed master knew of: what these
+    /// clients once did may be forgotten, so that nothing of theirs may run any more.
+    pub ended: EndedClients,
 }
 
 /// What to do.

@@ -143,6 +143,12 @@ impl ProvedSegment {
         Ok(Self { claim, contents })
     }
 
+    /// Its bytes, for their memory to be used again.
+    #[must_use]
+    pub fn into_contents(self) -> Vec<u8> {
+        self.contents
+    }
+
     /// The segment.
     #[must_use]
     pub fn segment(&self) -> VerifiedSegment<'_> {

@@ -61,10 +61,12 @@ fn entries_keep_their_bytes() {
     };
     let completion = Completion {
         client: ClientId(5),
-        rpc: RpcId(6),
+        rpc: RpcId(600),
+        ack: RpcId(88),
         table: TableId(2),
         hash: KeyHash(7),
-        result: b"result",
+        version: Version(11),
+        counter: Some(-3),
     };
     let header = SegmentHeader {
         kind: SegmentKind::Head,

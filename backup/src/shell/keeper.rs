@@ -1,31 +1,77 @@
-//! A thread that keeps spare frames prepared, so that no worker waits for the system's memory.
+//! Threads that keep frames prepared, so that no worker waits for the system's memory: one sees to the
+//! few that are needed next, the other, with what time the machine has left, to a stock of them.
 
 use std::io;
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
 use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
 use crate::core::Backup;
 use crate::mapped::MappedStore;
+use crate::spares::SPARES;
+
+/// The lowest priority that there is.
+const LEFT_OVER: i32 = 19;
+
+/// The stock is filled once no frame was taken for so long: while many are, by a recovery or a load,
+/// each is prepared as it is needed, and nothing beside.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// Runs until dropped; then it has given back what was lent to it.
 #[derive(Debug)]
 pub(super) struct Keeper {
-    wake: Option<SyncSender<()>>,
-    thread: Option<JoinHandle<()>>,
+    next: Preparing,
+    stock: Preparing,
 }
 
 impl Keeper {
     pub(super) fn start(core: &Arc<Mutex<Backup<MappedStore>>>) -> io::Result<Self> {
+        let stock = core.lock().stock();
+        Ok(Self {
+            next: Preparing::start("frame keeper", core, SPARES, Duration::ZERO, || ())?,
+            stock: Preparing::start("frame stock", core, stock, QUIET, || {
+                if let Err(error) = rustix::process::nice(LEFT_OVER) {
+                    tracing::debug!(%error, "frames are prepared ahead at the usual priority");
+                }
+            })?,
+        })
+    }
+
+    /// A frame was taken: see whether more are wanted.
+    pub(super) fn wake(&self) {
+        self.next.wake();
+        self.stock.wake();
+    }
+}
+
+/// A thread that has so many frames prepared whenever it is woken, and not again for some time.
+#[derive(Debug)]
+struct Preparing {
+    wake: Option<SyncSender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Preparing {
+    fn start(
+        name: &str,
+        core: &Arc<Mutex<Backup<MappedStore>>>,
+        wanted: usize,
+        quiet: Duration,
+        begin: impl FnOnce() + Send + 'static,
+    ) -> io::Result<Self> {
         let (wake, woken) = sync_channel(1);
         let core = Arc::downgrade(core);
         let thread = thread::Builder::new()
-            .name("frame keeper".to_owned())
+            .name(name.to_owned())
             .spawn(move || {
+                begin();
                 while woken.recv().is_ok() {
-                    while prepare_one(&core) {}
+                    if prepare_all(&core, wanted, quiet, &woken).is_none() {
+                        return;
+                    }
                 }
             })?;
         Ok(Self {
@@ -34,8 +80,7 @@ impl Keeper {
         })
     }
 
-    /// A frame was taken: see whether more are wanted.
-    pub(super) fn wake(&self) {
+    fn wake(&self) {
         if let Some(wake) = &self.wake {
             // Full: it will look anyway.
             let _ = wake.try_send(());
@@ -43,9 +88,38 @@ impl Keeper {
     }
 }
 
+/// Prepares frames whenever there was no wake for so long; `None` once nobody can wake it any more.
+fn prepare_all(
+    core: &Weak<Mutex<Backup<MappedStore>>>,
+    wanted: usize,
+    quiet: Duration,
+    woken: &Receiver<()>,
+) -> Option<()> {
+    loop {
+        match woken.recv_timeout(quiet) {
+            Ok(()) => continue,
+            Err(RecvTimeoutError::Disconnected) => return None,
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        loop {
+            match woken.try_recv() {
+                Ok(()) => break,
+                Err(TryRecvError::Disconnected) => return None,
+                Err(TryRecvError::Empty) => {}
+            }
+            if !prepare_one(core, wanted) {
+                return Some(());
+            }
+        }
+    }
+}
+
 /// Prepares one frame without the lock; false when no more are wanted, or there is no memory.
-fn prepare_one(core: &Weak<Mutex<Backup<MappedStore>>>) -> bool {
-    let Some(mut spare) = core.upgrade().and_then(|core| core.lock().lend_spare()) else {
+fn prepare_one(core: &Weak<Mutex<Backup<MappedStore>>>, wanted: usize) -> bool {
+    let Some(mut spare) = core
+        .upgrade()
+        .and_then(|core| core.lock().lend_spare(wanted))
+    else {
         return false;
     };
     spare.prepare(thread::yield_now);
@@ -56,13 +130,13 @@ fn prepare_one(core: &Weak<Mutex<Backup<MappedStore>>>) -> bool {
     prepared
 }
 
-impl Drop for Keeper {
+impl Drop for Preparing {
     fn drop(&mut self) {
         self.wake = None;
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            tracing::error!("the frame keeper panicked");
+            tracing::error!("a thread that prepares frames panicked");
         }
     }
 }

@@ -13,11 +13,11 @@ use crate::types::{Object, Outcome, Page, ScanPosition};
 
 type Answer = Result<Outcome, Error>;
 
-/// What the item means for the operation in `slot`. Not for [`Status::RetryLater`] and
-/// [`Status::WrongServer`], which mean: again.
+/// What the item means for the operation in `slot`. Not for statuses which mean: again.
 #[inline]
 pub(crate) fn outcome(slot: &Slot, item: &ResponseItem<'_>) -> Result<Answer, &'static str> {
     match item.status {
+        Status::Stale => Err("the server calls a call over that is not"),
         Status::Ok => done(slot, item).map(Ok),
         Status::Absent => absent(slot.op).map(Ok),
         Status::Rejected => Ok(Err(Error::Rejected {
@@ -30,7 +30,9 @@ pub(crate) fn outcome(slot: &Slot, item: &ResponseItem<'_>) -> Result<Answer, &'
         Status::Invalid => Ok(Err(Error::Protocol(
             "the server calls the operation invalid".to_owned(),
         ))),
-        Status::RetryLater | Status::WrongServer => Err("a status that is no result"),
+        Status::RetryLater | Status::WrongServer | Status::LeaseOver | Status::NotRemembered => {
+            Err("a status that is no result")
+        }
     }
 }
 

@@ -3,16 +3,21 @@
 use ramkeep_wire::bytes::Reader;
 use ramkeep_wire::coordinator::Response;
 use ramkeep_wire::data::{ResponseItem, Status};
-use ramkeep_wire::{Micros, ServerId};
+use ramkeep_wire::mutants::{self, Mutant};
+use ramkeep_wire::{ClientId, Micros, ServerId};
 
 use super::control::Event;
 use super::links::LinkState;
-use super::routing::NO_MAP;
-use super::slots::Phase;
+use super::routing::{FOR_LEASE, NO_MAP};
+use super::slots::{OpId, Phase};
 use super::{Core, Target, answers};
 use crate::error::Error;
 use crate::limits::{MAP_PATIENCE, backoff};
 use crate::types::Outcome;
+
+const MAYBE: Error = Error::Timeout {
+    maybe_applied: true,
+};
 
 impl Core {
     /// Takes the payload of a DataResponse. One that can't be read breaks the connection off.
@@ -75,6 +80,14 @@ impl Core {
                 let map = self.control.refresh();
                 self.wait(op, map, now + MAP_PATIENCE);
             }
+            Status::LeaseOver => self.lease_over(now, op),
+            Status::NotRemembered => {
+                // None of its tries did anything, nor will one that comes late.
+                slot.unremembered = true;
+                slot.uncertain = false;
+                slot.client = ClientId(0);
+                self.dispatch(now, op);
+            }
             _ => match answers::outcome(slot, item) {
                 Ok(result) => self.complete(op, result),
                 Err(what) => {
@@ -84,6 +97,24 @@ impl Core {
             },
         }
         Ok(())
+    }
+
+    /// The lease under which an operation was sent has ended. It goes out again under the next one,
+    /// unless an earlier try of it may have been applied.
+    #[cold]
+    fn lease_over(&mut self, now: Micros, op: OpId) {
+        let Some(slot) = self.slots.get_mut(op) else {
+            return;
+        };
+        if slot.client == self.lease.client() {
+            self.lease.lost(now);
+            self.attention = true;
+        }
+        if slot.uncertain {
+            return self.complete(op, Err(MAYBE));
+        }
+        slot.client = ClientId(0);
+        self.dispatch(now, op);
     }
 
     /// Takes the coordinator's answer.
@@ -96,9 +127,15 @@ impl Core {
         self.attention = true;
         match self.control.handle(now, correlation, response) {
             Some(Event::Map(number, map)) => self.handle_map(now, number, map),
-            Some(Event::Lease(client, lease_us)) => self.lease.opened(now, client, lease_us),
+            Some(Event::Lease(client, lease_us)) => {
+                self.lease.opened(now, client, lease_us);
+                self.leave_for_lease(now);
+            }
             Some(Event::LeaseLost) => self.lease.lost(now),
-            Some(Event::LeaseRefused) => self.lease.refused(now),
+            Some(Event::LeaseRefused) => {
+                self.lease.refused(now);
+                self.leave_for_lease(now);
+            }
             Some(Event::Forgotten(client, over)) => {
                 if client == self.lease.client() {
                     self.lease.lost(now);
@@ -109,6 +146,16 @@ impl Core {
             }
             Some(Event::Done(op, result)) => self.complete_request(op, result.map(Outcome::Answer)),
             Some(Event::Renewed) | None => {}
+        }
+    }
+
+    /// Operations that waited for the lease go out.
+    fn leave_for_lease(&mut self, now: Micros) {
+        for index in 0..self.slots.high_water() {
+            let (op, slot) = self.slots.at(index);
+            if matches!(slot.phase, Phase::Waiting { map: FOR_LEASE, .. }) {
+                self.dispatch(now, op);
+            }
         }
     }
 
@@ -150,8 +197,8 @@ impl Core {
         }
     }
 
-    /// A connection broke or could not be opened; what was on it is lost. Reads go out again, a
-    /// mutation that was sent ends here.
+    /// A connection broke or could not be opened; what was on it is lost and goes out again. Only a
+    /// mutation that was sent as nobody's call ends here.
     pub fn handle_link_down(&mut self, now: Micros, to: Target, reason: &str) {
         let server = match to {
             Target::Coordinator(peer) => {
@@ -169,18 +216,22 @@ impl Core {
             if slot.wire != Some(server) {
                 continue;
             }
-            let (phase, mutates) = (slot.phase, slot.op.mutates());
+            let (phase, client, mutates) = (slot.phase, slot.client, slot.op.mutates());
             self.slots.settle(op);
-            match phase {
-                Phase::Sent if mutates => self.complete(
-                    op,
-                    Err(Error::Timeout {
-                        maybe_applied: true,
-                    }),
-                ),
-                Phase::Sent => self.dispatch(now, op),
-                _ => {}
+            if phase != Phase::Sent {
+                continue;
             }
+            if mutates && client == ClientId(0) {
+                self.complete(op, Err(MAYBE));
+                continue;
+            }
+            if let Some(slot) = self.slots.get_mut(op) {
+                slot.uncertain = mutates;
+                if mutates && mutants::active(Mutant::RetryAsAnotherCall) {
+                    slot.call_anew(self.rpcs.next());
+                }
+            }
+            self.dispatch(now, op);
         }
         self.control.refresh();
         self.attention = true;

@@ -1,12 +1,14 @@
 //! The client lease: the right to have this client's completions kept.
 //!
-//! Taken with the first mutation and renewed while the client lives. Until it is held, operations
-//! go out under client 0, whose calls are not remembered; nothing waits for it.
+//! Taken with the first mutation and renewed while the client lives. Mutations wait for it a moment;
+//! without one they go out under client 0, whose calls are not remembered.
 
 use std::time::Duration;
 
 use ramkeep_wire::coordinator::Request;
 use ramkeep_wire::{ClientId, Micros};
+
+use crate::limits::LEASE_PATIENCE;
 
 /// Try again after this long when the coordinator gave none.
 const RETRY: Duration = Duration::from_secs(1);
@@ -19,6 +21,8 @@ pub(crate) struct Lease {
     length: Duration,
     wanted: bool,
     ask_at: Micros,
+    /// Mutations wait for the lease until then; 0: none was wanted yet.
+    waits_until: Micros,
 }
 
 impl Lease {
@@ -30,6 +34,7 @@ impl Lease {
             length: RETRY,
             wanted: false,
             ask_at: Micros(0),
+            waits_until: Micros(0),
         }
     }
 
@@ -41,11 +46,19 @@ impl Lease {
     /// A mutation begins. Returns the request to send, if one is due.
     #[inline]
     pub(crate) fn want(&mut self, now: Micros) -> Option<Request> {
+        if self.waits_until == Micros(0) {
+            self.waits_until = now + LEASE_PATIENCE;
+        }
         if self.wanted {
             return None;
         }
         self.wanted = true;
         self.due(now)
+    }
+
+    /// Until when a mutation is to wait for the lease, if it is.
+    pub(crate) fn waits(&self, now: Micros) -> Option<Micros> {
+        (self.client == ClientId(0) && now < self.waits_until).then_some(self.waits_until)
     }
 
     /// A mutation waits for the lease; it is asked for at the next look at the time.
@@ -91,10 +104,12 @@ impl Lease {
         let number = u64::from_le_bytes(self.nonce[..8].try_into().expect("8 of 16 bytes"));
         self.nonce[..8].copy_from_slice(&number.wrapping_add(1).to_le_bytes());
         self.ask_at = now;
+        self.waits_until = now + LEASE_PATIENCE;
     }
 
     /// The coordinators gave no lease, or did not renew it now: they will be asked again.
     pub(crate) fn refused(&mut self, now: Micros) {
+        self.waits_until = self.waits_until.min(now);
         self.ask_at = now + RETRY;
     }
 }

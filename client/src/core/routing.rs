@@ -17,6 +17,8 @@ use crate::limits::{NOT_SERVED_LAST, backoff};
 const ANY_MAP: u64 = 0;
 /// None: it waits for the time alone.
 pub(super) const NO_MAP: u64 = u64::MAX;
+/// The same, but for the client lease.
+pub(super) const FOR_LEASE: u64 = u64::MAX - 1;
 
 impl Core {
     /// Sends an operation on its way by the map, or lets it wait.

@@ -2,11 +2,12 @@
 //!
 //! # Invariants
 //! 1. An rpc id is given once, in growing order, from 1.
-//! 2. `ack()` is lower than every rpc id that is given and not finished.
+//! 2. `ack()` is lower than every rpc id that is given and not finished, by [`MAX_RPC_WINDOW`] at most.
 
 use std::collections::VecDeque;
 
 use ramkeep_wire::RpcId;
+use ramkeep_wire::limits::MAX_RPC_WINDOW;
 
 /// Gives rpc ids and knows which are outstanding. Takes no memory per call once warm.
 #[derive(Debug)]
@@ -25,7 +26,12 @@ impl RpcIds {
         }
     }
 
-    /// The next rpc id; outstanding until [`RpcIds::finish`].
+    /// Whether another may be given: masters remember results of so many calls at most.
+    pub(crate) fn has_room(&self) -> bool {
+        (self.outstanding.len() as u64) < MAX_RPC_WINDOW
+    }
+
+    /// The next rpc id, if there is room for it; outstanding until [`RpcIds::finish`].
     pub(crate) fn next(&mut self) -> RpcId {
         self.outstanding.push_back(true);
         RpcId(self.base + self.outstanding.len() as u64 - 1)

@@ -3,8 +3,9 @@
 use ramkeep_wire::data;
 use ramkeep_wire::envelope::{Header, Kind};
 use ramkeep_wire::limits::MAX_ITEMS;
-use ramkeep_wire::{Micros, Party, ServerId};
+use ramkeep_wire::{ClientId, Micros, Party, ServerId};
 
+use super::routing::FOR_LEASE;
 use super::slots::{OpId, Phase};
 use super::{Core, Target};
 use crate::limits::{MAX_BATCH_BYTES, MAX_PENDING};
@@ -101,8 +102,9 @@ impl Core {
         let Some(link) = self.servers.get_mut(&server) else {
             return false;
         };
-        let start = data::begin_request(payload, self.lease.client(), self.rpcs.ack());
-        let mut count = 0;
+        let leased = self.lease.client();
+        let start = data::begin_request(payload, leased, self.rpcs.ack());
+        let (mut count, mut caller) = (0, None);
         while link.is_ready() && count < MAX_ITEMS && payload.len() - start < MAX_BATCH_BYTES {
             let Some(&op) = link.queue.front() else { break };
             let slot = self.slots.get_mut(op);
@@ -112,6 +114,29 @@ impl Core {
             };
             if count > 0 && payload.len() - start + slot.item.len() > MAX_BATCH_BYTES {
                 break;
+            }
+            if slot.op.mutates() {
+                let client = match slot.client {
+                    _ if slot.unremembered => ClientId(0),
+                    ClientId(0) => leased,
+                    first => first,
+                };
+                if client == ClientId(0)
+                    && !slot.unremembered
+                    && let Some(until) = self.lease.waits(now)
+                {
+                    let map = FOR_LEASE;
+                    slot.phase = Phase::Waiting { map, until };
+                    self.wake_bound = self.wake_bound.min(until);
+                    self.attention = true;
+                    link.queue.pop_front();
+                    continue;
+                }
+                // An envelope carries the calls of one client.
+                if *caller.get_or_insert(client) != client {
+                    break;
+                }
+                slot.client = client;
             }
             payload.extend_from_slice(&slot.item);
             slot.phase = Phase::Sent;
@@ -128,6 +153,7 @@ impl Core {
             link.heard = now;
         }
         data::set_count(payload, start, count as u32);
+        data::set_client(payload, start, caller.unwrap_or(leased));
         self.last_batch = count;
         true
     }

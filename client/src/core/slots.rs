@@ -8,7 +8,7 @@
 //! 3. Once warm, an operation takes no memory but its result's.
 
 use ramkeep_wire::data::{ITEM_HEADER_LEN, Item, Op};
-use ramkeep_wire::{KeyHash, Micros, RpcId, ServerId, TableId};
+use ramkeep_wire::{ClientId, KeyHash, Micros, RpcId, ServerId, TableId};
 
 use crate::error::Error;
 use crate::limits::{KEEP_BUFFER, MAX_PENDING};
@@ -76,6 +76,12 @@ pub(crate) struct Slot {
     /// Where the scan's page ends at the latest.
     pub(crate) until: KeyHash,
     pub(crate) rpc: RpcId,
+    /// As whose call it was sent first, and is sent again; 0 if not sent yet, or unremembered.
+    pub(crate) client: ClientId,
+    /// It may have been applied: an answer to it was lost.
+    pub(crate) uncertain: bool,
+    /// It is nobody's call, because there is no lease, or no memory for its result.
+    pub(crate) unremembered: bool,
     pub(crate) deadline: Micros,
     /// Answers that meant: again.
     pub(crate) attempts: u32,
@@ -125,6 +131,9 @@ impl Slots {
         slot.hash = begin.hash;
         slot.until = KeyHash(u64::MAX);
         slot.rpc = begin.rpc;
+        slot.client = ClientId(0);
+        slot.uncertain = false;
+        slot.unremembered = false;
         slot.deadline = begin.deadline;
         slot.attempts = 0;
         slot.refused_by = None;
@@ -148,6 +157,9 @@ impl Slots {
             hash: KeyHash(0),
             until: KeyHash(0),
             rpc: RpcId(0),
+            client: ClientId(0),
+            uncertain: false,
+            unremembered: false,
             deadline: Micros(0),
             attempts: 0,
             refused_by: None,
@@ -248,6 +260,12 @@ impl Slots {
 }
 
 impl Slot {
+    /// The planted fault of another rpc id for the same operation.
+    pub(crate) fn call_anew(&mut self, rpc: RpcId) {
+        self.rpc = rpc;
+        self.item[ITEM_HEADER_LEN..ITEM_HEADER_LEN + 8].copy_from_slice(&rpc.0.to_le_bytes());
+    }
+
     /// Fits a scan's end to the tablet it is sent to.
     pub(crate) fn end_scan_at(&mut self, last: KeyHash) {
         debug_assert!(self.op == Op::Scan);

@@ -58,6 +58,11 @@ impl Core {
 
     /// Why an operation could not be finished in time.
     pub(super) fn expiry(&self, slot: &Slot) -> Error {
+        if slot.op.mutates() && (slot.uncertain || slot.phase == Phase::Sent) {
+            return Error::Timeout {
+                maybe_applied: true,
+            };
+        }
         let trouble = match slot.phase {
             Phase::Sent => None,
             Phase::Queued(server) => (self.servers.get(&server))
@@ -71,7 +76,7 @@ impl Core {
         match trouble {
             Some(reason) => Error::Unavailable { reason },
             None => Error::Timeout {
-                maybe_applied: slot.phase == Phase::Sent && slot.op.mutates(),
+                maybe_applied: false,
             },
         }
     }

@@ -21,8 +21,8 @@ use ramkeep_wire::envelope::{self, Envelope, Kind};
 use ramkeep_wire::hello::{Refusal, SharedKey};
 use ramkeep_wire::limits::{MAX_SCAN_PAGE, RESPONSE_SPLIT};
 use ramkeep_wire::{
-    Ballot, ClientId, ClusterId, KeyHash, LogPosition, MapVersion, Micros, Party, PeerId, ServerId,
-    TableId, Version, key_hash, postcards,
+    Ballot, ClientId, ClusterId, KeyHash, LogPosition, MapVersion, Micros, Party, PeerId, RpcId,
+    ServerId, TableId, Version, key_hash, postcards,
 };
 
 /// What a server does with the next item instead of carrying it out.
@@ -48,6 +48,8 @@ struct World {
     map: TabletMap,
     objects: BTreeMap<Place, (u64, Vec<u8>)>,
     last_version: u64,
+    /// Answers to calls that ran.
+    done: BTreeMap<(ClientId, RpcId), Vec<u8>>,
     faults: VecDeque<Fault>,
     envelopes: Vec<usize>,
     clients: u64,
@@ -270,12 +272,12 @@ impl World {
         let mut start = envelope::begin(out, header);
         while let Some(item) = items.next_item().unwrap() {
             match self.faults.pop_front() {
-                None => self.apply(server, &item, out),
+                None => self.run(server, items.client, &item, out),
                 Some(Fault::Say(status)) => answer(&item, status, 0, b"", out),
                 Some(Fault::Silence) => {}
                 Some(Fault::Hang) => return Err(Refusal::Stopping),
                 Some(Fault::DoAndHang) => {
-                    self.apply(server, &item, out);
+                    self.run(server, items.client, &item, out);
                     out.truncate(start);
                     return Err(Refusal::Stopping);
                 }
@@ -294,6 +296,20 @@ impl World {
         let table = self.map.tables.iter().find(|known| known.table == table)?;
         let tablet = table.tablets.iter().find(|tablet| tablet.last >= hash)?;
         Some(tablet.owner)
+    }
+
+    /// Answers a call that ran before as it was answered then.
+    fn run(&mut self, server: ServerId, client: ClientId, item: &Item<'_>, out: &mut Vec<u8>) {
+        let call = (client, item.rpc);
+        let remembered = item.op.mutates() && client != ClientId(0);
+        if remembered && let Some(answer) = self.done.get(&call) {
+            return out.extend_from_slice(answer);
+        }
+        let from = out.len();
+        self.apply(server, item, out);
+        if remembered && out[from + 4] == Status::Ok as u8 {
+            self.done.insert(call, out[from..].to_vec());
+        }
     }
 
     fn apply(&mut self, server: ServerId, item: &Item<'_>, out: &mut Vec<u8>) {

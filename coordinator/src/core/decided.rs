@@ -2,7 +2,7 @@
 //! applied and answered, snapshots are taken.
 
 use paxos::PeerId as GroupPeer;
-use ramkeep_wire::coordinator::{Answer, Refused};
+use ramkeep_wire::coordinator::{AcceptedLoss, Answer, Refused};
 use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::{Ballot, ClusterId, postcards};
 
@@ -207,6 +207,10 @@ impl Coordinator {
             (Ok(Applied::Server(server)), _) => self.answer_enlisted(token, server),
             (Ok(Applied::Client(client)), _) => self.answer_lease(token, client),
             (Ok(Applied::Table(table)), _) => self.wait(token, Wanted::Gone(table)),
+            (Ok(Applied::Done), Command::AcceptLoss(AcceptedLoss { master, loss })) => {
+                tracing::warn!(%master, ?loss, "an operator has given up a part of a log");
+                self.reply_decided(token, Answer::Noted);
+            }
             (Ok(Applied::Done), Command::RecordEpoch { .. }) => {
                 self.reply_decided(token, Answer::EpochRecorded);
             }

@@ -6,7 +6,8 @@
 //!    again.
 //! 2. Backups are asked only once every living one is known to have heard of the crash, and so refuses
 //!    the master (SAFETY 5, 12).
-//! 3. A log whose end is decided is not searched again.
+//! 3. A log whose end is decided is searched again only when a recovery master can't replay it. If
+//!    nobody holds that end any more, and another is proved, the plan is given up.
 //! 4. Searches and questions under way are bounded.
 
 mod end;
@@ -19,7 +20,7 @@ mod search;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use ramkeep_wire::backup::{BackupRequest, BackupResponse};
-use ramkeep_wire::coordinator::{DamagedReplica, Heartbeat, TabletState};
+use ramkeep_wire::coordinator::{DamagedReplica, Heartbeat, Loss, TabletState};
 use ramkeep_wire::order::TabletGrant;
 use ramkeep_wire::{BootId, ListVersion, Micros, ServerId};
 
@@ -28,7 +29,7 @@ use super::{Coordinator, Origin, Output};
 use crate::command::Command;
 use crate::limits::{ASK_AGAIN, ASK_SOON, MAX_ASKED, MAX_SEARCHES};
 use crate::state::State;
-use end::{Dead, Finder, Found, Gone};
+use end::{Dead, Finder, Found, Gone, Stuck};
 use planning::{Allotted, Budget};
 use replay::Replay;
 use report::{Ended, Moments};
@@ -67,6 +68,8 @@ struct Walk {
     proposed: usize,
     /// Why it can't go on.
     stuck: Option<String>,
+    /// What it lacks.
+    missing: Option<Loss>,
     /// What it waits for before it is planned.
     waits: Option<String>,
     /// What its plan takes, if this leader made it.
@@ -75,6 +78,8 @@ struct Walk {
     again: Micros,
     /// It waits for a backup to hear of the crash.
     unknown: bool,
+    /// All of the log was there since a recovery master said that it can't.
+    checked: bool,
     /// The partitions, by the number of their try.
     replays: BTreeMap<u32, Replay>,
     /// Who couldn't replay a partition, by its first range.
@@ -158,10 +163,12 @@ impl Walk {
             found: None,
             proposed: 0,
             stuck: None,
+            missing: None,
             waits: None,
             allotted: None,
             again: now,
             unknown: false,
+            checked: false,
             replays: BTreeMap::new(),
             failed: BTreeMap::new(),
         }
@@ -176,15 +183,34 @@ impl Walk {
             self.replays
                 .insert(part.attempt, replay.unwrap_or_default());
         }
-        if record.is_some() {
-            self.moments.planned.get_or_insert(now);
-            self.search = None;
-            self.stuck = None;
+        match record {
+            Some(_) if self.moments.planned.is_none() => {
+                self.moments.planned = Some(now);
+                self.missing = None;
+            }
+            // What can't be replayed is looked for whatever else happens.
+            Some(_) if self.cannot() => return,
+            Some(_) => {}
+            // Its plan was given up with what it lacked.
+            None if self.moments.planned.take().is_some() => {
+                self.found = None;
+                self.missing = None;
+                self.allotted = None;
+            }
+            None => return,
         }
+        self.search = None;
+        self.stuck = None;
+    }
+
+    /// A recovery master said that it can't replay its partition.
+    fn cannot(&self) -> bool {
+        self.replays.values().any(|replay| replay.cannot.is_some())
     }
 
     fn due(&self) -> Option<Micros> {
-        if self.down == 0 || self.proposed > 0 || self.unknown {
+        let idle = self.down == 0 && !self.cannot();
+        if idle || self.proposed > 0 || self.unknown {
             return None;
         }
         match &self.search {
@@ -213,6 +239,11 @@ fn dead(state: &State, master: ServerId) -> Option<Dead> {
         key: found.key,
         floor: found.floor,
         epochs: epochs.map(|(id, recorded)| (*id, recorded.epoch)).collect(),
+        accepted: state.losses().of(master).cloned(),
+        decided: state
+            .recoveries()
+            .by_master(master)
+            .map(|record| record.end),
     })
 }
 
@@ -223,15 +254,16 @@ impl View<'_> {
         found.is_some_and(|dead| dead.crashed_in <= self.known)
     }
 
-    /// Crashed backups whose frames no living server has taken over.
-    fn crashed_backups(&self) -> Vec<ServerId> {
-        let servers = || self.state.servers().iter();
-        let living = servers().filter(|(_, server)| !server.is_crashed());
-        let back: Vec<_> = living.filter_map(|(_, server)| server.replaces).collect();
-        servers()
-            .filter(|(id, s)| s.is_crashed() && s.roles.backup && !back.contains(id))
-            .map(|(id, _)| id)
-            .collect()
+    /// Crashed backups whose frames no living server has taken over, and that may hold something of
+    /// this master: who crashed before it joined does not.
+    fn crashed_backups(&self, master: ServerId) -> Vec<ServerId> {
+        let servers = self.state.servers();
+        let joined = servers.by_id(master).map(|dead| dead.enlisted_in);
+        let may_hold = |server: &ServerId| {
+            let crashed = servers.by_id(*server).and_then(|one| one.crashed_in);
+            *server != master && joined.is_none_or(|joined| crashed > Some(joined))
+        };
+        servers.away().into_iter().filter(may_hold).collect()
     }
 }
 
@@ -279,7 +311,8 @@ impl Coordinator {
                 Act::Propose(command) => {
                     let (Command::PlanRecovery { master, .. }
                     | Command::AssignRecovery { master, .. }
-                    | Command::PartitionRecovered { master, .. }) = &command
+                    | Command::PartitionRecovered { master, .. }
+                    | Command::GiveUpPlan { master, .. }) = &command
                     else {
                         continue;
                     };
@@ -367,24 +400,31 @@ impl Recoveries {
                 continue;
             }
             replay::reassign(walk, *master, view, &budget, &mut acts);
-            if walk.down == 0 || walk.again > view.now {
+            let record = view.state.recoveries().by_master(*master);
+            // What can't be replayed is searched for again: something may have been lost since.
+            let searches = record.map_or(walk.found.is_none(), |_| walk.cannot() && !walk.checked);
+            if (walk.down == 0 && !searches) || walk.again > view.now || walk.proposed > 0 {
                 continue;
             }
-            if let Some(record) = view.state.recoveries().by_master(*master) {
+            if let Some(record) = record {
                 let end = record.end;
                 walk.found = Some(Found { end, bytes: 0 });
-            } else if walk.found.is_none() {
+            }
+            if searches {
+                // One that has just joined is asked like all others: once it is known to refuse.
+                walk.unknown = !view.is_known_crashed(*master);
+                if walk.unknown {
+                    continue;
+                }
                 if walk.search.is_none() {
-                    walk.unknown = !view.is_known_crashed(*master);
-                    if walk.unknown {
-                        continue;
-                    }
                     if room == 0 {
                         walk.again = view.now + ASK_SOON;
                         continue;
                     }
                     room -= 1;
                     walk.search = Some(Search::default());
+                    // Bytes that were read before may have been damaged since.
+                    walk.finder.read_again();
                 }
                 let mut ask = |server, request| {
                     if asked.len() >= MAX_ASKED {
@@ -399,7 +439,15 @@ impl Recoveries {
                     });
                     Some(*tokens)
                 };
-                walk.look(*master, view, &mut ask);
+                if let Some(command) = walk.look(*master, view, &mut ask) {
+                    walk.proposed += 1;
+                    acts.push(Act::Propose(command));
+                    continue;
+                }
+                replay::reassign(walk, *master, view, &budget, &mut acts);
+            }
+            if walk.down == 0 {
+                continue;
             }
             if walk.found.is_some() {
                 let report = reports.get(master);
@@ -411,11 +459,15 @@ impl Recoveries {
 }
 
 impl Walk {
-    fn look(&mut self, master: ServerId, view: &View<'_>, ask: &mut search::Ask<'_>) {
-        let (Some(dead), Some(search)) = (dead(view.state, master), &mut self.search) else {
-            return;
-        };
-        self.gone.backups = view.crashed_backups();
+    /// Goes on with its search. Gives what is to be decided if a plan can't be carried out any more.
+    fn look(
+        &mut self,
+        master: ServerId,
+        view: &View<'_>,
+        ask: &mut search::Ask<'_>,
+    ) -> Option<Command> {
+        let (dead, search) = (dead(view.state, master)?, self.search.as_mut()?);
+        self.gone.backups = view.crashed_backups(master);
         let (finder, gone) = (&self.finder, &mut self.gone);
         let looked = search.look(view.now, &dead, &view.backups, finder, gone, ask);
         if search.is_listed() {
@@ -423,15 +475,33 @@ impl Walk {
         }
         match looked {
             Looked::Waits => {}
-            Looked::Stuck(why) => self.stop(view.now, master, why),
+            Looked::Stuck(Stuck { why, missing }) => {
+                self.missing = missing;
+                self.stop(view.now, master, why);
+            }
+            Looked::Found(found) if dead.decided.is_some() => {
+                self.search = None;
+                self.stuck = None;
+                self.missing = None;
+                let end = dead.decided.filter(|end| *end != found.end);
+                if let Some(end) = end {
+                    tracing::warn!(%master, ?end, new = ?found.end, "the end of a log is lost: another is decided");
+                    return Some(Command::GiveUpPlan { master, end });
+                }
+                // It is for something else that it can't be replayed.
+                self.checked = true;
+                self.again = view.now + ASK_AGAIN;
+            }
             Looked::Found(found) => {
                 tracing::info!(%master, end = ?found.end, bytes = found.bytes, "end of a log");
                 self.moments.end = Some(view.now);
                 self.search = None;
                 self.stuck = None;
+                self.missing = None;
                 self.waits = None;
                 self.found = Some(found);
             }
         }
+        None
     }
 }

@@ -11,7 +11,7 @@ use super::waiting::Wanted;
 use super::{Coordinator, Origin, Replacing};
 use crate::command::Command;
 use crate::limits::CLIENT_LEASE;
-use crate::state::check_enlist;
+use crate::state::{check_enlist, check_loss};
 
 impl Coordinator {
     /// A request came in. Its answer comes as [`super::Output::Reply`] with `token`, now or later.
@@ -46,6 +46,7 @@ impl Coordinator {
                 self.reply(token, Answer::Servers(list));
             }
             Request::Status => self.status(token),
+            Request::AcceptLoss(accepted) => self.accept_loss(token, accepted),
             // Answered already.
             Request::Counters => {}
             Request::ReplaceCoordinator { lost, by } => {
@@ -59,7 +60,7 @@ impl Coordinator {
         }
     }
 
-    fn propose_request(&mut self, token: u64, request: Request) {
+    pub(super) fn propose_request(&mut self, token: u64, request: Request) {
         if let Err(why) = fits(&request) {
             return self.refuse(token, why);
         }
@@ -88,6 +89,7 @@ impl Coordinator {
                 Command::ExpireClientLease { client }
             }
             Request::DropTable { name, once } => Command::DropTable { name, once },
+            Request::AcceptLoss(accepted) => Command::AcceptLoss(accepted),
             Request::CreateTable { name, once } => {
                 let command = Command::CreateTable {
                     name: name.clone(),
@@ -166,7 +168,13 @@ impl Coordinator {
             };
             self.propose(&command, Origin::Report(server));
         }
-        self.reply(token, Answer::Heard { list, lease_us });
+        let ended = self.state.clients().ended();
+        let heard = Answer::Heard {
+            list,
+            lease_us,
+            ended,
+        };
+        self.reply(token, heard);
     }
 
     fn suspect(&mut self, token: u64, server: ServerId, by: ServerId) {
@@ -280,12 +288,15 @@ impl Coordinator {
                 .map(|t| t.table.clone())
                 .collect(),
             recoveries: self.recovery_reports(),
+            losses: self.state.losses().iter().collect(),
             recovered: self.recoveries.finished(self.now),
             damaged: self.damaged.report(),
         };
         // List and map fit by their limits; in a cluster that uses them up, reports are left out.
         if ramkeep_wire::postcards::encode(&status).len() + 1_024 > MAX_PAYLOAD {
             status.servers.iter_mut().for_each(|s| s.heartbeat = None);
+            status.recoveries.iter_mut().for_each(|r| r.missing = None);
+            status.losses.clear();
         }
         self.reply(token, Answer::Status(Box::new(status)));
     }
@@ -300,6 +311,7 @@ fn fits(request: &Request) -> Result<(), Refused> {
         {
             Err(Refused::TableName)
         }
+        Request::AcceptLoss(accepted) => check_loss(&accepted.loss),
         Request::RecordEpoch { backups, .. } if backups.len() > MAX_REPLICAS => Err(
             Refused::Invalid(format!("{} backups for a segment", backups.len())),
         ),

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use ramkeep_wire::ClientId;
 use ramkeep_wire::coordinator::Refused;
+use ramkeep_wire::{ClientId, EndedClients};
 use serde::{Deserialize, Serialize};
 
 use crate::limits::MAX_CLIENTS;
@@ -49,6 +49,12 @@ impl Clients {
     #[must_use]
     pub fn by_nonce(&self, nonce: &[u8; 16]) -> Option<ClientId> {
         self.nonces.get(nonce).copied()
+    }
+
+    /// What masters are told of leases that have ended.
+    #[must_use]
+    pub fn ended(&self) -> EndedClients {
+        EndedClients::among(self.iter(), ClientId(self.last + 1))
     }
 
     /// All who hold a lease, by id.

@@ -1,7 +1,9 @@
 //! Recoveries of crashed masters: where each log ends, and who replays what of it.
 //!
 //! # Invariants
-//! 1. Where a log ends is decided once: every plan of a recovery has the same end (SAFETY 18).
+//! 1. Where a log ends is decided before anything of it is replayed: every plan of a recovery has the same
+//!    end (SAFETY 18). It is decided anew, for the tablets that are still down, only when nobody holds that
+//!    end any more, or when an operator gives up what was lost since.
 //! 2. A tablet is `Recovering` exactly while a partition has it. It keeps its crashed owner until a
 //!    recovery master has replayed it.
 //! 3. Each try of each partition has a number of its own, higher than any before. Who has not the
@@ -57,6 +59,8 @@ impl RecoveryRecord {
 pub struct Recoveries {
     changes: u64,
     by_master: BTreeMap<ServerId, RecoveryRecord>,
+    /// Tries of plans that were given up: numbers are not used twice.
+    tried: BTreeMap<ServerId, u32>,
 }
 
 impl Recoveries {
@@ -102,7 +106,8 @@ impl State {
         for (_, by) in parts {
             self.check_recovery_master(*by)?;
         }
-        let attempts = planned.map_or(0, |record| record.attempts);
+        let tried = self.recoveries.tried.get(&master).copied().unwrap_or(0);
+        let attempts = planned.map_or(tried, |record| record.attempts);
         let Some(last) = u32::try_from(parts.len())
             .ok()
             .and_then(|parts| attempts.checked_add(parts))
@@ -169,7 +174,7 @@ impl State {
         Ok(cut)
     }
 
-    fn check_crashed(&self, master: ServerId) -> Result<(), Refused> {
+    pub(super) fn check_crashed(&self, master: ServerId) -> Result<(), Refused> {
         match self.servers.by_id(master) {
             Some(found) if found.is_crashed() => Ok(()),
             Some(_) => Err(invalid(format!("{master:?} is not crashed"))),
@@ -232,6 +237,26 @@ impl State {
         Ok(Applied::Done)
     }
 
+    pub(super) fn replace_plan(&mut self, master: ServerId, end: &LogEnd) -> Outcome {
+        let planned = self.recoveries.by_master.get(&master);
+        let planned = planned.ok_or(Refused::Unknown)?;
+        if planned.end != *end {
+            return Err(invalid("its plan has another end"));
+        }
+        self.give_up_plan(master);
+        Ok(Applied::Done)
+    }
+
+    /// A plan is given up: what is not replayed is down again. The leader has to look anew in any case.
+    pub(super) fn give_up_plan(&mut self, master: ServerId) {
+        self.recoveries.changes += 1;
+        if let Some(record) = self.recoveries.by_master.remove(&master) {
+            self.recoveries.tried.insert(master, record.attempts);
+            self.tables.down_again(master);
+            self.map_changed();
+        }
+    }
+
     /// What is left of a master's recovery after something that it waited for came, or went.
     pub(super) fn settle_recovery(&mut self, master: ServerId) {
         if self.check_crashed(master).is_err() {
@@ -256,6 +281,7 @@ impl State {
             }
         }
         if !waits {
+            self.recoveries.tried.remove(&master);
             if self.recoveries.by_master.remove(&master).is_some() {
                 self.recoveries.changes += 1;
             }

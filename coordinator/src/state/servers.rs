@@ -9,7 +9,7 @@
 //!    first; an id that was issued and is not listed counts as crashed.
 //! 6. A server is recovered from when it is fenced and no tablet waits for its log, never before.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ramkeep_wire::certificate::CertificateKey;
 use ramkeep_wire::coordinator::{Enlist, Refused, Roles, ServerEntry, ServerState};
@@ -58,6 +58,8 @@ pub struct Server {
     pub floor: Option<(SegmentId, ReplicationEpoch)>,
     /// Recorded sets of backups, by segment.
     pub epochs: BTreeMap<SegmentId, RecordedEpoch>,
+    /// The list in which it first appeared.
+    pub enlisted_in: ListVersion,
     /// The list in which it first appeared as crashed.
     pub crashed_in: Option<ListVersion>,
     /// Crashed, and can neither read nor write any more.
@@ -67,7 +69,7 @@ pub struct Server {
 }
 
 impl Server {
-    fn new(request: &Enlist, key: CertificateKey) -> Self {
+    fn new(request: &Enlist, key: CertificateKey, list: ListVersion) -> Self {
         Self {
             nonce: request.nonce,
             roles: request.roles,
@@ -80,6 +82,7 @@ impl Server {
             key,
             floor: None,
             epochs: BTreeMap::new(),
+            enlisted_in: list,
             crashed_in: None,
             fenced: false,
             recovered: false,
@@ -161,6 +164,23 @@ impl Servers {
         self.iter().map(|(id, server)| server.entry(id))
     }
 
+    /// Crashed backups whose frames no living server has: nobody came back with them, or who did has
+    /// crashed, too, and nobody has come since.
+    #[must_use]
+    pub fn away(&self) -> BTreeSet<ServerId> {
+        let mut back = BTreeSet::new();
+        // Younger servers come first, so that whoever came back is known before who it replaces.
+        for (id, server) in self.by_id.iter().rev() {
+            if !server.is_crashed() || back.contains(id) {
+                back.extend(server.replaces);
+            }
+        }
+        let gone = self.iter().filter(|(id, server)| {
+            server.is_crashed() && server.roles.backup && !back.contains(id)
+        });
+        gone.map(|(id, _)| id).collect()
+    }
+
     /// Whether this cluster ever gave this id out.
     #[must_use]
     pub fn was_issued(&self, server: ServerId) -> bool {
@@ -204,8 +224,9 @@ impl State {
         if let Some(old) = request.replaces {
             self.crash(old);
         }
-        let id = self.servers.issue(Server::new(request, key));
         self.list_changed();
+        let server = Server::new(request, key, self.list_version);
+        let id = self.servers.issue(server);
         Ok(Applied::Server(id))
     }
 

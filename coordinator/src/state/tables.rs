@@ -164,6 +164,16 @@ impl Tables {
         changed
     }
 
+    /// What a recovery of this master had given out is down again.
+    pub(super) fn down_again(&mut self, master: ServerId) {
+        let records = self.by_id.values_mut();
+        for tablet in records.flat_map(|record| &mut record.table.tablets) {
+            if tablet.owner == master && tablet.state == TabletState::Recovering {
+                tablet.state = TabletState::Down;
+            }
+        }
+    }
+
     /// A fenced owner needs not confirm drops. Whether a table is gone by it.
     pub(super) fn owner_fenced(&mut self, server: ServerId) -> bool {
         let dropping: Vec<_> = self

@@ -9,7 +9,9 @@ use std::collections::BTreeSet;
 use ramkeep_coordinator::core::default_settings;
 use ramkeep_coordinator::{Applied, Command, State};
 use ramkeep_wire::certificate::Certificate;
-use ramkeep_wire::coordinator::{Enlist, Once, Refused, Roles, ServerState, TabletState};
+use ramkeep_wire::coordinator::{
+    AcceptedLoss, Enlist, Loss, Once, Refused, Roles, ServerState, TabletState,
+};
 use ramkeep_wire::order::{LogEnd, TabletGrant};
 use ramkeep_wire::{
     BootId, CertificateKey, ClientId, ClusterId, KeyHash, LogPosition, ReplicationEpoch, SegmentId,
@@ -560,6 +562,18 @@ fn golden_commands_never_change() {
             ServerId(3),
             &[(range(TableId(1), 0, u64::MAX), 5)],
         ),
+        Command::AcceptLoss(AcceptedLoss {
+            master: ServerId(2),
+            loss: Loss {
+                dead: vec![ServerId(3), ServerId(4)],
+                segments: vec![SegmentId(7)],
+                tail: true,
+            },
+        }),
+        Command::GiveUpPlan {
+            master: ServerId(2),
+            end: end(9),
+        },
     ];
     let hex: String = commands
         .iter()

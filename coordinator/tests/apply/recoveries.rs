@@ -170,3 +170,105 @@ fn a_crashed_server_without_tablets_is_recovered_once_it_is_fenced() {
     state.apply(&Command::Fenced { server: dead }).unwrap();
     assert!(is_recovered(&state, dead));
 }
+
+#[test]
+fn a_plan_whose_end_is_lost_is_given_up_and_another_end_can_be_decided() {
+    let (mut state, dead, [b, c], table) = crashed();
+    let (low, high) = (range(table, 0, 99), range(table, 100, u64::MAX));
+    let give_up = |number| Command::GiveUpPlan {
+        master: dead,
+        end: end(number),
+    };
+    assert_eq!(state.apply(&give_up(7)), Err(Refused::Unknown));
+    state
+        .apply(&plan(dead, 7, &[(&[low], b), (&[high], c)]))
+        .unwrap();
+    state.apply(&recovered(dead, 2, c, &[(high, 500)])).unwrap();
+    let other = state.apply(&give_up(6));
+    assert!(matches!(other, Err(Refused::Invalid(_))), "{other:?}");
+    state.apply(&give_up(7)).unwrap();
+    let down = (dead, TabletState::Down, LogPosition(77));
+    let taken_over = (c, TabletState::Assigning, LogPosition(500));
+    assert_eq!(states(&state, table), [down, taken_over]);
+    state.apply(&plan(dead, 6, &[(&[low], b)])).unwrap();
+    let record = state.recoveries().by_master(dead).unwrap();
+    assert_eq!((record.partitions[0].attempt, record.end), (3, end(6)));
+}
+
+fn accept(master: ServerId, dead: &[ServerId], segments: &[u64], tail: bool) -> Command {
+    Command::AcceptLoss(AcceptedLoss {
+        master,
+        loss: Loss {
+            dead: dead.to_vec(),
+            segments: segments.iter().copied().map(SegmentId).collect(),
+            tail,
+        },
+    })
+}
+
+#[test]
+fn a_loss_is_accepted_only_of_a_log_that_is_waited_for_and_with_servers_that_are_dead() {
+    let (mut state, dead, [b, c], _) = crashed();
+    state.apply(&Command::DeclareCrashed { server: c }).unwrap();
+    let before = postcards::encode(&state);
+    let wrong = [
+        accept(b, &[], &[], true),
+        accept(c, &[], &[], true),
+        accept(dead, &[], &[], false),
+        accept(dead, &[b], &[], true),
+        accept(dead, &[ServerId(99)], &[], true),
+        accept(dead, &[c, c], &[], true),
+        accept(dead, &[c], &[5, 4], false),
+    ];
+    for command in wrong {
+        let outcome = state.apply(&command);
+        assert!(matches!(outcome, Err(Refused::Invalid(_))), "{command:?}");
+    }
+    assert_eq!(postcards::encode(&state), before);
+    state.apply(&accept(dead, &[c], &[4, 5], false)).unwrap();
+    let lost = state.losses().of(dead).unwrap();
+    assert_eq!(lost.segments, [SegmentId(4), SegmentId(5)]);
+}
+
+#[test]
+fn a_plan_is_given_up_with_what_was_lost_after_it_and_no_try_is_numbered_twice() {
+    let (mut state, dead, [b, c], table) = crashed();
+    let (low, high) = (range(table, 0, 99), range(table, 100, u64::MAX));
+    state
+        .apply(&plan(dead, 7, &[(&[low], b), (&[high], c)]))
+        .unwrap();
+    state.apply(&recovered(dead, 2, c, &[(high, 500)])).unwrap();
+    state.apply(&accept(dead, &[], &[4], false)).unwrap();
+    assert!(state.recoveries().by_master(dead).is_none());
+    let down = (dead, TabletState::Down, LogPosition(77));
+    let taken_over = (c, TabletState::Assigning, LogPosition(500));
+    assert_eq!(states(&state, table), [down, taken_over]);
+    let late = state.apply(&recovered(dead, 1, b, &[(low, 600)]));
+    assert!(matches!(late, Err(Refused::Invalid(_))), "{late:?}");
+
+    // Another end, for what is left.
+    state.apply(&plan(dead, 6, &[(&[low], c)])).unwrap();
+    let record = state.recoveries().by_master(dead).unwrap();
+    assert_eq!((record.partitions[0].attempt, record.end), (3, end(6)));
+    state.apply(&recovered(dead, 3, c, &[(low, 600)])).unwrap();
+    state.apply(&Command::Fenced { server: dead }).unwrap();
+    assert!(is_recovered(&state, dead));
+}
+
+#[test]
+fn frames_that_came_back_through_another_that_crashed_are_not_away() {
+    let mut state = bootstrapped();
+    let first = up(&mut state, 1);
+    let enlisted = |state: &mut State, nonce, old| match state.apply(&enlist(nonce, Some(old))) {
+        Ok(Applied::Server(server)) => server,
+        other => panic!("{other:?}"),
+    };
+    let second = enlisted(&mut state, 2, first.0);
+    assert!(state.servers().away().is_empty());
+    state
+        .apply(&Command::DeclareCrashed { server: second })
+        .unwrap();
+    assert_eq!(state.servers().away(), [first, second].into());
+    enlisted(&mut state, 3, second.0);
+    assert!(state.servers().away().is_empty());
+}

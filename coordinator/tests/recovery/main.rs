@@ -4,9 +4,9 @@
 
 mod world;
 
-use ramkeep_wire::coordinator::{Request, TabletState};
+use ramkeep_wire::coordinator::{AcceptedLoss, Answer, Loss, Refused, Request, TabletState};
 use ramkeep_wire::order::{Command, OrderReply};
-use ramkeep_wire::{LogPosition, ServerId, TableId};
+use ramkeep_wire::{LogPosition, SegmentId, ServerId, TableId};
 
 use world::{Behaviour, World};
 
@@ -352,6 +352,274 @@ fn a_missing_segment_keeps_tablets_down_until_its_backup_comes_back() {
     assert!(world.ends.contains_key(&m));
 }
 
+fn accept(world: &mut World, master: ServerId, loss: Loss) -> Answer {
+    world.answer(Request::AcceptLoss(AcceptedLoss { master, loss }))
+}
+
+/// What `master` lacks, once that is known.
+fn missing(world: &mut World, master: ServerId) -> Loss {
+    for _ in 0..3_000 {
+        world.run(1);
+        let reports = world.reports();
+        let of_master = reports.into_iter().find(|report| report.master == master);
+        if let Some(missing) = of_master.and_then(|report| report.missing) {
+            return missing;
+        }
+    }
+    panic!("nothing is known to be missing: {:?}", world.reports());
+}
+
+#[test]
+fn an_operator_who_names_just_what_is_missing_brings_back_what_is_left() {
+    let Cast {
+        mut world,
+        m,
+        b,
+        c,
+        table,
+        ..
+    } = cast();
+    // Only C has the head, only B the segment before.
+    let keep = |world: &mut World, server, segment: u64| {
+        let fake = world.servers.get_mut(&server).unwrap();
+        fake.replicas
+            .retain(|(info, _)| info.master != m || info.segment.0 == segment);
+    };
+    keep(&mut world, b, 5);
+    keep(&mut world, c, 6);
+    world.kill(b);
+    world.until("B is recovered", |world| world.is_recovered(b));
+    world.kill(m);
+    let known = missing(&mut world, m);
+    let right = Loss {
+        dead: vec![b],
+        segments: vec![SegmentId(5)],
+        tail: false,
+    };
+    assert_eq!(known, right);
+    let wrong = [
+        Loss::default(),
+        Loss {
+            dead: vec![],
+            ..right.clone()
+        },
+        Loss {
+            dead: vec![b, c],
+            ..right.clone()
+        },
+        Loss {
+            segments: vec![SegmentId(4), SegmentId(5)],
+            ..right.clone()
+        },
+        Loss {
+            tail: true,
+            ..right.clone()
+        },
+    ];
+    for wrong in wrong {
+        let answer = accept(&mut world, m, wrong);
+        assert!(
+            matches!(&answer, Answer::Refused(Refused::Invalid(why)) if why.contains("segment-5")),
+            "{answer:?}"
+        );
+    }
+    let answer = accept(&mut world, c, right.clone());
+    assert!(matches!(answer, Answer::Refused(_)), "C lives: {answer:?}");
+    world.run(1_000);
+    assert!(is_lost(&world, table) && world.status().losses.is_empty());
+
+    assert_eq!(accept(&mut world, m, right.clone()), Answer::Noted);
+    assert_eq!(accept(&mut world, m, right.clone()), Answer::Noted, "again");
+    // Whoever leads goes on from there, and says what was given up.
+    world.another_leader();
+    world.until("served", World::all_served);
+    let mut orders = world.servers.values().flat_map(|fake| &fake.recoveries);
+    let of_m = orders.find(|order| order.master == m).unwrap();
+    assert_eq!(of_m.given_up, Some(vec![SegmentId(5)]));
+    let losses = world.status().losses;
+    assert_eq!(losses.len(), 1);
+    assert!(losses[0].master == m && losses[0].loss == right);
+}
+
+/// M's log is planned, and being replayed without end.
+fn being_replayed() -> (World, ServerId, TableId) {
+    let Cast {
+        mut world,
+        m,
+        table,
+        ..
+    } = cast();
+    for fake in world.servers.values_mut() {
+        fake.behaviour = Behaviour::Goes;
+    }
+    world.kill(m);
+    world.until("replayed", |world| {
+        let fakes = world.servers.values();
+        fakes.map(|fake| fake.recoveries.len()).sum::<usize>() > 0
+    });
+    (world, m, table)
+}
+
+/// No backup has this segment of M any more, or has any.
+fn lose(world: &mut World, m: ServerId, segment: Option<u64>) {
+    for fake in world.servers.values_mut() {
+        fake.replicas.retain(|(info, _)| {
+            info.master != m || segment.is_some_and(|lost| info.segment.0 != lost)
+        });
+        fake.behaviour = Behaviour::Cannot("no backup has it".into());
+    }
+}
+
+#[test]
+fn a_segment_that_is_lost_while_it_is_replayed_can_be_given_up() {
+    let (mut world, m, table) = being_replayed();
+    lose(&mut world, m, Some(5));
+    let right = Loss {
+        segments: vec![SegmentId(5)],
+        ..Loss::default()
+    };
+    assert_eq!(missing(&mut world, m), right);
+    let tried = world
+        .core
+        .state()
+        .recoveries()
+        .by_master(m)
+        .unwrap()
+        .attempts;
+    assert_eq!(accept(&mut world, m, right), Answer::Noted);
+    for fake in world.servers.values_mut() {
+        fake.behaviour = Behaviour::Recovers;
+    }
+    world.until("served", World::all_served);
+    let mut orders = world.servers.values().flat_map(|fake| &fake.recoveries);
+    let last = orders.find(|order| order.given_up.is_some()).unwrap();
+    assert!(
+        last.attempt > tried,
+        "no try has the number of an earlier one"
+    );
+    assert_eq!(last.given_up, Some(vec![SegmentId(5)]));
+    assert!(!is_lost(&world, table));
+}
+
+#[test]
+fn an_end_that_is_lost_after_it_was_decided_can_be_given_up_with_the_rest() {
+    let (mut world, m, _) = being_replayed();
+    lose(&mut world, m, None);
+    let right = Loss {
+        tail: true,
+        ..Loss::default()
+    };
+    assert_eq!(missing(&mut world, m), right);
+    world.another_leader();
+    assert_eq!(missing(&mut world, m), right, "whoever leads");
+    assert_eq!(accept(&mut world, m, right), Answer::Noted);
+    world.ends.remove(&m);
+    for fake in world.servers.values_mut() {
+        fake.behaviour = Behaviour::Recovers;
+    }
+    world.until("served", World::all_served);
+    world.until("recovered", |world| world.is_recovered(m));
+}
+
+#[test]
+fn when_the_only_backup_with_the_end_dies_the_next_longest_replica_is_the_end() {
+    for new_leader in [false, true] {
+        let Cast {
+            mut world, m, c, ..
+        } = cast();
+        world.store_more(m, c);
+        for fake in world.servers.values_mut() {
+            fake.behaviour = Behaviour::Goes;
+        }
+        world.kill(m);
+        let ordered = |world: &World| -> Vec<(u32, u32)> {
+            let orders = world.servers.values().flat_map(|fake| &fake.recoveries);
+            let own = orders.filter(|order| order.master == m);
+            own.map(|order| (order.end.length, order.attempt)).collect()
+        };
+        world.until("replayed", |world| !ordered(world).is_empty());
+        let before = ordered(&world);
+        for fake in world.servers.values_mut() {
+            fake.replicas
+                .retain(|(info, _)| info.master != m || info.length != before[0].0);
+            fake.behaviour = Behaviour::Cannot("no backup has the end".into());
+        }
+        if new_leader {
+            world.another_leader();
+        }
+        world.loses_ends = true;
+        world.until("planned anew", |world| {
+            ordered(world).iter().any(|order| order.0 < before[0].0)
+        });
+        for fake in world.servers.values_mut() {
+            fake.behaviour = Behaviour::Recovers;
+        }
+        world.until("recovered", |world| {
+            world.all_served() && world.is_recovered(m)
+        });
+        let tried = before.iter().map(|order| order.1).max();
+        let shorter = ordered(&world);
+        let mut shorter = shorter.iter().filter(|order| order.0 < before[0].0);
+        assert!(
+            shorter.all(|order| Some(order.1) > tried),
+            "tries of the old plan are over"
+        );
+    }
+}
+
+#[test]
+fn who_cannot_replay_for_another_reason_lacks_nothing() {
+    let (mut world, m, _) = being_replayed();
+    for fake in world.servers.values_mut() {
+        fake.behaviour = Behaviour::Cannot("no memory".into());
+    }
+    world.run(3_000);
+    let report = world.reports().remove(0);
+    assert!(report.stuck && report.missing.is_none(), "{report:?}");
+    let answer = accept(
+        &mut world,
+        m,
+        Loss {
+            tail: true,
+            ..Loss::default()
+        },
+    );
+    assert!(matches!(answer, Answer::Refused(_)), "{answer:?}");
+}
+
+#[test]
+fn a_log_whose_backups_are_all_lost_comes_back_empty_once_they_are_asserted_dead() {
+    let Cast {
+        mut world,
+        m,
+        b,
+        c,
+        d,
+        table,
+    } = cast();
+    world.store_log(c, &[d]);
+    for dead in [m, b, c] {
+        world.kill(dead);
+    }
+    // B's log is with D; M's is nowhere.
+    let known = missing(&mut world, m);
+    let all = Loss {
+        dead: vec![b, c],
+        segments: vec![],
+        tail: true,
+    };
+    assert_eq!(known, all);
+    let only_one = Loss {
+        dead: vec![b],
+        ..all.clone()
+    };
+    let answer = accept(&mut world, m, only_one);
+    assert!(matches!(answer, Answer::Refused(_)), "{answer:?}");
+    assert_eq!(accept(&mut world, m, all), Answer::Noted);
+    world.until("M is given up", |world| world.is_recovered(m));
+    assert!(world.tablets(table).iter().all(|tablet| tablet.owner != m));
+}
+
 #[test]
 fn a_damaged_head_is_set_aside_and_shown_and_the_next_copy_is_read() {
     let Cast {
@@ -403,6 +671,22 @@ fn a_backup_that_dies_while_it_is_asked_is_left_out() {
     world.until("recovered", |world| {
         world.all_served() && world.is_recovered(m) && world.is_recovered(d)
     });
+}
+
+#[test]
+fn a_backup_that_joins_during_a_search_is_asked_once_it_refuses_the_master() {
+    let Cast {
+        mut world,
+        m,
+        table,
+        ..
+    } = cast();
+    world.kill(m);
+    world.until("decided crashed", |world| is_lost(world, table));
+    world.run(20);
+    // The world does not suffer a question before that.
+    world.enlist_unaware(9);
+    world.until("served", World::all_served);
 }
 
 #[test]

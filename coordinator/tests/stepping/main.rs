@@ -721,7 +721,8 @@ fn a_heartbeat_brings_the_list_to_one_who_lacks_it() {
         world.beat(server),
         Answer::Heard {
             list: None,
-            lease_us: 0
+            lease_us: 0,
+            ended: world.core.state().clients().ended(),
         }
     );
 }

@@ -8,6 +8,9 @@
 //! 3. Bytes fetched or waiting to be replayed are at most [`MAX_BYTES`], requests in flight at most
 //!    [`MAX_ASKS`].
 
+mod fetching;
+mod missing;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
@@ -15,11 +18,12 @@ use ramkeep_wire::backup::{BackupRequest, BackupResponse, ReplicaInfo};
 use ramkeep_wire::certificate::Claim;
 use ramkeep_wire::coordinator::{DamagedReplica, ServerList};
 use ramkeep_wire::entry::DigestItem;
-use ramkeep_wire::limits::{MAX_REPLICATE_BYTES, SEGMENT_SIZE};
+use ramkeep_wire::limits::SEGMENT_SIZE;
 use ramkeep_wire::order::{LogEnd, Recovery};
-use ramkeep_wire::{Certificate, ClusterId, Micros, SegmentId, SegmentKind, ServerId};
+use ramkeep_wire::{Certificate, ClusterId, Micros, SegmentId, ServerId};
 
 use super::inventory::{Inventory, RETRY};
+use fetching::Fetch;
 
 /// Bytes of segments fetched and not yet replayed, in one recovery.
 pub const MAX_BYTES: usize = 8 * SEGMENT_SIZE;
@@ -65,18 +69,6 @@ struct Needed {
     taken: bool,
 }
 
-/// A segment being fetched.
-#[derive(Debug)]
-struct Fetch {
-    segment: SegmentId,
-    from: ServerId,
-    kind: SegmentKind,
-    length: u32,
-    certificate: Certificate,
-    contents: Vec<u8>,
-    asked: bool,
-}
-
 #[derive(Clone, Copy, Debug)]
 enum Asked {
     Inventory,
@@ -92,6 +84,8 @@ pub(super) struct Gather {
     end: LogEnd,
     inventory: Inventory,
     needed: BTreeMap<SegmentId, Needed>,
+    /// These may be missing.
+    given_up: Vec<SegmentId>,
     has_digest: bool,
     fetches: Vec<Fetch>,
     asks: BTreeMap<AskId, (ServerId, Asked)>,
@@ -101,6 +95,8 @@ pub(super) struct Gather {
     bytes: usize,
     replayed: (u32, u64),
     finishing: bool,
+    /// Memory of segments that are replayed: at most as much as was ever in use.
+    spare: Vec<Vec<u8>>,
     bad: Vec<DamagedReplica>,
 }
 
@@ -111,13 +107,17 @@ impl Gather {
             certificate: order.end.certificate,
             taken: false,
         };
+        // Nothing may be left, and an operator has accepted that.
+        let nothing = order.end == LogEnd::NOTHING;
+        let end = (!nothing).then_some((order.end.segment, end));
         Self {
             cluster,
             master: order.master,
             end: order.end,
             inventory: Inventory::default(),
-            needed: BTreeMap::from([(order.end.segment, end)]),
-            has_digest: false,
+            needed: end.into_iter().collect(),
+            given_up: order.given_up.clone().unwrap_or_default(),
+            has_digest: nothing,
             fetches: Vec::new(),
             asks: BTreeMap::new(),
             last_ask: 0,
@@ -125,6 +125,7 @@ impl Gather {
             bytes: 0,
             replayed: (0, 0),
             finishing: false,
+            spare: Vec::new(),
             bad: Vec::new(),
         }
     }
@@ -167,6 +168,7 @@ impl Gather {
         now: Micros,
     ) -> Result<Option<(ServerId, AskId, BackupRequest)>, String> {
         self.leave_lost();
+        self.leave_given_up();
         self.check_missing()?;
         if self.asks.len() >= MAX_ASKS {
             return Ok(None);
@@ -208,87 +210,12 @@ impl Gather {
         ))
     }
 
-    fn ask_bytes(&mut self, now: Micros) -> Option<(ServerId, AskId, BackupRequest)> {
-        let backups = &self.inventory.backups;
-        let may_ask = |fetch: &&mut Fetch| {
-            let backup = backups.get(&fetch.from);
-            !fetch.asked && backup.is_some_and(|backup| backup.may_ask(now))
-        };
-        let fetch = self.fetches.iter_mut().find(may_ask)?;
-        fetch.asked = true;
-        let offset = fetch.contents.len() as u32;
-        let request = BackupRequest::Fetch {
-            master: self.master,
-            segment: fetch.segment,
-            offset,
-            length: (fetch.length - offset).min(MAX_REPLICATE_BYTES as u32),
-        };
-        let (from, segment) = (fetch.from, fetch.segment);
-        Some(self.ask(from, Asked::Bytes(segment, offset), request))
-    }
-
     /// Whether a copy, as its holder describes it, can be what is needed.
     fn fits(&self, segment: SegmentId, needed: &Needed, info: &ReplicaInfo) -> bool {
-        if segment == self.end.segment {
+        if segment == self.end.segment && !self.end.is_closed() {
             return info.length >= needed.length;
         }
         info.closed && info.length == needed.length && info.certificate == needed.certificate
-    }
-
-    /// Begins to fetch the newest segment that has a copy within reach, if there is room.
-    fn begin_fetch(&mut self, now: Micros) -> bool {
-        let mut chosen = None;
-        for (&segment, needed) in self.needed.iter().rev() {
-            if needed.taken {
-                continue;
-            }
-            // The first always has room.
-            if self.bytes > 0 && self.bytes + needed.length as usize > MAX_BYTES {
-                break;
-            }
-            let usable = |(server, info): &(ServerId, &ReplicaInfo)| {
-                let backup = self.inventory.backups.get(server);
-                self.fits(segment, needed, info) && backup.is_some_and(|b| b.may_ask(now))
-            };
-            let load = |(server, _): &(ServerId, &ReplicaInfo)| {
-                let backup = self.inventory.backups.get(server);
-                backup.map_or((usize::MAX, u64::MAX), |b| (b.in_flight, b.fetches))
-            };
-            let copies = self.inventory.copies(segment).filter(usable);
-            if let Some((from, info)) = copies.min_by_key(load) {
-                chosen = Some((segment, *needed, from, info.kind));
-                break;
-            }
-        }
-        let Some((segment, needed, from, kind)) = chosen else {
-            return false;
-        };
-        let Needed {
-            length,
-            certificate,
-            ..
-        } = needed;
-        self.set_taken(segment, true);
-        self.bytes += length as usize;
-        if let Some(backup) = self.inventory.backups.get_mut(&from) {
-            backup.fetches += 1;
-        }
-        self.fetches.push(Fetch {
-            segment,
-            from,
-            kind,
-            length,
-            certificate,
-            contents: Vec::with_capacity(length as usize),
-            asked: false,
-        });
-        true
-    }
-
-    fn set_taken(&mut self, segment: SegmentId, taken: bool) {
-        if let Some(needed) = self.needed.get_mut(&segment) {
-            needed.taken = taken;
-        }
     }
 
     /// Takes in an answer, or that there was none.
@@ -355,88 +282,6 @@ impl Gather {
         }
     }
 
-    fn ask_again(&mut self, asked: Asked) {
-        if let Asked::Bytes(segment, _) = asked
-            && let Some(fetch) = self
-                .fetches
-                .iter_mut()
-                .find(|fetch| fetch.segment == segment)
-        {
-            fetch.asked = false;
-        }
-    }
-
-    fn handle_bytes(
-        &mut self,
-        (segment, offset): (SegmentId, u32),
-        from: ServerId,
-        replica: &ReplicaInfo,
-        bytes: &[u8],
-    ) {
-        // An answer to a fetch that was given up and begun anew may come beside the new one's.
-        let of_this = |fetch: &Fetch| {
-            fetch.segment == segment
-                && fetch.from == from
-                && fetch.contents.len() == offset as usize
-        };
-        let Some(at) = self.fetches.iter().position(of_this) else {
-            return;
-        };
-        let Some(needed) = self.needed.get(&segment).copied() else {
-            return;
-        };
-        let fetch = &self.fetches[at];
-        let left = fetch.length as usize - fetch.contents.len();
-        let right = replica.segment == segment && self.fits(segment, &needed, replica);
-        if !right || bytes.len() > left || (bytes.is_empty() && left > 0) {
-            self.handle_bad(segment, from);
-            return;
-        }
-        let fetch = &mut self.fetches[at];
-        fetch.contents.extend_from_slice(bytes);
-        fetch.asked = false;
-        if fetch.contents.len() == fetch.length as usize {
-            let fetch = self.fetches.swap_remove(at);
-            let job = self.job(fetch);
-            self.jobs.push_back(job);
-        }
-    }
-
-    fn job(&self, fetch: Fetch) -> Job {
-        let Fetch {
-            segment,
-            from,
-            kind,
-            length,
-            certificate,
-            contents,
-            ..
-        } = fetch;
-        let closed = Claim::closed(self.cluster, self.master, segment, kind, length);
-        let is_end = segment == self.end.segment;
-        let claim = if is_end {
-            Claim {
-                kind: SegmentKind::Head,
-                epoch: self.end.epoch,
-                closed: false,
-                ..closed
-            }
-        } else {
-            closed
-        };
-        let fetched = Fetched {
-            from,
-            claim,
-            certificate,
-            contents,
-        };
-        if is_end {
-            Job::End(fetched)
-        } else {
-            Job::Segment(fetched)
-        }
-    }
-
     /// The end is proved: these are the segments of the log.
     pub(super) fn handle_digest(&mut self, items: Vec<DigestItem>) -> Result<(), String> {
         self.has_digest = true;
@@ -477,8 +322,10 @@ impl Gather {
         }
     }
 
-    /// The replayer is done with a segment.
-    pub(super) fn handle_replayed(&mut self, segment: SegmentId) {
+    /// The replayer is done with a segment, and gives its memory back.
+    pub(super) fn handle_replayed(&mut self, segment: SegmentId, mut memory: Vec<u8>) {
+        memory.clear();
+        self.spare.push(memory);
         if let Some(done) = self.needed.remove(&segment) {
             self.bytes -= done.length as usize;
             self.replayed.0 += 1;
@@ -496,101 +343,5 @@ impl Gather {
         });
         self.fetches.retain(|fetch| fetch.segment != segment);
         self.release(segment);
-    }
-
-    fn give_up_fetch(&mut self, segment: SegmentId) {
-        if let Some(at) = self
-            .fetches
-            .iter()
-            .position(|fetch| fetch.segment == segment)
-        {
-            self.fetches.swap_remove(at);
-            self.release(segment);
-        }
-    }
-
-    fn give_up_fetches(&mut self, server: ServerId) {
-        let of_server = |fetch: &&Fetch| fetch.from == server;
-        let segments: Vec<_> = self
-            .fetches
-            .iter()
-            .filter(of_server)
-            .map(|f| f.segment)
-            .collect();
-        segments
-            .into_iter()
-            .for_each(|segment| self.give_up_fetch(segment));
-    }
-
-    /// A segment is neither being fetched nor with the replayer any more.
-    fn release(&mut self, segment: SegmentId) {
-        if let Some(needed) = self.needed.get_mut(&segment)
-            && std::mem::replace(&mut needed.taken, false)
-        {
-            self.bytes -= needed.length as usize;
-        }
-    }
-
-    fn leave_lost(&mut self) {
-        let lost = |fetch: &&Fetch| self.inventory.is_lost(fetch.from);
-        let servers: Vec<_> = self
-            .fetches
-            .iter()
-            .filter(lost)
-            .map(|fetch| fetch.from)
-            .collect();
-        servers
-            .into_iter()
-            .for_each(|server| self.give_up_fetches(server));
-    }
-
-    /// Fails if a segment is to be had from nobody, now that everybody has been asked.
-    fn check_missing(&self) -> Result<(), String> {
-        if self.end.length as usize > SEGMENT_SIZE {
-            return Err(format!("an end of {} bytes can't be", self.end.length));
-        }
-        if !self.inventory.is_settled() {
-            return Ok(());
-        }
-        let is_missing = |(segment, needed): &(&SegmentId, &Needed)| {
-            let usable = |(server, info): (ServerId, &ReplicaInfo)| {
-                !self.inventory.is_lost(server) && self.fits(**segment, needed, info)
-            };
-            !needed.taken && !self.inventory.copies(**segment).any(usable)
-        };
-        match self.needed.iter().rev().find(is_missing) {
-            Some((&segment, _)) => Err(self.describe_missing(segment)),
-            None => Ok(()),
-        }
-    }
-
-    fn describe_missing(&self, segment: SegmentId) -> String {
-        let damaged: Vec<_> = self.inventory.set_aside(segment).collect();
-        let mut other = Vec::new();
-        let mut silent = Vec::new();
-        for (server, info) in self.inventory.copies(segment) {
-            if self.inventory.is_lost(server) {
-                silent.push(server);
-            } else {
-                other.push((server, info.length, info.closed));
-            }
-        }
-        let master = self.master;
-        let mut text = format!("no backup has {segment:?} of {master:?} whole");
-        let mut add = |what: &str, who: String| text.push_str(&format!("; {what} {who}"));
-        if !damaged.is_empty() {
-            add("damaged on", format!("{damaged:?}"));
-        }
-        for (server, length, closed) in other {
-            let state = if closed { "closed" } else { "open" };
-            add(
-                "another state on",
-                format!("{server:?} ({length} bytes, {state})"),
-            );
-        }
-        if !silent.is_empty() {
-            add("held by silent", format!("{silent:?}"));
-        }
-        text
     }
 }

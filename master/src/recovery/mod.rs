@@ -153,7 +153,9 @@ impl Recoveries {
         let id = RecoveryId(self.last);
         let mut gather = Gather::new(self.cluster, &order);
         gather.take_list(list);
-        let replayer = Replayer::new(order.key, order.tablets.clone());
+        let replayer = Replayer::new(&order);
+        let (master, tablets) = (order.master, order.tablets.len());
+        tracing::info!(%master, tablets, attempt = order.attempt, "replay begins");
         self.started.push_back((id, replayer));
         self.active.push(Active {
             id,
@@ -168,6 +170,7 @@ impl Recoveries {
         let active = &self.active[at];
         match &active.progress {
             Progress::Finished(finished) if finished.end <= durable => {
+                tracing::info!(master = %active.order.master, "all that was replayed is durable");
                 OrderReply::Recovered(vec![finished.takeover; active.order.tablets.len()])
             }
             Progress::Running | Progress::Finished(_) => {
@@ -263,9 +266,12 @@ impl Recoveries {
                 active.replay = Some(replay);
                 Ok(())
             }
-            Outcome::Digest(items) => active.gather.handle_digest(items),
-            Outcome::Replayed(segment) => {
-                active.gather.handle_replayed(segment);
+            Outcome::Digest(items) => {
+                tracing::info!(segments = items.len(), "the end is proved");
+                active.gather.handle_digest(items)
+            }
+            Outcome::Replayed { segment, memory } => {
+                active.gather.handle_replayed(segment, memory);
                 Ok(())
             }
             Outcome::Bad { segment, from } => {

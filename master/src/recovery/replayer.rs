@@ -8,7 +8,7 @@ use ramkeep_wire::SegmentId;
 use ramkeep_wire::ServerId;
 use ramkeep_wire::certificate::CertificateKey;
 use ramkeep_wire::entry::{DigestItem, Entry};
-use ramkeep_wire::order::LostTablet;
+use ramkeep_wire::order::{LostTablet, Recovery};
 use ramkeep_wire::segment::{ProvedSegment, VerifiedSegment};
 
 use super::gather::{Fetched, Job};
@@ -22,7 +22,12 @@ pub enum Outcome {
     /// The end is proved; its digest names these segments.
     Digest(Vec<DigestItem>),
     /// All that counts of a segment is in the log.
-    Replayed(SegmentId),
+    Replayed {
+        /// Which.
+        segment: SegmentId,
+        /// The memory that its bytes took: fresh memory costs as much as replaying it.
+        memory: Vec<u8>,
+    },
     /// A copy is not what it should be.
     Bad {
         /// Of which segment.
@@ -65,15 +70,18 @@ enum Work {
 pub struct Replayer {
     key: CertificateKey,
     tablets: Vec<LostTablet>,
+    /// Some of the log is lost, and with it versions that were used.
+    has_losses: bool,
     replay: Option<Replay>,
     work: Work,
 }
 
 impl Replayer {
-    pub(super) fn new(key: CertificateKey, tablets: Vec<LostTablet>) -> Self {
+    pub(super) fn new(order: &Recovery) -> Self {
         Self {
-            key,
-            tablets,
+            key: order.key,
+            tablets: order.tablets.clone(),
+            has_losses: order.given_up.is_some(),
             replay: None,
             work: Work::Begin,
         }
@@ -118,7 +126,10 @@ impl Replayer {
     fn try_step(&mut self, store: &Store) -> Result<Stepped, ReplayError> {
         match std::mem::replace(&mut self.work, Work::Over) {
             Work::Begin => {
-                let replay = store.begin_replay(&self.tablets)?;
+                let mut replay = store.begin_replay(&self.tablets)?;
+                if self.has_losses {
+                    replay.skip_lost_versions();
+                }
                 let id = replay.id();
                 self.replay = Some(replay);
                 self.work = Work::Purge;
@@ -185,7 +196,8 @@ impl Replayer {
             Step::Done => {
                 self.work = Work::Idle;
                 let segment = proved.segment().claim().segment;
-                return Ok(Stepped::Said(Outcome::Replayed(segment)));
+                let memory = proved.into_contents();
+                return Ok(Stepped::Said(Outcome::Replayed { segment, memory }));
             }
         };
         self.work = Work::Replay { proved, at };

@@ -8,7 +8,9 @@ use ramkeep_wire::{Micros, SegmentId, ServerId};
 
 use super::placement::Health;
 use super::segment::Replicated;
-use super::{COPY_TRIES, MAX_BACK_OFF_US, MAX_COPIES, MAX_SUSPECTED, OWN_PAUSE, Replication};
+use super::{
+    COPY_TRIES, MAX_BACK_OFF_US, MAX_COPIES, MAX_SUSPECTED, OWN_PAUSE, RECOVERY_FIRST, Replication,
+};
 
 impl Replication {
     /// The connection to a backup is there (again): it may be chosen. What it was told on an
@@ -49,6 +51,12 @@ impl Replication {
             self.lose(id, server);
         }
         self.orphans.forget(server);
+    }
+
+    /// Whether tablets of a crashed master wait to be recovered, somewhere.
+    pub fn recovering(&mut self, any: bool) {
+        let since = self.recovering_since.unwrap_or(self.pumped);
+        self.recovering_since = any.then_some(since);
     }
 
     /// `server` took over the frames of `old` by restarting with its directory: the replicas in
@@ -210,7 +218,8 @@ impl Replication {
 
     /// Has closed segments that lack a replica copied, a few at a time, in turns.
     pub(super) fn begin_copies(&mut self, now: Micros) {
-        if self.lacking.is_empty() {
+        let recovering = |since| now.since(since) < RECOVERY_FIRST;
+        if self.lacking.is_empty() || self.recovering_since.is_some_and(recovering) {
             return;
         }
         let mut copies = self.active.len() - self.heads().count();

@@ -43,6 +43,9 @@ use segment::Replicated;
 
 /// Copies of closed segments under way at once (SAFETY 10).
 pub const MAX_COPIES: usize = 4;
+/// Copies are not begun for so long while a crashed master's tablets are recovered: those wait for the
+/// same machines, and nobody waits for a copy.
+pub const RECOVERY_FIRST: Duration = Duration::from_secs(5);
 /// Closed segments looked at in one pump for one that can be copied.
 const COPY_TRIES: usize = 16;
 /// Segments freed by one message.
@@ -155,6 +158,8 @@ pub struct Replication {
     /// Acknowledgements on their way that are of replicas given up since: they say nothing of a
     /// later replica of the same segment on the same backup.
     late_acks: BTreeMap<(ServerId, SegmentId), usize>,
+    /// Since when there are tablets to be recovered, if there are.
+    recovering_since: Option<Micros>,
     /// Since when a head has had fewer backups than it needs.
     short_since: Option<Micros>,
     /// What backups have granted.
@@ -181,6 +186,7 @@ impl Replication {
             orphans: Orphans::default(),
             frames_of: BTreeMap::new(),
             late_acks: BTreeMap::new(),
+            recovering_since: None,
             short_since: None,
             leases: Leases::default(),
             pumped: Micros(0),

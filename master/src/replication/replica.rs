@@ -11,9 +11,10 @@ use ramkeep_wire::limits::{MAX_REPLICATE_BYTES, MAX_REPLICATES_IN_FLIGHT, MAX_UN
 use ramkeep_wire::replicate::{ReplicateAck, flags};
 use ramkeep_wire::{Micros, ReplicationEpoch, ServerId};
 
-/// Bytes in one message of a copy under way, so that it does not hold up the head's messages.
-pub const COPY_CHUNK: u32 = 256 << 10;
-/// Messages in flight of a copy under way.
+/// Bytes in one message of a copy under way, so that it does not hold up the head's messages; with
+/// its header it fits the buffer that connections receive into.
+pub const COPY_CHUNK: u32 = 248 << 10;
+/// Messages in flight of a copy of a closed segment.
 pub const COPY_IN_FLIGHT: usize = 2;
 /// Bytes in flight to one replica, past which nothing more is sent to it.
 pub const MAX_BYTES_IN_FLIGHT: u32 = 2 << 20;
@@ -106,7 +107,7 @@ impl Replica {
             return None;
         }
         let copying = wanted.length - sent.length > MAX_MESSAGE;
-        let window = if copying {
+        let window = if copying && !wanted.lease {
             COPY_IN_FLIGHT
         } else {
             MAX_REPLICATES_IN_FLIGHT

@@ -5,6 +5,7 @@ mod control;
 pub mod coordinators;
 mod links;
 mod recovery;
+mod replaying;
 mod service;
 
 use std::fmt;
@@ -116,6 +117,9 @@ impl MasterShell {
             && self.lease_wanted.swap(false, Ordering::AcqRel);
         if moved || decided {
             self.wake_holders();
+        }
+        if moved {
+            self.recovery.threads.wake();
         }
         moved
     }

@@ -5,6 +5,8 @@
 
 mod account;
 mod answer;
+mod calls;
+mod completions;
 pub mod durability;
 mod entries;
 pub mod log;
@@ -19,6 +21,8 @@ pub mod tablets;
 mod writer;
 
 pub use answer::{Answer, Shown};
+pub use calls::Caller;
+pub use completions::{MAX_CLIENTS, MAX_SAVED};
 pub use durability::{Durability, Durable};
 pub use log::{AppendError, Appended, Log, LogConfig, LogError, SegmentInfo};
 pub use read::{Gate, Read, Store, StoreConfig, StoreError};

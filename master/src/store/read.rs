@@ -14,10 +14,11 @@ use ramkeep_wire::data::Status;
 use ramkeep_wire::entry::Object;
 use ramkeep_wire::limits::SEGMENT_SIZE;
 use ramkeep_wire::order::{RecoveredTablet, TabletGrant};
-use ramkeep_wire::{ClusterId, LogPosition, SegmentId, ServerId, TableId};
+use ramkeep_wire::{ClusterId, EndedClients, KeyHash, LogPosition, SegmentId, ServerId, TableId};
 
 use super::account::Account;
 use super::answer::Shown;
+use super::completions::Completions;
 use super::durability::Durability;
 use super::entries::Entries;
 use super::log::{Log, LogConfig, LogError};
@@ -137,6 +138,7 @@ impl Store {
                 account: Account::new(config.memory),
                 sweep: Sweep::default(),
                 replays: Replays::default(),
+                completions: Completions::default(),
             })),
         })
     }
@@ -300,10 +302,21 @@ impl Store {
         let mut tablets = Tablets::clone(&self.tablets.load());
         let dropped = tablets.drop_table(table);
         if dropped {
+            writer.completions.forget_where(&[TabletGrant {
+                table,
+                first: KeyHash(0),
+                last: KeyHash(u64::MAX),
+            }]);
             self.tablets.store(Arc::new(tablets));
             writer.sweep.add(table);
         }
         dropped
+    }
+
+    /// These clients' leases have ended: what they did may be forgotten, and nothing of theirs runs any
+    /// more.
+    pub fn clients_ended(&self, ended: &EndedClients) {
+        self.writer().completions.clients_ended(ended);
     }
 
     /// Sweeps some of what dropped tables left, at most `buckets` buckets of the index; true if

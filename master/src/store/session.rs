@@ -16,6 +16,7 @@ use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::{KeyHash, Version, key_hash};
 
 use super::answer::{Answer, Shown};
+use super::calls::Caller;
 use super::durability::Durable;
 use super::read::Store;
 use super::replies::{Held, Output};
@@ -53,6 +54,8 @@ pub struct Batch<'s> {
     writer: Option<MutexGuard<'s, Writer>>,
     scans: &'s mut Scans,
     output: Output<'s>,
+    /// Whose envelope is being read.
+    caller: Caller,
     /// The output was this long before.
     start: usize,
     /// What it answers was judged.
@@ -77,6 +80,7 @@ impl DataSession {
             scans: &mut self.scans,
             start: out.len(),
             ended: false,
+            caller: Caller::default(),
             output: Output::new(out, &mut self.held),
         }
     }
@@ -139,6 +143,10 @@ impl Batch<'_> {
     pub fn envelope(&mut self, header: &Header, payload: &[u8]) -> Result<(), DataError> {
         let reply = header.reply(Kind::DataResponse);
         let mut items = Items::read(payload)?;
+        self.caller = Caller {
+            client: items.client,
+            ack: items.ack,
+        };
         if items.remaining() > 1 {
             return self.many(&reply, &mut items);
         }
@@ -248,18 +256,11 @@ impl Batch<'_> {
             self.tablets = self.store.tablets();
             writer
         });
-        if let Some(status) = self.store.write_refusal() {
-            return Answer::refused(status);
-        }
         let Some(owned) = self.tablets.owned_at(item.table, item.key, hash) else {
             return Answer::refused(Status::WrongServer);
         };
-        match item.op {
-            Op::Write => writer.write(&self.guard, owned, item.value, item.rules),
-            Op::Remove => writer.remove(&self.guard, owned, item.rules),
-            Op::Increment => writer.increment(&self.guard, owned, item.value, item.rules),
-            Op::Read | Op::Scan => Answer::refused(Status::Invalid),
-        }
+        let gate = self.store.write_refusal();
+        writer.call(&self.guard, owned, self.caller, item, gate)
     }
 
     #[inline]

@@ -5,20 +5,22 @@
 //! 2. A version of a key is never used twice: an overwrite takes the next, a new key takes the safe
 //!    version, and a removal raises the safe version above what it removed.
 //! 3. A mutation that is refused has changed nothing.
+//! 4. What a call changes stands in one entry group with its completion.
 
 use ramkeep_memory::Guard;
 use ramkeep_wire::coordinator::MasterStats;
 use ramkeep_wire::data::{RejectRules, Status};
-use ramkeep_wire::entry::{NewEntry, Object, Tombstone, tombstone_len};
+use ramkeep_wire::entry::{NewEntry, Object, Tombstone, completion_len, tombstone_len};
 use ramkeep_wire::limits::{MAX_KEY, MAX_VALUE, MIN_KEY};
 use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::{LogPosition, Version};
 
 use super::account::{Account, Demand};
 use super::answer::{Answer, Refused, Shown};
+use super::completions::{Completions, Fresh};
 use super::durability::Durable;
 use super::entries::{Entries, Found};
-use super::log::{AppendError, Log};
+use super::log::{AppendError, Log, MAX_GROUP_ENTRIES};
 use super::replay::Replays;
 use super::sweep::Sweep;
 use super::tablets::Owned;
@@ -32,6 +34,7 @@ pub struct Writer {
     pub(super) account: Account,
     pub(super) sweep: Sweep,
     pub(super) replays: Replays,
+    pub(super) completions: Completions,
 }
 
 /// The object that a mutation meets.
@@ -73,10 +76,22 @@ impl Writer {
         &mut self.log
     }
 
-    /// Sets a key's value, unless `rules` refuse.
+    /// Sets a key's value, unless `rules` refuse. Nobody asks for the result again.
     #[inline]
     pub fn write(
         &mut self,
+        guard: &Guard,
+        owned: Owned<'_>,
+        value: &[u8],
+        rules: RejectRules,
+    ) -> Answer {
+        self.write_as(None, guard, owned, value, rules)
+    }
+
+    #[inline]
+    pub(super) fn write_as(
+        &mut self,
+        call: Option<Fresh>,
         guard: &Guard,
         owned: Owned<'_>,
         value: &[u8],
@@ -89,16 +104,27 @@ impl Writer {
         if let Some(rejected) = self.rejected(current, rules) {
             return rejected;
         }
-        match self.put(guard, owned, value, current) {
+        match self.put(guard, owned, value, current, (call, None)) {
             Ok((version, shown)) => Answer::appended(version, shown),
             Err(Refused(status)) => Answer::refused(status),
         }
     }
 
     /// Removes a key's object, unless `rules` refuse. Removing what is not there is done at once,
-    /// with version 0.
+    /// with version 0. Nobody asks for the result again.
     #[inline]
     pub fn remove(&mut self, guard: &Guard, owned: Owned<'_>, rules: RejectRules) -> Answer {
+        self.remove_as(None, guard, owned, rules)
+    }
+
+    #[inline]
+    pub(super) fn remove_as(
+        &mut self,
+        call: Option<Fresh>,
+        guard: &Guard,
+        owned: Owned<'_>,
+        rules: RejectRules,
+    ) -> Answer {
         let current = self.current(guard, owned);
         if let Some(rejected) = self.rejected(current, rules) {
             return rejected;
@@ -106,7 +132,7 @@ impl Writer {
         let Some(current) = current else {
             return Answer::new(Status::Ok, Version(0), self.log.durability().miss());
         };
-        match self.kill(owned, &current) {
+        match self.kill(call, owned, &current) {
             Ok(shown) => Answer::appended(current.version, shown),
             Err(Refused(status)) => Answer::refused(status),
         }
@@ -115,8 +141,9 @@ impl Writer {
     /// Adds `operand` (8 bytes, little-endian, two's complement) to a counter, unless `rules`
     /// refuse; an absent one counts as 0. What would not fit in 64 bits is [`Status::Invalid`] and
     /// changes nothing, as is an operand of another length.
-    pub fn increment(
+    pub(super) fn increment_as(
         &mut self,
+        call: Option<Fresh>,
         guard: &Guard,
         owned: Owned<'_>,
         operand: &[u8],
@@ -147,7 +174,7 @@ impl Writer {
             let version = current.map_or(Version(0), |current| current.version);
             return Answer::new(Status::Invalid, version, self.seen(current.as_ref()));
         };
-        match self.put(guard, owned, &sum.to_le_bytes(), current) {
+        match self.put(guard, owned, &sum.to_le_bytes(), current, (call, Some(sum))) {
             Ok((version, shown)) => Answer::appended(version, shown).with_counter(sum),
             Err(Refused(status)) => Answer::refused(status),
         }
@@ -201,7 +228,7 @@ impl Writer {
         }
     }
 
-    /// Writes a key's next version.
+    /// Writes a key's next version, with the completion of the call and what it made of a counter.
     #[inline]
     fn put(
         &mut self,
@@ -209,6 +236,7 @@ impl Writer {
         owned: Owned<'_>,
         value: &[u8],
         current: Option<Current>,
+        (call, counter): (Option<Fresh>, Option<i64>),
     ) -> Result<(Version, Shown), Refused> {
         let version = current.map_or_else(|| self.first_version(), |old| old.version.next());
         let object = NewEntry::Object(Object {
@@ -218,12 +246,13 @@ impl Writer {
             key: owned.key(),
             value,
         });
-        let end = self.place(guard, owned, object, value.len(), current)?;
+        let completion = call.map(|call| call.completion(owned, version, counter));
+        let end = self.place(guard, owned, object, value.len(), current, completion)?;
         Ok((version, self.appended(end)))
     }
 
-    /// Appends an object, whose value has `value` bytes, with the tombstone of the one it replaces,
-    /// and shows it in the index.
+    /// Appends an object, whose value has `value` bytes, with the tombstone of the one it replaces and
+    /// a completion, and shows it in the index.
     #[inline]
     pub(super) fn place(
         &mut self,
@@ -232,21 +261,24 @@ impl Writer {
         object: NewEntry<'_>,
         value: usize,
         current: Option<Current>,
+        completion: Option<NewEntry<'_>>,
     ) -> Result<LogPosition, Refused> {
         let key = owned.key();
         let len = object.encoded_len();
         let new_key = current.is_none().then_some(key.len());
-        let (reference, end) = match current {
-            None => self.append(&[object], len, new_key)?,
-            Some(old) => {
-                let tombstone = self.tombstone(owned, &old);
-                self.append(
-                    &[tombstone, object],
-                    len + tombstone_len(key.len()),
-                    new_key,
-                )?
-            }
-        };
+        // The object stands last; what there is of the others before it.
+        let (mut group, mut first, mut bytes) = ([object; MAX_GROUP_ENTRIES], 2, len);
+        if let Some(old) = &current {
+            first -= 1;
+            group[first] = self.tombstone(owned, old);
+            bytes += tombstone_len(key.len());
+        }
+        if let Some(completion) = completion {
+            first -= 1;
+            group[first] = completion;
+            bytes += completion.encoded_len();
+        }
+        let (reference, end) = self.append(&group[first..], bytes, new_key)?;
         *self.log.live_mut(reference) += len as u64;
         let entries = Entries {
             memory: self.log.memory(),
@@ -269,13 +301,19 @@ impl Writer {
         Ok(end)
     }
 
-    /// Appends the tombstone of an object and takes the object out of the index.
+    /// Appends the tombstone of an object with the completion of the call, and takes the object out
+    /// of the index.
     #[inline]
-    fn kill(&mut self, owned: Owned<'_>, old: &Current) -> Result<Shown, Refused> {
-        let end = if mutants::active(Mutant::LoseTombstone) {
-            self.log.appended_position()
-        } else {
-            self.append_tombstone(owned, old)?
+    fn kill(
+        &mut self,
+        call: Option<Fresh>,
+        owned: Owned<'_>,
+        old: &Current,
+    ) -> Result<Shown, Refused> {
+        let end = match call {
+            _ if mutants::active(Mutant::LoseTombstone) => self.log.appended_position(),
+            None => self.append_tombstone(owned, old)?,
+            Some(call) => self.append_removal(call, owned, old)?,
         };
         self.log.raise_safe_version(old.version.next());
         self.log.durability().removed(end);
@@ -294,6 +332,32 @@ impl Writer {
         let segments = self.account.segments(&self.log, self.index.index().bytes());
         let appended = self.log.append(&[tombstone], segments).map_err(refusal)?;
         *self.log.live_mut(appended.reference(0)) += tombstone_len(owned.key().len()) as u64;
+        Ok(appended.end)
+    }
+
+    /// Appends the tombstone of an object with a completion. There is always room for the tombstone; if
+    /// there is none for both, the removal is to be asked for by somebody who is not remembered.
+    #[inline]
+    fn append_removal(
+        &mut self,
+        call: Fresh,
+        owned: Owned<'_>,
+        old: &Current,
+    ) -> Result<LogPosition, Refused> {
+        let index_bytes = self.index.index().bytes();
+        let tombstone_len = tombstone_len(owned.key().len());
+        let demand = Demand {
+            group: tombstone_len + completion_len(false),
+            new_key: None,
+        };
+        if !self.account.admits(&self.log, index_bytes, demand) {
+            return Err(Refused(Status::NotRemembered));
+        }
+        let completion = call.completion(owned, old.version, None);
+        let group = [completion, self.tombstone(owned, old)];
+        let segments = self.account.segments(&self.log, index_bytes);
+        let appended = self.log.append(&group, segments).map_err(refusal)?;
+        *self.log.live_mut(appended.reference(1)) += tombstone_len as u64;
         Ok(appended.end)
     }
 

@@ -4,7 +4,7 @@
 mod world;
 
 use ramkeep_master::recovery::{MAX_RECOVERIES, gather};
-use ramkeep_wire::order::{OrderReply, TabletGrant};
+use ramkeep_wire::order::{LogEnd, OrderReply, Recovery, TabletGrant};
 use ramkeep_wire::{KeyHash, Micros, ServerId};
 
 use world::{Backup, World, crashed, forged, make_durable, whole};
@@ -275,4 +275,67 @@ fn recoveries_that_were_given_up_make_room() {
     world.recoveries.take_list(&list);
     world.settle();
     assert!(world.recoveries.is_idle(), "nothing is left to recover");
+}
+
+/// Recovers, and tells how many objects there are then.
+fn objects_after(world: &mut World, order: &Recovery) -> u64 {
+    let reply = world.recover(order);
+    assert!(matches!(reply, OrderReply::Recovered(_)), "{reply:?}");
+    let safe = world.store.writer().log().safe_version();
+    assert_eq!(safe.0 > 1 << 40, order.given_up.is_some(), "{safe:?}");
+    world.store.stats().objects
+}
+
+#[test]
+fn a_segment_that_was_given_up_is_left_out_unless_it_is_there_after_all() {
+    let (copies, mut order) = crashed();
+    let mut rest = copies.clone();
+    let missing = rest.remove(1);
+    let mut world = World::new([(2, Backup::with(&rest))]);
+    order.given_up = Some(vec![missing.0.segment]);
+    let left = objects_after(&mut world, &order);
+    assert!(0 < left && left < world::OBJECTS, "{left}");
+
+    let mut world = World::new([(2, Backup::with(&copies))]);
+    assert_eq!(objects_after(&mut world, &order), world::OBJECTS);
+
+    // Another one is not left out for it.
+    let mut world = World::new([(2, Backup::with(&rest[1..]))]);
+    let reason = world.fail(&order);
+    assert!(
+        reason.contains(&format!("{:?} ", rest[0].0.segment)),
+        "{reason}"
+    );
+}
+
+#[test]
+fn a_closed_segment_is_the_end_once_what_came_after_it_was_given_up() {
+    let (copies, mut order) = crashed();
+    let (_, left) = copies.split_last().unwrap();
+    let (last, _) = left.last().unwrap();
+    assert!(last.closed);
+    order.end = LogEnd {
+        segment: last.segment,
+        length: last.length,
+        certificate: last.certificate,
+        ..LogEnd::NOTHING
+    };
+    order.given_up = Some(vec![]);
+    let mut world = World::new([(2, Backup::with(left))]);
+    let found = objects_after(&mut world, &order);
+    assert!(0 < found && found < world::OBJECTS, "{found}");
+
+    let mut damaged = left.to_vec();
+    damaged.last_mut().unwrap().1[500] ^= 4;
+    let mut world = World::new([(2, Backup::with(&damaged))]);
+    assert!(world.fail(&order).contains("damaged on [server-2]"));
+}
+
+#[test]
+fn of_a_log_that_left_nothing_empty_tablets_come_back() {
+    let (_, mut order) = crashed();
+    order.end = LogEnd::NOTHING;
+    order.given_up = Some(vec![]);
+    let mut world = World::new([(2, Backup::with([]))]);
+    assert_eq!(objects_after(&mut world, &order), 0);
 }

@@ -119,6 +119,7 @@ pub(crate) fn crashed() -> (Vec<Copy>, Recovery) {
     let copies: Vec<_> = copies.collect();
     assert!(copies.len() > 4, "several segments");
     let order = Recovery {
+        ended: ramkeep_wire::EndedClients::default(),
         master: DEAD,
         key: KEY,
         end,
@@ -127,6 +128,7 @@ pub(crate) fn crashed() -> (Vec<Copy>, Recovery) {
             range: whole(),
             takeover: LogPosition::ZERO,
         }],
+        given_up: None,
     };
     (copies, order)
 }

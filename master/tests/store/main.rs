@@ -1,6 +1,7 @@
 //! What a master's store promises, shown from outside.
 #![allow(clippy::unwrap_used)]
 
+mod calls;
 mod concurrent;
 mod log;
 mod memory;

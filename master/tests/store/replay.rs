@@ -24,7 +24,7 @@ const SEGMENT: u32 = 4_096;
 const EPOCH: ReplicationEpoch = ReplicationEpoch(3);
 
 /// A store without tablets.
-fn empty(segments: u64) -> Store {
+pub(crate) fn empty(segments: u64) -> Store {
     Store::new(StoreConfig {
         cluster: CLUSTER,
         master: ServerId(8),
@@ -36,12 +36,12 @@ fn empty(segments: u64) -> Store {
     .unwrap()
 }
 
-fn lost(range: TabletGrant, takeover: LogPosition) -> LostTablet {
+pub(crate) fn lost(range: TabletGrant, takeover: LogPosition) -> LostTablet {
     LostTablet { range, takeover }
 }
 
 /// Every segment of a store as its backups would give it.
-fn log_of(store: &Store, master: ServerId) -> Vec<ProvedSegment> {
+pub(crate) fn log_of(store: &Store, master: ServerId) -> Vec<ProvedSegment> {
     let ids = segments(store);
     let mut writer = store.writer();
     let log = writer.log_mut();
@@ -69,14 +69,14 @@ fn log_of(store: &Store, master: ServerId) -> Vec<ProvedSegment> {
         .collect()
 }
 
-fn begin(store: &Store, tablets: &[LostTablet]) -> Replay {
+pub(crate) fn begin(store: &Store, tablets: &[LostTablet]) -> Replay {
     let mut replay = store.begin_replay(tablets).unwrap();
     while replay.purge(store).unwrap() {}
     replay
 }
 
 /// Replays a segment; the log rolls over as it must.
-fn replay_segment(
+pub(crate) fn replay_segment(
     replay: &mut Replay,
     store: &Store,
     segment: &ProvedSegment,
@@ -94,7 +94,7 @@ fn replay_segment(
     }
 }
 
-fn finish(replay: &mut Replay, store: &Store) -> Finished {
+pub(crate) fn finish(replay: &mut Replay, store: &Store) -> Finished {
     loop {
         if let Some(finished) = replay.finish(store).unwrap() {
             make_durable(store);
@@ -105,7 +105,7 @@ fn finish(replay: &mut Replay, store: &Store) -> Finished {
     }
 }
 
-fn recover(store: &Store, tablets: &[LostTablet], log: &[ProvedSegment]) -> Finished {
+pub(crate) fn recover(store: &Store, tablets: &[LostTablet], log: &[ProvedSegment]) -> Finished {
     let mut replay = begin(store, tablets);
     for segment in log.iter().rev() {
         replay_segment(&mut replay, store, segment).unwrap();

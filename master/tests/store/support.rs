@@ -66,7 +66,11 @@ impl Reply {
 pub(crate) struct Connection {
     pub(crate) session: DataSession,
     pub(crate) out: Vec<u8>,
-    next_id: u32,
+    /// Whose calls are sent, up to which they are over, and the rpc id of the next item sent.
+    pub(crate) client: ClientId,
+    pub(crate) ack: RpcId,
+    pub(crate) rpc: RpcId,
+    pub(crate) next_id: u32,
 }
 
 pub(crate) struct Ask<'a> {
@@ -98,7 +102,7 @@ impl Connection {
         asks: &[Ask<'_>],
     ) -> Vec<u32> {
         let mut payload = Vec::new();
-        let start = data::begin_request(&mut payload, ClientId(0), RpcId(0));
+        let start = data::begin_request(&mut payload, self.client, self.ack);
         let mut ids = Vec::new();
         for ask in asks {
             let Ask {
@@ -113,12 +117,15 @@ impl Connection {
                 op,
                 id,
                 table: TABLE,
-                rpc: RpcId(0),
+                rpc: self.rpc,
                 rules,
                 key,
                 value,
             }
             .write(&mut payload);
+            if self.client != ClientId(0) {
+                self.rpc.0 += 1;
+            }
             ids.push(id);
         }
         data::set_count(&mut payload, start, asks.len() as u32);

@@ -112,7 +112,7 @@ async fn open(address: &Address, identity: &Identity) -> Result<Socket, Failure>
             };
             Socket::tcp(open_tcp(&resolved, identity).await?)?
         }
-        Address::Unix(path) => Socket::Unix(UnixStream::connect(path).await?),
+        Address::Unix(path) => Socket::unix(UnixStream::connect(path).await?)?,
     })
 }
 

@@ -8,7 +8,8 @@
 //! 3. An open replica from before a reboot of its machine never counts: old pages may have come
 //!    back.
 //! 4. Among replicas that count equally, the one that loses most is taken: if that one is enough,
-//!    every choice is.
+//!    every choice is. Where one may have been brought back from earlier, it is the one that loses
+//!    least, open or closed, as a recovery has to take it.
 
 use std::collections::BTreeMap;
 
@@ -31,6 +32,8 @@ pub struct MasterRecord {
     pub floor: Option<(SegmentId, ReplicationEpoch)>,
     /// Replication epochs recorded for its heads.
     pub epochs: BTreeMap<SegmentId, ReplicationEpoch>,
+    /// Whether a replica may be an old one that was brought back.
+    pub stale: bool,
 }
 
 /// A replica as found on a backup.
@@ -91,7 +94,7 @@ pub fn log_end<'a>(record: &MasterRecord, found: &[Found<'a>]) -> Result<Log<'a>
             bad.push((replica.backup, replica.info.segment));
             continue;
         };
-        keep_worst(&mut heads, segment);
+        keep(&mut heads, segment, record.stale);
     }
     let end = heads
         .iter()
@@ -100,6 +103,14 @@ pub fn log_end<'a>(record: &MasterRecord, found: &[Found<'a>]) -> Result<Log<'a>
         .or_else(|| heads.iter().next())
         .map(|(id, _)| *id)
         .ok_or(Refusal::NoHead)?;
+    if record.stale {
+        for replica in found.iter().filter(|f| is_closed(record, f, end)) {
+            match verified(record, replica) {
+                Some(segment) => keep(&mut heads, segment, true),
+                None => bad.push((replica.backup, end)),
+            }
+        }
+    }
     let head = heads.remove(&end).ok_or(Refusal::NoHead)?;
     let digest = head.digest.ok_or(Refusal::NoDigest(end))?;
     let mut segments = Vec::new();
@@ -150,12 +161,30 @@ fn verified<'a>(record: &MasterRecord, replica: &Found<'a>) -> Option<VerifiedSe
         .ok()
 }
 
+fn is_closed(record: &MasterRecord, replica: &Found<'_>, segment: SegmentId) -> bool {
+    let info = &replica.info;
+    info.master == record.master
+        && info.segment == segment
+        && info.kind == SegmentKind::Head
+        && info.closed
+}
+
 /// Of the replicas of one head: an active one beats one that does not know yet that it is, and
-/// among equals the shortest is kept, for it lacks most.
-fn keep_worst<'a>(heads: &mut BTreeMap<SegmentId, Head<'a>>, segment: VerifiedSegment<'a>) {
+/// among equals the shortest is kept, for it lacks most; or the longest.
+fn keep<'a>(
+    heads: &mut BTreeMap<SegmentId, Head<'a>>,
+    segment: VerifiedSegment<'a>,
+    longest: bool,
+) {
     let new = read_head(segment);
     let id = segment.claim().segment;
-    let rank = |head: &Head<'_>| (head.active, u32::MAX - head.segment.claim().length);
+    let rank = |head: &Head<'_>| {
+        let length = head.segment.claim().length;
+        (
+            head.active,
+            if longest { length } else { u32::MAX - length },
+        )
+    };
     if heads.get(&id).is_none_or(|held| rank(&new) > rank(held)) {
         heads.insert(id, new);
     }

@@ -67,6 +67,16 @@ pub enum Violation {
     /// A version nobody wrote.
     #[error("version {0} was seen, but nobody wrote it")]
     NeverWritten(Version),
+    /// A change that no call explains: one that ran more than once.
+    #[error(
+        "version {new} comes after {old}, and nobody made those between: something took effect twice"
+    )]
+    Twice {
+        /// The change before.
+        old: Version,
+        /// The one that is too high.
+        new: Version,
+    },
     /// Answers contradict real time.
     #[error(
         "state {later:?} was seen before state {earlier:?} was asked for again: going back in time"
@@ -259,11 +269,17 @@ impl<'a> States<'a> {
         Ok(())
     }
 
-    /// Each change follows from the state before it: only when no operation is open.
+    /// Each change follows from the state before it: only when no operation is open. An overwrite takes
+    /// the version after the one before, so that a change that took effect twice leaves a gap.
     fn check_changes(&self) -> Result<(), Violation> {
         let mut before = State::INITIAL;
         for (state, change) in &self.changes {
             let version = Version(state.0 / 2);
+            if let (Some(old), Some(new)) = (before.version(), state.version())
+                && old.next() != new
+            {
+                return Err(Violation::Twice { old, new });
+            }
             match &change.action {
                 Action::Read => {}
                 Action::Write { rules, .. } if rules.reject(before.version()) => {

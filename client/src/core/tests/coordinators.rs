@@ -5,8 +5,6 @@ use ramkeep_wire::coordinator::{Once, Refused};
 
 use super::*;
 
-const CLIENT: ClientId = ClientId(5);
-
 fn start(bench: &mut Bench, request: Request) -> OpId {
     let deadline = bench.now + Duration::from_secs(5);
     let op = bench.core.start_request(request, deadline).unwrap();
@@ -298,7 +296,7 @@ fn refusals_become_errors_to_act_on() {
 
 #[test]
 fn mutations_wait_for_the_client_lease_and_are_numbered() {
-    let mut bench = Bench::new();
+    let mut bench = Bench::unleased();
     let making = create(&mut bench);
     assert!(bench.asked().is_empty());
     hold_lease(&mut bench, CLIENT);
@@ -367,7 +365,7 @@ fn a_lease_that_is_not_renewed_for_a_moment_is_not_lost() {
 
 #[test]
 fn the_lease_is_given_back_at_the_end() {
-    assert_eq!(Bench::new().core.farewell(), None);
+    assert_eq!(Bench::unleased().core.farewell(), None);
     let request = Request::CloseClientLease { client: CLIENT };
     let farewell = leased(1).core.farewell();
     assert_eq!(farewell, Some((Target::Coordinator(0), request)));

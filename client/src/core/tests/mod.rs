@@ -10,8 +10,8 @@ use ramkeep_wire::coordinator::{Answer, Request, Response, Table, Tablet, Tablet
 use ramkeep_wire::data::{Items, Op, ResponseItem, Status};
 use ramkeep_wire::envelope::Kind;
 use ramkeep_wire::{
-    Ballot, KeyHash, LogPosition, MapVersion, Micros, PeerId, RpcId, ServerId, TableId, Version,
-    key_hash, postcards,
+    Ballot, ClientId, KeyHash, LogPosition, MapVersion, Micros, PeerId, RpcId, ServerId, TableId,
+    Version, key_hash, postcards,
 };
 
 use super::{Core, NotStarted, OpId, Output, Target};
@@ -21,12 +21,15 @@ use crate::types::{Object, Operation, Outcome, Reject};
 const TABLE: TableId = TableId(1);
 const ONE: ServerId = ServerId(1);
 const TWO: ServerId = ServerId(2);
+/// Who has the lease from the start.
+const CLIENT: ClientId = ClientId(5);
 const HALF: u64 = u64::MAX / 2;
 
 /// An item as the server saw it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Seen {
     server: ServerId,
+    client: ClientId,
     op: Op,
     id: u32,
     rpc: RpcId,
@@ -63,9 +66,16 @@ impl Bench {
     }
 
     /// Knows a map: the table's lower half at server 1, its upper half at server 2.
-    fn new() -> Self {
+    fn unleased() -> Self {
         let mut bench = Self::fresh(1);
         bench.answer_map(map(1, ONE, TWO));
+        bench
+    }
+
+    /// The same, with a client lease.
+    fn new() -> Self {
+        let mut bench = Self::unleased();
+        bench.core.lease.opened(bench.now, CLIENT, 600_000_000);
         bench
     }
 
@@ -97,6 +107,7 @@ impl Bench {
                 while let Some(item) = items.next_item().unwrap() {
                     self.items.push(Seen {
                         server,
+                        client: items.client,
                         op: item.op,
                         id: item.id,
                         rpc: item.rpc,

@@ -243,15 +243,14 @@ fn ids_are_not_used_twice_while_an_answer_is_owed() {
 }
 
 #[test]
-fn mutations_carry_growing_rpc_ids_and_take_a_client_lease() {
-    let mut bench = Bench::new();
+fn mutations_carry_growing_rpc_ids_and_wait_for_a_client_lease() {
+    let mut bench = Bench::unleased();
     let key = key(false, 0);
     bench.start(read(&key));
     assert_eq!((bench.sent()[0].rpc, bench.asked().len()), (RpcId(0), 0));
     bench.start(write(&key, b"1"));
     bench.start(write(&key, b"2"));
-    let rpcs: Vec<_> = bench.sent().iter().map(|seen| seen.rpc).collect();
-    assert_eq!(rpcs, [RpcId(1), RpcId(2)]);
+    assert!(bench.sent().is_empty(), "they wait");
     let client = ramkeep_wire::ClientId(5);
     let request = bench.answer(Answer::ClientLease {
         client,
@@ -259,6 +258,12 @@ fn mutations_carry_growing_rpc_ids_and_take_a_client_lease() {
     });
     assert_eq!(request, Request::OpenClientLease { nonce: [7; 16] });
     assert_eq!(bench.core.client(), client);
+    let calls: Vec<_> = bench
+        .sent()
+        .iter()
+        .map(|seen| (seen.client, seen.rpc))
+        .collect();
+    assert_eq!(calls, [(client, RpcId(1)), (client, RpcId(2))]);
     bench.pass(Duration::from_secs(20));
     let (_, _, request) = bench.asked().pop().unwrap();
     assert_eq!(request, Request::RenewClientLease { client });

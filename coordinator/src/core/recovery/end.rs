@@ -7,12 +7,19 @@
 //! 2. Nothing is believed of a replica's contents but under a certificate that fits.
 //! 3. There is an end only if every segment that its digest names is there, closed, as the digest
 //!    says.
+//! 4. The end is the longest replica of the last head, open or closed: one that was brought back from
+//!    earlier takes nothing away while an honest one is there. Everything that was acknowledged is in
+//!    every honest one, so that another may become the end while the longest is not there.
+//! 5. What an operator gave up is the only exception, and counts only if it is all that is missing,
+//!    and, without a head that counts, if everybody who may have one is asserted dead (SAFETY 19).
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use ramkeep_wire::backup::ReplicaInfo;
 use ramkeep_wire::certificate::{CertificateKey, Claim, SegmentKind};
+use ramkeep_wire::coordinator::Loss;
 use ramkeep_wire::entry::{DigestItem, Entry};
+use ramkeep_wire::limits::{MAX_ASSERTED_DEAD, MAX_GIVEN_UP};
 use ramkeep_wire::order::LogEnd;
 use ramkeep_wire::segment::UnverifiedSegment;
 use ramkeep_wire::{BootId, ClusterId, ReplicationEpoch, SegmentId, ServerId};
@@ -30,6 +37,10 @@ pub(super) struct Dead {
     pub(super) floor: Option<(SegmentId, ReplicationEpoch)>,
     /// The recorded epochs, by segment.
     pub(super) epochs: BTreeMap<SegmentId, ReplicationEpoch>,
+    /// What an operator has given up.
+    pub(super) accepted: Option<Loss>,
+    /// The end, if that is decided: it stays while somebody holds it.
+    pub(super) decided: Option<LogEnd>,
 }
 
 /// A replica where a living backup holds it.
@@ -48,8 +59,26 @@ pub(super) enum Step {
     Read(Held),
     /// It is known.
     Found(Found),
-    /// It can't be known from what is there; for people.
-    Stuck(String),
+    /// It can't be known from what is there.
+    Stuck(Stuck),
+}
+
+/// Why there is no end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Stuck {
+    /// For people.
+    pub(super) why: String,
+    /// What would have to be given up.
+    pub(super) missing: Option<Loss>,
+}
+
+impl From<&str> for Stuck {
+    fn from(why: &str) -> Self {
+        Self {
+            why: why.into(),
+            missing: None,
+        }
+    }
 }
 
 /// The end of a log, all of which is there.
@@ -94,6 +123,20 @@ pub(super) struct Gone {
 }
 
 impl Dead {
+    /// Whether an operator has given up all of it. Without the tail the fence is complete, and it does
+    /// not matter who has crashed since.
+    fn has_given_up(&self, loss: &Loss) -> bool {
+        let Some(accepted) = &self.accepted else {
+            return false;
+        };
+        let covers = |server| accepted.dead.contains(server);
+        (accepted.tail && loss.dead.iter().all(covers) || !loss.tail)
+            && loss
+                .segments
+                .iter()
+                .all(|one| accepted.segments.contains(one))
+    }
+
     fn counts(&self, held: &Held) -> bool {
         let replica = &held.replica;
         let recorded = self.epochs.get(&replica.segment);
@@ -133,23 +176,30 @@ impl Held {
 impl Finder {
     /// The next step, given all that every living backup shows.
     pub(super) fn step(&self, dead: &Dead, shown: &[Held], gone: &Gone) -> Step {
+        let decided = dead.decided.as_ref();
+        let still = decided.and_then(|end| self.check(dead, end, shown, gone));
+        still.unwrap_or_else(|| self.choose(dead, shown, gone))
+    }
+
+    /// An end that nothing is decided about.
+    fn choose(&self, dead: &Dead, shown: &[Held], gone: &Gone) -> Step {
         let mut heads: BTreeMap<SegmentId, Vec<&Held>> = BTreeMap::new();
         for held in shown.iter().filter(|held| dead.counts(held)) {
-            if !self.is_aside(held) && self.may_have_digest(&held.replica) {
+            if self.may_be_proved(held) {
                 heads.entry(held.replica.segment).or_default().push(held);
             }
         }
         let Some((&oldest, _)) = heads.first_key_value() else {
-            return Step::Stuck(self.no_head(dead, shown));
+            return self.without_head(dead, shown, gone);
         };
         let mut last = oldest;
         // With one open head there is nothing to choose.
         for (&segment, replicas) in heads.iter().skip(1).rev() {
-            let Some(longest) = replicas.iter().max_by_key(|held| held.replica.length) else {
+            let Some(longest) = longest(replicas.iter().copied()) else {
                 continue;
             };
             match self.facts.get(&proved(&longest.replica)) {
-                None => return Step::Read(**longest),
+                None => return Step::Read(*longest),
                 Some(facts) if facts.active => {
                     last = segment;
                     break;
@@ -157,13 +207,20 @@ impl Finder {
                 Some(_) => {}
             }
         }
-        let replicas = heads.get(&last).into_iter().flatten();
-        let Some(shortest) = replicas.min_by_key(|held| held.replica.length) else {
-            return Step::Stuck(self.no_head(dead, shown));
+        let open = heads.remove(&last).into_iter().flatten();
+        let closed = shown.iter().filter(|held| {
+            let replica = &held.replica;
+            replica.segment == last && is_closed_head(replica) && self.may_be_proved(held)
+        });
+        let Some(longest) = longest(open.chain(closed)) else {
+            return self.without_head(dead, shown, gone);
         };
-        match self.facts.get(&proved(&shortest.replica)) {
-            None => Step::Read(**shortest),
-            Some(facts) => self.complete(&shortest.replica, facts, shown, gone),
+        match self.facts.get(&proved(&longest.replica)) {
+            None => Step::Read(*longest),
+            Some(facts) => {
+                let last = Some((&longest.replica, facts));
+                self.complete(dead, last, shown, gone, None)
+            }
         }
     }
 
@@ -199,6 +256,11 @@ impl Finder {
         }
     }
 
+    /// Nothing that was read is believed any more. What was set aside stays so.
+    pub(super) fn read_again(&mut self) {
+        self.facts.clear();
+    }
+
     /// The replicas that were set aside.
     pub(super) fn aside(&self) -> impl Iterator<Item = (ServerId, SegmentId)> + '_ {
         self.aside.keys().copied()
@@ -209,6 +271,10 @@ impl Finder {
         known == Some(&proved(&held.replica))
     }
 
+    fn may_be_proved(&self, held: &Held) -> bool {
+        !self.is_aside(held) && self.may_have_digest(&held.replica)
+    }
+
     /// A head is open on all its backups, digest and all, before anything depends on it. One that is
     /// not proves nothing.
     fn may_have_digest(&self, replica: &ReplicaInfo) -> bool {
@@ -216,32 +282,116 @@ impl Finder {
         facts.is_none_or(|facts| facts.digest.is_some())
     }
 
-    /// Whether all that the end's digest names is there.
-    fn complete(&self, last: &ReplicaInfo, facts: &Facts, shown: &[Held], gone: &Gone) -> Step {
-        let digest = facts.digest.iter().flatten();
+    /// Whether all of a log is still there whose end is decided; `None` if nobody holds that end.
+    fn check(&self, dead: &Dead, end: &LogEnd, shown: &[Held], gone: &Gone) -> Option<Step> {
+        if *end == LogEnd::NOTHING {
+            return Some(Step::Found(found(*end, &[])));
+        }
+        let is_end = |held: &&Held| {
+            let replica = &held.replica;
+            let fits = match end.is_closed() {
+                true => replica.closed && replica.certificate == end.certificate,
+                false => replica.length >= end.length,
+            };
+            fits && replica.segment == end.segment
+                && replica.certificate.is_some()
+                && self.may_have_digest(replica)
+        };
+        let mut copies = shown.iter().filter(|held| !self.is_aside(held));
+        let held = copies.find(is_end)?;
+        Some(match self.facts.get(&proved(&held.replica)) {
+            None => Step::Read(*held),
+            Some(facts) => {
+                match self.complete(dead, Some((&held.replica, facts)), shown, gone, None) {
+                    // This copy may be longer.
+                    Step::Found(Found { bytes, .. }) => Step::Found(Found { end: *end, bytes }),
+                    step => step,
+                }
+            }
+        })
+    }
+
+    /// No head counts: what was written last is lost, unless a backup comes back. What is left then
+    /// ends with the newest head, open or closed, that can be proved.
+    fn without_head(&self, dead: &Dead, shown: &[Held], gone: &Gone) -> Step {
+        let left = shown.iter().filter(|held| {
+            let replica = &held.replica;
+            replica.kind == SegmentKind::Head
+                && replica.certificate.is_some()
+                && self.may_be_proved(held)
+        });
+        let rank = |held: &&Held| {
+            let ReplicaInfo {
+                segment,
+                closed,
+                length,
+                epoch,
+                ..
+            } = held.replica;
+            (segment, closed, length, epoch)
+        };
+        let newest = left.max_by_key(rank);
+        let facts = newest.map(|held| self.facts.get(&proved(&held.replica)));
+        let last = match (newest, facts) {
+            (Some(held), Some(None)) => return Step::Read(*held),
+            (Some(held), Some(Some(facts))) => Some((&held.replica, facts)),
+            _ => None,
+        };
+        let why = self.no_head(dead, shown);
+        self.complete(dead, last, shown, gone, Some(why))
+    }
+
+    /// Whether all that the last head's digest names is there, or given up; and, if there is a reason
+    /// why nothing proves that it is the last, that, too.
+    fn complete(
+        &self,
+        dead: &Dead,
+        last: Option<(&ReplicaInfo, &Facts)>,
+        shown: &[Held],
+        gone: &Gone,
+        no_end: Option<String>,
+    ) -> Step {
         let closed: BTreeSet<_> = shown
             .iter()
             .filter(|held| held.replica.closed && !self.is_aside(held))
             .map(|held| as_named(&held.replica))
             .collect();
-        let mut bytes = u64::from(last.length);
-        let mut missing = Vec::new();
-        for item in digest.filter(|item| item.segment != last.segment) {
-            bytes += u64::from(item.length);
-            if !closed.contains(&(item.segment, item.length, item.certificate.hash)) {
-                missing.push(*item);
-            }
-        }
-        if !missing.is_empty() {
-            return Step::Stuck(name_missing(&missing, shown, gone));
-        }
-        let end = LogEnd {
-            segment: last.segment,
-            length: last.length,
-            epoch: last.epoch,
-            certificate: last.certificate,
+        let is_there = |item: &DigestItem| {
+            closed.contains(&(item.segment, item.length, item.certificate.hash))
         };
-        Step::Found(Found { end, bytes })
+        let own = last.map(|(replica, _)| replica.segment);
+        let digest = last
+            .into_iter()
+            .flat_map(|(_, facts)| facts.digest.iter().flatten());
+        let others = digest.filter(|item| Some(item.segment) != own);
+        let (there, missing): (Vec<&DigestItem>, Vec<_>) = others.partition(|item| is_there(item));
+        let end = last.map_or(LogEnd::NOTHING, |(replica, _)| end_of(replica));
+        if missing.is_empty() && no_end.is_none() {
+            return Step::Found(found(end, &there));
+        }
+        let mut segments: Vec<_> = missing.iter().map(|item| item.segment).collect();
+        segments.sort_unstable();
+        segments.dedup();
+        let loss = Loss {
+            dead: gone.backups.clone(),
+            segments,
+            tail: no_end.is_some(),
+        };
+        if dead.has_given_up(&loss) {
+            return Step::Found(found(end, &there));
+        }
+        let mut whys: Vec<String> = no_end.into_iter().collect();
+        if !missing.is_empty() {
+            whys.push(name_missing(&missing, shown, gone));
+        } else if !gone.backups.is_empty() {
+            whys.push(maybe_with(gone));
+        }
+        let can_be_named =
+            loss.segments.len() <= MAX_GIVEN_UP && loss.dead.len() <= MAX_ASSERTED_DEAD;
+        Step::Stuck(Stuck {
+            why: whys.join("; "),
+            missing: can_be_named.then_some(loss),
+        })
     }
 
     fn no_head(&self, dead: &Dead, shown: &[Held]) -> String {
@@ -262,12 +412,49 @@ impl Finder {
     }
 }
 
+fn is_closed_head(replica: &ReplicaInfo) -> bool {
+    replica.closed && replica.kind == SegmentKind::Head && replica.certificate.is_some()
+}
+
+/// The one with the most bytes; of several, an open one, under whose certificate others serve, too.
+fn longest<'a>(replicas: impl Iterator<Item = &'a Held>) -> Option<&'a Held> {
+    replicas.max_by_key(|held| (held.replica.length, !held.replica.closed))
+}
+
 fn as_named(replica: &ReplicaInfo) -> (SegmentId, u32, [u8; 32]) {
     (replica.segment, replica.length, replica.certificate.hash)
 }
 
+fn end_of(replica: &ReplicaInfo) -> LogEnd {
+    LogEnd {
+        segment: replica.segment,
+        length: replica.length,
+        epoch: if replica.closed {
+            LogEnd::NOTHING.epoch
+        } else {
+            replica.epoch
+        },
+        certificate: replica.certificate,
+    }
+}
+
+fn found(end: LogEnd, others: &[&DigestItem]) -> Found {
+    let others = others.iter().map(|item| u64::from(item.length));
+    let bytes = u64::from(end.length) + others.sum::<u64>();
+    Found { end, bytes }
+}
+
+fn maybe_with(gone: &Gone) -> String {
+    let named: Vec<_> = gone.backups.iter().take(NAMED).collect();
+    let more = match gone.backups.len() - named.len() {
+        0 => String::new(),
+        more => format!(", and {more} more"),
+    };
+    format!("it may be with one that crashed: {named:?}{more}")
+}
+
 /// Names the first of the missing segments, and who may have it.
-fn name_missing(missing: &[DigestItem], shown: &[Held], gone: &Gone) -> String {
+fn name_missing(missing: &[&DigestItem], shown: &[Held], gone: &Gone) -> String {
     let Some(first) = missing.first() else {
         return String::new();
     };
@@ -290,8 +477,7 @@ fn name_missing(missing: &[DigestItem], shown: &[Held], gone: &Gone) -> String {
     if let Some(by) = gone.held.get(&first.segment) {
         why += &format!("; {by:?}, which crashed, held it");
     } else if !gone.backups.is_empty() {
-        let named: Vec<_> = gone.backups.iter().take(NAMED).collect();
-        why += &format!("; it may be with one that crashed: {named:?}");
+        why += &format!("; {}", maybe_with(gone));
     }
     why
 }

@@ -1,7 +1,8 @@
 //! Partitions and their recovery masters: who says what, and who is next when one can't.
 //!
 //! # Invariants
-//! 1. A partition leaves its recovery master only when that one crashed, or said that it can't.
+//! 1. A partition leaves its recovery master only when that one crashed, or said that it can't while
+//!    all of the log is there.
 //! 2. Every ready master had its turn before one that couldn't is tried anew, and that is paced.
 
 use std::collections::BTreeSet;
@@ -47,7 +48,9 @@ pub(super) fn reassign(
             continue;
         };
         let lives = view.state.living(part.by).is_ok();
-        if replay.proposed || (lives && replay.cannot.is_none()) {
+        // Whether it is for the log that it can't is found out first: nobody can then.
+        let cannot = replay.cannot.is_some() && walk.checked;
+        if replay.proposed || (lives && !cannot) {
             continue;
         }
         let first = part.tablets.first().map(|lost| lost.range);
@@ -91,6 +94,8 @@ pub(in crate::core) fn order(
         end: record.end,
         attempt,
         tablets: part.tablets.clone(),
+        given_up: state.losses().of(master).map(|loss| loss.segments.clone()),
+        ended: state.clients().ended(),
     }))
 }
 
@@ -145,6 +150,7 @@ impl Coordinator {
                 }
                 replay.proposed = true;
                 walk.proposed += 1;
+                tracing::info!(%server, %master, attempt, "a partition is recovered");
                 walk.moments.replayed = Some(self.now);
                 let ranges = recovery.tablets.iter().map(|lost| lost.range);
                 let command = Command::PartitionRecovered {
@@ -160,7 +166,9 @@ impl Coordinator {
                     tracing::warn!(%server, %master, %why, "a partition can't be replayed");
                 }
                 replay.tries += 1;
-                replay.cannot = Some(why);
+                if replay.cannot.replace(why).is_none() {
+                    walk.checked = false;
+                }
                 let duty = Duty::Recover(master, attempt);
                 self.duties.put_off(server, duty, self.now + ASK_AGAIN);
                 self.look = true;

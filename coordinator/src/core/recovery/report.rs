@@ -2,7 +2,9 @@
 
 use std::collections::VecDeque;
 
-use ramkeep_wire::coordinator::{RecoveryMoments, RecoveryReport};
+use ramkeep_wire::coordinator::{
+    AcceptedLoss, Answer, Loss, RecoveryMoments, RecoveryReport, Refused, Request,
+};
 use ramkeep_wire::{Micros, ServerId};
 
 use super::{Recoveries, Walk};
@@ -80,6 +82,7 @@ impl Recoveries {
             tablets: 0,
             since_us: micros(now, ended.since),
             moments: ended.moments.report(ended.since),
+            missing: None,
         });
         ended.collect()
     }
@@ -103,9 +106,31 @@ impl Coordinator {
                     tablets: u32::try_from(walk.lost).unwrap_or(u32::MAX),
                     since_us: micros(self.now, walk.since),
                     moments: walk.moments.report(walk.since),
+                    missing: walk.missing.clone(),
                 }
             })
             .collect()
+    }
+
+    /// An operator gives up what is missing of a log. Refused unless it is all that is.
+    pub(in crate::core) fn accept_loss(&mut self, token: u64, accepted: AcceptedLoss) {
+        let AcceptedLoss { master, loss } = &accepted;
+        if self.state.losses().of(*master) == Some(loss) {
+            return self.reply(token, Answer::Noted);
+        }
+        let walk = self.recoveries.walks.get(master);
+        let why = match walk.map(|walk| walk.missing.as_ref()) {
+            None => format!("no tablet waits for the log of {master:?}"),
+            Some(None) => format!("nothing of the log of {master:?} is known to be missing"),
+            Some(Some(missing)) if missing == loss => {
+                return self.propose_request(token, Request::AcceptLoss(accepted));
+            }
+            Some(Some(missing)) => format!(
+                "this is not what is missing of the log of {master:?}: {}",
+                describe(missing)
+            ),
+        };
+        self.refuse(token, Refused::Invalid(why));
     }
 
     fn phase(&self, master: ServerId, walk: &Walk) -> (String, bool) {
@@ -123,6 +148,23 @@ impl Coordinator {
         };
         (phase, false)
     }
+}
+
+/// A loss in words.
+fn describe(loss: &Loss) -> String {
+    let mut parts = Vec::new();
+    if loss.tail {
+        parts.push("the tail".to_owned());
+    }
+    if !loss.segments.is_empty() {
+        let more = loss.segments.len().saturating_sub(MAX_NAMED);
+        let named: Vec<_> = loss.segments.iter().take(MAX_NAMED).collect();
+        parts.push(match more {
+            0 => format!("{named:?}"),
+            more => format!("{named:?} and {more} more"),
+        });
+    }
+    format!("{}, with {:?} dead", parts.join(" and "), loss.dead)
 }
 
 /// Damaged replicas that were met.

@@ -12,7 +12,7 @@ use ramkeep_wire::backup::{BackupRequest, BackupResponse, ReplicaInfo};
 use ramkeep_wire::limits::{MAX_INVENTORY, MAX_REPLICATE_BYTES, SEGMENT_SIZE};
 use ramkeep_wire::{BootId, Micros, SegmentId, ServerId};
 
-use super::end::{Dead, Finder, Found, Gone, Held, Step};
+use super::end::{Dead, Finder, Found, Gone, Held, Step, Stuck};
 use crate::limits::{ASK_AGAIN, ASK_SOON, MAX_LISTED};
 
 /// Asks one backup; gives the question's token.
@@ -71,7 +71,7 @@ pub(super) enum Looked {
     /// The end is known.
     Found(Found),
     /// It can't be known from what is there.
-    Stuck(String),
+    Stuck(Stuck),
 }
 
 /// The search for the end of one log.
@@ -97,12 +97,12 @@ impl Search {
             return Looked::Waits;
         }
         if backups.is_empty() {
-            return Looked::Stuck("no backup is there".into());
+            return Looked::Stuck(Stuck::from("no backup is there"));
         }
         if self.reading.is_none() {
             match finder.step(dead, &self.shown(), gone) {
                 Step::Found(found) => return Looked::Found(found),
-                Step::Stuck(why) => return Looked::Stuck(why),
+                Step::Stuck(stuck) => return Looked::Stuck(stuck),
                 Step::Read(held) => {
                     self.reading = Some(Reading {
                         held,
@@ -349,6 +349,8 @@ mod tests {
             key: CertificateKey([1; 32]),
             floor: None,
             epochs: BTreeMap::new(),
+            accepted: None,
+            decided: None,
         }
     }
 

@@ -4,10 +4,11 @@
 use parking_lot::MutexGuard;
 use ramkeep_memory::Guard;
 use ramkeep_wire::data::Status;
-use ramkeep_wire::entry::{self, Entry, NewEntry, object_in_memory};
+use ramkeep_wire::entry::{self, Completion, Entry, NewEntry, object_in_memory};
 use ramkeep_wire::segment::VerifiedSegment;
 use ramkeep_wire::{KeyHash, LogPosition, TableId, Version};
 
+use super::calls;
 use super::registry::Phase;
 use super::{Replay, ReplayError, Tombstones};
 use crate::store::account::Demand;
@@ -40,13 +41,14 @@ pub(super) struct Batch {
 }
 
 impl Batch {
-    /// Collects what counts from `offset` on; returns where to go on.
-    pub(super) fn collect(
+    /// Collects what counts from `offset` on, and has completions noted; returns where to go on.
+    fn collect(
         &mut self,
         store: &Store,
         tablets: &Tablets,
         segment: &VerifiedSegment<'_>,
         offset: usize,
+        mut note: impl FnMut(&Completion, LogPosition),
     ) -> usize {
         let (id, contents) = (segment.claim().segment, segment.contents());
         self.wanted.clear();
@@ -57,6 +59,10 @@ impl Batch {
             }
             if let Entry::SafeVersion(version) = entry {
                 self.safe = self.safe.max(version);
+            }
+            if let Entry::Completion(completion) = &entry {
+                // A segment is shorter than 16 MiB.
+                note(completion, LogPosition::new(id, at as u32));
             }
             if !matches!(entry, Entry::Object(_) | Entry::Tombstone(_)) {
                 continue;
@@ -97,6 +103,18 @@ impl Batch {
 }
 
 impl Replay {
+    /// Collects what counts from `offset` on; returns where to go on.
+    pub(super) fn collect(
+        &mut self,
+        store: &Store,
+        segment: &VerifiedSegment<'_>,
+        offset: usize,
+    ) -> usize {
+        let (tablets, calls) = (&self.tablets, &mut self.calls);
+        let note = |completion: &_, at| calls::note(calls, tablets, completion, at);
+        self.batch.collect(store, tablets, segment, offset, note)
+    }
+
     /// Applies the batch; false if the log is rolling over. What was applied by then does no harm
     /// when it is applied again.
     pub(super) fn apply(&mut self, store: &Store, contents: &[u8]) -> Result<bool, ReplayError> {
@@ -110,7 +128,8 @@ impl Replay {
             entries.prefetch_likely(store.index(), wanted.hash);
         }
         let outcome = self.apply_under(&guard, &mut writer, contents);
-        let fits = writer.set_kept(self.id, self.tombstones.bytes());
+        let kept = self.tombstones.bytes() + self.calls.len() as u64 * calls::CALL_BYTES;
+        let fits = writer.set_kept(self.id, kept);
         MutexGuard::unlock_fair(writer);
         match outcome {
             Ok(()) if fits => Ok(true),
@@ -178,7 +197,14 @@ impl Writer {
         if current.is_some_and(|current| current.version >= version) {
             return Ok(());
         }
-        self.place(guard, owned, NewEntry::Verbatim(entry), value, current)?;
+        self.place(
+            guard,
+            owned,
+            NewEntry::Verbatim(entry),
+            value,
+            current,
+            None,
+        )?;
         if dead.is_some() {
             tombstones.forget(owned);
         }
@@ -229,7 +255,7 @@ pub(super) fn append_safe_version(
 
 /// Whether a refusal passes by itself.
 #[cold]
-fn waits(Refused(status): Refused) -> Result<(), ReplayError> {
+pub(super) fn waits(Refused(status): Refused) -> Result<(), ReplayError> {
     match status {
         Status::RetryLater => Ok(()),
         Status::TooLarge => Err(ReplayError::TooLarge),

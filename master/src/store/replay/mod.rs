@@ -13,16 +13,21 @@
 //! 5. The writer's lock is held for one batch, or a few buckets, at a time.
 //!
 //! Nothing of it is seen by clients: its ranges are no tablets of this master's until they are taken.
-//! Completions are not replayed: no operation writes them yet.
+//!
+//! Completions of its ranges are kept beside the log until the end: most turn out to be over, by what
+//! their clients said later. The rest is appended, and known to the store, before it is finished.
 
 mod apply;
+mod calls;
 mod registry;
 mod tombstones;
 
+use ramkeep_wire::limits::{MAX_SEGMENTS_PER_LOG, SEGMENT_SIZE};
 use ramkeep_wire::order::{LostTablet, TabletGrant};
 use ramkeep_wire::segment::VerifiedSegment;
 use ramkeep_wire::{LogPosition, Version};
 
+use super::completions::Completions;
 use super::read::Store;
 use super::tablets::Tablets;
 use apply::Batch;
@@ -32,6 +37,10 @@ use tombstones::Tombstones;
 
 /// Buckets swept under one hold of the writer's lock.
 const PURGE_BUCKETS: usize = 256;
+
+/// More versions than the segments of a log can have used of one key.
+const LOST_VERSIONS: u64 = 1 << 40;
+const _: () = assert!((MAX_SEGMENTS_PER_LOG * SEGMENT_SIZE) as u64 <= LOST_VERSIONS);
 
 /// Why a replay can't go on. Its entries are swept once it is abandoned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -82,7 +91,11 @@ pub struct Replay {
     tombstones: Tombstones,
     /// Versions of new keys must be at least this.
     safe: Version,
+    /// And so much more, for those that are lost.
+    skipped: u64,
     batch: Batch,
+    /// What clients may still ask for again.
+    calls: Completions,
 }
 
 impl Store {
@@ -101,13 +114,18 @@ impl Store {
             }
             ranges.push(one.range);
         }
-        let id = self.writer().register_replay(&ranges, &self.tablets())?;
+        let mut writer = self.writer();
+        let id = writer.register_replay(&ranges, &self.tablets())?;
+        let calls = Completions::knowing(writer.completions.ended());
+        drop(writer);
         Ok(Replay {
             id,
             tablets,
             tombstones: Tombstones::default(),
             safe: Version(1),
+            skipped: 0,
             batch: Batch::default(),
+            calls,
         })
     }
 
@@ -123,6 +141,11 @@ impl Replay {
     #[must_use]
     pub fn id(&self) -> ReplayId {
         self.id
+    }
+
+    /// Some of the log was given up: versions of new keys will be above any that it can have used.
+    pub fn skip_lost_versions(&mut self) {
+        self.skipped = LOST_VERSIONS;
     }
 
     /// Sweeps some of what the index holds of its ranges; true if there is more to do. After that
@@ -157,7 +180,7 @@ impl Replay {
         offset: usize,
     ) -> Result<Step, ReplayError> {
         let contents = segment.contents();
-        let next = self.batch.collect(store, &self.tablets, segment, offset);
+        let next = self.collect(store, segment, offset);
         self.safe = self.safe.max(self.batch.safe());
         if !self.batch.is_empty() && !self.apply(store, contents)? {
             return Ok(Step::Wait(offset));
@@ -180,7 +203,11 @@ impl Replay {
             Phase::Purging => return Err(ReplayError::Ended),
             Phase::Replaying(takeover) | Phase::Finished(takeover) => takeover,
         };
-        let Some(end) = apply::append_safe_version(&mut writer, self.safe)? else {
+        if !calls::append(&mut writer, &mut self.calls)? {
+            return Ok(None);
+        }
+        let safe = Version(self.safe.0.saturating_add(self.skipped));
+        let Some(end) = apply::append_safe_version(&mut writer, safe)? else {
             return Ok(None);
         };
         self.tombstones = Tombstones::default();

@@ -92,6 +92,8 @@ impl Writer {
             .collect();
         ended.into_iter().for_each(|id| self.end_replay(id));
         ranges.iter().for_each(|range| self.sweep.add_range(*range));
+        // What an earlier attempt or stay left stands in the log before the takeover.
+        self.completions.forget_where(ranges);
         self.replays.last += 1;
         let id = ReplayId(self.replays.last);
         self.replays.known.push(Known {
@@ -150,6 +152,7 @@ impl Writer {
         };
         let ended = self.replays.known.swap_remove(at);
         self.account.kept -= ended.kept;
+        self.completions.forget_where(&ended.ranges);
         ended
             .ranges
             .into_iter()
@@ -180,6 +183,7 @@ impl Writer {
         let ended: Vec<ReplayId> = known.filter(of_table).map(|known| known.id).collect();
         ended.into_iter().for_each(|id| self.end_replay(id));
         self.replays.known.retain(|known| !known.ranges.is_empty());
+        self.completions.forget_where(&dropped);
         dropped
             .into_iter()
             .for_each(|range| self.sweep.add_range(range));

@@ -5,7 +5,7 @@
 //! 2. A replayer does a few steps for each input: whatever may happen between two steps of a real one
 //!    may happen here.
 
-use std::collections::BTreeMap;
+use std::collections::btree_map::{BTreeMap, Entry};
 use std::time::Duration;
 
 use ramkeep_master::core::Master;
@@ -166,25 +166,25 @@ impl ServerNode {
                 continue;
             }
             let Some(master) = &self.master else { return };
-            if !self.recovery.links.contains_key(&to) {
-                let Some(address) = master.addresses_of(to).first().cloned() else {
-                    master.recoveries().handle_answer(context.now, ask.id, None);
-                    continue;
-                };
-                let link = FetchLink {
-                    connection: context.connect(&address),
-                    open: false,
-                    asked: Vec::new(),
-                };
-                self.recovery.links.insert(to, link);
-            }
-            if let Some(link) = self.recovery.links.get_mut(&to) {
-                link.asked.push(Asked {
-                    ask,
-                    number: None,
-                    since: context.now,
-                });
-            }
+            let link = match self.recovery.links.entry(to) {
+                Entry::Occupied(link) => link.into_mut(),
+                Entry::Vacant(none) => {
+                    let Some(address) = master.addresses_of(to).first().cloned() else {
+                        master.recoveries().handle_answer(context.now, ask.id, None);
+                        continue;
+                    };
+                    none.insert(FetchLink {
+                        connection: context.connect(&address),
+                        open: false,
+                        asked: Vec::new(),
+                    })
+                }
+            };
+            link.asked.push(Asked {
+                ask,
+                number: None,
+                since: context.now,
+            });
         }
     }
 

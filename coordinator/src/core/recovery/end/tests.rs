@@ -171,6 +171,8 @@ fn dead() -> Dead {
         key: KEY,
         floor: None,
         epochs: BTreeMap::new(),
+        accepted: None,
+        decided: None,
     }
 }
 
@@ -189,7 +191,7 @@ fn search(dead: &Dead, stored: &[Stored]) -> (Result<Found, String>, Vec<ServerI
     for _ in 0..20 {
         match finder.step(dead, &shown, &Gone::default()) {
             Step::Found(found) => return (Ok(found), read),
-            Step::Stuck(why) => return (Err(why), read),
+            Step::Stuck(stuck) => return (Err(stuck.why), read),
             Step::Read(held) => {
                 let source = stored.iter().find(|stored| stored.held == held).unwrap();
                 finder.read(dead, &held, &source.bytes);
@@ -219,16 +221,59 @@ fn log() -> (Segment, Segment, Segment) {
 }
 
 #[test]
-fn the_shortest_replica_of_the_head_is_the_end() {
+fn the_longest_replica_of_the_head_is_the_end() {
     let (s0, s1, _) = log();
-    let short = s1.open(B, 1, 2);
-    let stored = [s1.open(A, 1, 0), short.clone(), s0.closed(A)];
+    let long = s1.open(B, 1, 0);
+    let stored = [s1.open(A, 1, 2), long.clone(), s0.closed(A)];
     let (found, read) = search(&dead(), &stored);
     let found = found.unwrap();
-    assert_eq!(found.end.certificate, short.held.replica.certificate);
+    assert_eq!(found.end.certificate, long.held.replica.certificate);
     assert_eq!(found.end.epoch, ReplicationEpoch(1));
-    assert_eq!(found.bytes as usize, short.bytes.len() + s0.bytes.len());
+    assert_eq!(found.bytes as usize, long.bytes.len() + s0.bytes.len());
     assert_eq!(read, [B], "one head is read once");
+}
+
+#[test]
+fn an_old_shorter_valid_copy_takes_nothing_away() {
+    // A brought back what it had before the last entries were acknowledged.
+    let (s0, s1, s2) = log();
+    let old = s1.open(A, 1, 3);
+    let honest = s1.open(B, 1, 0);
+    assert_eq!(
+        end(&dead(), &[old.clone(), honest.clone(), s0.closed(A)]),
+        is(&honest)
+    );
+    // B has closed it meanwhile: so it ends as it was closed, and the next head was not active.
+    let closed = s1.closed(B);
+    let stored = [old.clone(), closed.clone(), s2.open(C, 1, 0), s0.closed(A)];
+    let (found, _) = search(&dead(), &stored);
+    let found = found.unwrap();
+    assert_eq!(found.end.certificate, closed.held.replica.certificate);
+    assert!(found.end.is_closed());
+    // Damaged ones are longest in vain.
+    let bad = closed.damaged();
+    assert_eq!(end(&dead(), &[old.clone(), bad, s0.closed(A)]), is(&old));
+}
+
+#[test]
+fn a_decided_end_stays_while_somebody_holds_it_and_is_replaced_only_by_one_that_is_proved() {
+    let (s0, s1, _) = log();
+    let (long, short) = (s1.open(A, 1, 0), s1.open(B, 1, 2));
+    let all = [long.clone(), short.clone(), s0.closed(B)];
+    let (found, _) = search(&dead(), &all);
+    let end_of = |found: Result<Found, String>| found.unwrap().end;
+    let decided = |end| Dead {
+        decided: Some(end),
+        ..dead()
+    };
+    let first = end_of(found);
+    assert_eq!(first.length, long.held.replica.length);
+    assert_eq!(end_of(search(&decided(first), &all).0), first);
+    let second = end_of(search(&decided(first), &all[1..]).0);
+    assert_eq!(second.length, short.held.replica.length);
+    // Who was away is back, with more than is decided: that stays.
+    assert_eq!(end_of(search(&decided(second), &all).0), second);
+    assert!(search(&decided(first), &all[2..]).0.is_err());
 }
 
 #[test]
@@ -265,18 +310,18 @@ fn an_active_head_beats_every_older_open_one() {
 }
 
 #[test]
-fn the_active_mark_of_one_replica_counts_for_a_shorter_one() {
+fn one_replica_with_the_active_mark_is_enough() {
     let (s0, s1, s2) = log();
     let s2 = s2.active(S1);
-    let unmarked = s2.open(C, 1, 1);
+    let marked = s2.open(D, 1, 0);
     let stored = [
         s1.open(A, 1, 2),
         s1.closed(B),
-        unmarked.clone(),
-        s2.open(D, 1, 0),
+        s2.open(C, 1, 1),
+        marked.clone(),
         s0.closed(B),
     ];
-    assert_eq!(end(&dead(), &stored), is(&unmarked));
+    assert_eq!(end(&dead(), &stored), is(&marked));
 }
 
 #[test]
@@ -310,7 +355,7 @@ fn a_missing_segment_is_named_with_who_may_have_it() {
         held: BTreeMap::new(),
         backups: vec![D],
     };
-    let Step::Stuck(why) = finder.step(&dead(), &[head.held], &gone) else {
+    let Step::Stuck(Stuck { why, .. }) = finder.step(&dead(), &[head.held], &gone) else {
         panic!("found");
     };
     assert!(
@@ -318,7 +363,7 @@ fn a_missing_segment_is_named_with_who_may_have_it() {
         "{why}"
     );
     gone.held.insert(SegmentId(S0), C);
-    let Step::Stuck(why) = finder.step(&dead(), &[head.held], &gone) else {
+    let Step::Stuck(Stuck { why, .. }) = finder.step(&dead(), &[head.held], &gone) else {
         panic!("found");
     };
     assert!(why.contains("server-4, which crashed, held it"), "{why}");
@@ -334,9 +379,12 @@ fn a_replica_of_an_epoch_below_the_recorded_one_does_not_count() {
         s1.open(C, 2, 1),
         s0.closed(B),
     ];
-    assert_eq!(end(&recorded(S1, 2), &stored), is(&stored[2]));
+    assert_eq!(end(&recorded(S1, 2), &stored), is(&stored[1]));
     // A change that was not recorded before M died: both sets have all that was acknowledged.
-    assert_eq!(end(&recorded(S1, 1), &stored[1..]), is(&stored[2]));
+    assert_eq!(end(&recorded(S1, 1), &stored[1..]), is(&stored[1]));
+    // Whatever is longer.
+    let longer = [s1.open(A, 1, 0), s1.open(C, 2, 1), s0.closed(B)];
+    assert_eq!(end(&recorded(S1, 2), &longer), is(&longer[1]));
     let (found, _) = search(&recorded(S1, 2), &stored[..1]);
     assert!(found.unwrap_err().contains("outdated"));
 }
@@ -380,8 +428,8 @@ fn what_was_written_before_a_reboot_is_no_evidence_for_the_end() {
 fn a_replica_whose_certificate_does_not_fit_is_set_aside() {
     // 16: the next copy is read.
     let (s0, s1, _) = log();
-    let bad = s1.open(A, 1, 2).damaged();
-    let good = s1.open(B, 1, 0);
+    let bad = s1.open(A, 1, 0).damaged();
+    let good = s1.open(B, 1, 2);
     let stored = [bad, good.clone(), s0.closed(B)];
     let (found, read) = search(&dead(), &stored);
     assert_eq!(found.unwrap().end.length as usize, good.bytes.len());
@@ -422,4 +470,112 @@ fn survivors_and_replicas_without_a_certificate_are_never_the_end() {
     under_way.held.replica.certificate = Certificate::NONE;
     let stored = [head.clone(), survivor, under_way, s0.closed(A)];
     assert_eq!(end(&dead(), &stored), is(&head));
+}
+
+/// As [`search`], with backups that are gone and what an operator gave up.
+fn search_after_loss(
+    stored: &[Stored],
+    gone: &[ServerId],
+    accepted: Option<Loss>,
+) -> Result<Found, Option<Loss>> {
+    let dead = Dead { accepted, ..dead() };
+    let gone = Gone {
+        held: BTreeMap::new(),
+        backups: gone.to_vec(),
+    };
+    let shown: Vec<Held> = stored.iter().map(|stored| stored.held).collect();
+    let mut finder = Finder::default();
+    for _ in 0..20 {
+        match finder.step(&dead, &shown, &gone) {
+            Step::Found(found) => return Ok(found),
+            Step::Stuck(stuck) => return Err(stuck.missing),
+            Step::Read(held) => {
+                let source = stored.iter().find(|stored| stored.held == held).unwrap();
+                finder.read(&dead, &held, &source.bytes);
+            }
+        }
+    }
+    panic!("no end of reading");
+}
+
+fn loss(dead: &[ServerId], segments: &[u64], tail: bool) -> Loss {
+    Loss {
+        dead: dead.to_vec(),
+        segments: segments.iter().copied().map(SegmentId).collect(),
+        tail,
+    }
+}
+
+#[test]
+fn a_segment_that_was_given_up_no_longer_stops_the_end_and_nothing_else_does_so() {
+    let (_, s1, _) = log();
+    let stored = [s1.open(A, 1, 0)];
+    let missing = loss(&[D], &[S0], false);
+    let search = |gone: &[ServerId], accepted| search_after_loss(&stored, gone, accepted);
+    assert_eq!(search(&[D], None), Err(Some(missing.clone())));
+    let other = loss(&[D], &[S2], false);
+    assert_eq!(search(&[D], Some(other)), Err(Some(missing.clone())));
+    let found = search(&[D], Some(missing.clone())).unwrap();
+    assert_eq!(found.end.segment, SegmentId(S1));
+    assert_eq!(found.bytes, u64::from(found.end.length), "what is there");
+    // The head proves the end whoever else is gone by now.
+    assert!(search(&[C, D], Some(missing)).is_ok());
+}
+
+#[test]
+fn without_a_head_the_end_is_the_newest_that_is_left_once_the_tail_is_given_up() {
+    let (s0, s1, _) = log();
+    let all = [s0.closed(D), s1.closed(D)];
+    let tail = loss(&[A, B], &[], true);
+    assert_eq!(
+        search_after_loss(&all, &[A, B], None),
+        Err(Some(tail.clone()))
+    );
+    let found = search_after_loss(&all, &[A, B], Some(tail.clone())).unwrap();
+    assert_eq!(found.end.segment, SegmentId(S1));
+    assert!(found.end.is_closed());
+    // One more may hold a head now: that it is dead was not asserted.
+    let more = loss(&[A, B, C], &[], true);
+    assert_eq!(
+        search_after_loss(&all, &[A, B, C], Some(tail.clone())),
+        Err(Some(more))
+    );
+    // A closed segment of its digest is missing, too.
+    let both = loss(&[A, B], &[S0], true);
+    let one = [s1.closed(D)];
+    assert_eq!(
+        search_after_loss(&one, &[A, B], Some(tail)),
+        Err(Some(both.clone()))
+    );
+    assert!(search_after_loss(&one, &[A, B], Some(both)).is_ok());
+    // An open one from before a reboot may be the last that was written.
+    let old = [s0.closed(D), s1.open(D, 1, 0).inherited(true)];
+    let found = search_after_loss(&old, &[], Some(loss(&[], &[], true))).unwrap();
+    assert_eq!(found.end.segment, SegmentId(S1));
+    assert!(!found.end.is_closed());
+}
+
+#[test]
+fn of_a_log_that_left_nothing_nothing_is_the_end_once_that_is_accepted() {
+    let tail = loss(&[A, B], &[], true);
+    assert_eq!(
+        search_after_loss(&[], &[A, B], None),
+        Err(Some(tail.clone()))
+    );
+    let found = search_after_loss(&[], &[A, B], Some(tail.clone())).unwrap();
+    assert_eq!((found.end, found.bytes), (LogEnd::NOTHING, 0));
+    // Damaged replicas are nothing.
+    let (s0, ..) = log();
+    let damaged = [s0.closed(D).damaged()];
+    let found = search_after_loss(&damaged, &[A, B], Some(tail)).unwrap();
+    assert_eq!(found.end, LogEnd::NOTHING);
+}
+
+#[test]
+fn a_head_that_comes_back_after_the_loss_was_accepted_is_the_end() {
+    let (s0, s1, _) = log();
+    let all = [s0.closed(D), s1.open(A, 1, 0).inherited(false)];
+    let found = search_after_loss(&all, &[B], Some(loss(&[A, B], &[], true))).unwrap();
+    assert_eq!(found.end.segment, SegmentId(S1));
+    assert!(!found.end.is_closed());
 }
