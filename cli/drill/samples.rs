@@ -16,8 +16,6 @@ pub(super) struct Sample {
     pub(super) took: Duration,
     /// The place of the key's group.
     pub(super) group: u16,
-    /// Whether it was to change something.
-    pub(super) write: bool,
 }
 
 /// All of them, in the order in which they ended.
@@ -26,14 +24,13 @@ pub(super) struct Samples(Mutex<Vec<Sample>>);
 
 impl Samples {
     /// An operation on a key of that group is answered now.
-    pub(super) fn note(&self, group: usize, took: Duration, write: bool) {
+    pub(super) fn note(&self, group: usize, took: Duration) {
         let mut all = self.0.lock();
         if all.len() < MAX_SAMPLES {
             all.push(Sample {
                 at: Instant::now(),
                 took,
                 group: u16::try_from(group).unwrap_or(u16::MAX),
-                write,
             });
         }
     }

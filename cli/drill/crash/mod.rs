@@ -28,8 +28,8 @@ use summary::Outcome;
 
 /// For which masters get memory.
 const SECONDS: u64 = 120;
-/// The workload runs for as long at most before a kill.
-const LONGEST_BEFORE: u64 = 500;
+/// The moment of a kill is drawn from as many milliseconds.
+const MOMENTS: u64 = 500;
 
 /// Who is killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -65,6 +65,9 @@ pub(crate) struct CrashArgs {
     /// Repeats the choice of victims and moments; round N has this seed and N - 1 [default: random]
     #[arg(long)]
     seed: Option<u32>,
+    /// The workload runs for so long before anybody is killed
+    #[arg(long, default_value = "2s", value_parser = crate::units::duration)]
+    steady: Duration,
     /// Bytes of a loaded value: N or MIN..MAX
     #[arg(long, default_value = "1000", value_name = "MIN..MAX", value_parser = sizes)]
     value_size: RangeInclusive<usize>,
@@ -117,6 +120,7 @@ impl CrashArgs {
         let addresses = cluster.addresses.clone();
         let workload = Workload::start_with(&addresses, bytes, sizes, RECOVERY_DEADLINE).await?;
         timeline.tell(format_args!("{} loaded, workload runs", Size(bytes)))?;
+        tokio::time::sleep(self.steady).await;
         let victims = self.victims(&cluster, &mut random);
         let recovered = self
             .kill(&mut cluster, &workload, victims, &mut random, timeline)
@@ -196,7 +200,7 @@ impl CrashArgs {
         let together = if self.at_once { victims.len() } else { 1 };
         let mut recovered = Vec::new();
         while !victims.is_empty() {
-            let wait = random.next() % LONGEST_BEFORE;
+            let wait = random.next() % MOMENTS;
             tokio::time::sleep(Duration::from_millis(wait)).await;
             let now: Vec<usize> = victims.drain(..together).collect();
             let kill_leader = self.coordinator && cluster.gone.is_empty();

@@ -150,6 +150,7 @@ mod tests {
             tablets: 1,
             since_us,
             moments,
+            missing: None,
         }
     }
 

@@ -261,7 +261,6 @@ mod tests {
             at: at(ms),
             took: Duration::from_micros(200 + ms),
             group: (ms % 2) as u16,
-            write: ms.is_multiple_of(3),
         };
         let samples: Vec<Sample> = (0..900).map(sample).collect();
         let marks = [(0, "server 1 killed"), (200, "a < b & \"c\"")].map(|(ms, name)| Mark {

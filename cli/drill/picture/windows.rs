@@ -81,7 +81,6 @@ mod tests {
             at: from + Duration::from_millis(ms),
             took: Duration::from_millis(ms),
             group,
-            write: false,
         };
         let samples = [sample(10, 0), sample(20, 1), sample(49, 1), sample(120, 0)];
         let scene = Scene {

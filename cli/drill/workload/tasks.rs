@@ -87,9 +87,9 @@ impl Task {
         }
     }
 
-    fn took(&self, began: Instant, write: bool) -> Duration {
+    fn took(&self, began: Instant) -> Duration {
         let took = began.elapsed();
-        self.shared.samples.note(self.group, took, write);
+        self.shared.samples.note(self.group, took);
         took
     }
 
@@ -140,7 +140,7 @@ impl Task {
         match done {
             Ok(now) => {
                 record.acknowledge(sequence);
-                counts.written(self.took(began, true));
+                counts.written(self.took(began));
                 if now.exists && now.version <= known.version {
                     let (now, known) = (now.version, known.version);
                     let what = format_args!("{now:?} of {} after {known:?}", key(number));
@@ -195,7 +195,7 @@ impl Task {
         let began = Instant::now();
         match self.table.write_with(key(number), b"never", rule).await {
             Err(Error::Rejected { version }) if version == expected => {
-                counts.answered(self.took(began, true));
+                counts.answered(self.took(began));
             }
             Ok(_) | Err(Error::Rejected { .. }) => {
                 let what = format_args!("{} was to be refused at {expected:?}", key(number));
@@ -217,7 +217,7 @@ impl Task {
             Ok(sum) => {
                 let sum = u64::try_from(sum).unwrap_or(u64::MAX);
                 record.acknowledge(sum);
-                group.counts.written(self.took(began, true));
+                group.counts.written(self.took(began));
                 if sum <= before || sum > attempted {
                     let what = format_args!("{name}: {sum} after {before}, attempt {attempted}");
                     group.counts.find(Finding::Wrong, what);
@@ -251,7 +251,7 @@ impl Task {
                 }
             };
             match done {
-                Ok(()) => group.counts.read(self.took(began, false)),
+                Ok(()) => group.counts.read(self.took(began)),
                 Err(error) => self.failed("a read", began, &error),
             }
             tokio::time::sleep(PACE).await;
