@@ -7,10 +7,11 @@ use ramkeep_backup::{Backup, FrameStore, MemoryStore};
 use ramkeep_coordinator::state::State;
 use ramkeep_wire::backup::{BackupRequest, BackupResponse, ReplicaInfo};
 use ramkeep_wire::coordinator::ServerState;
-use ramkeep_wire::{KeyHash, Micros, Party, SegmentId, ServerId, TableId, key_hash};
+use ramkeep_wire::{KeyHash, LogPosition, Micros, Party, SegmentId, ServerId, TableId, key_hash};
 
 use crate::check::durable::{self, Loss};
 use crate::check::log_end::{Found, MasterRecord, Refusal, log_end};
+use crate::history::Place;
 use crate::world::{Disk, World};
 
 /// What one machine's frames hold of one master's segments.
@@ -90,13 +91,43 @@ pub fn shortfall(state: &State, master: ServerId) -> usize {
 
 /// The tablets that a master owns, or owned when it died; those of dropped tables are nobody's.
 #[must_use]
-pub fn tablets(state: &State, owner: ServerId) -> Vec<(TableId, KeyHash, KeyHash)> {
+pub fn tablets(state: &State, owner: ServerId) -> Vec<Owned> {
     (state.tables().iter())
         .filter(|record| record.dropping.is_none())
         .flat_map(|record| &record.table.tablets)
         .filter(|tablet| tablet.owner == owner)
-        .map(|tablet| (tablet.table, tablet.first, tablet.last))
+        .map(|tablet| Owned {
+            table: tablet.table,
+            first: tablet.first,
+            last: tablet.last,
+            takeover: tablet.takeover,
+        })
         .collect()
+}
+
+/// A tablet as its owner's log is replayed for it.
+#[derive(Clone, Copy, Debug)]
+pub struct Owned {
+    /// The table.
+    pub table: TableId,
+    /// First hash.
+    pub first: KeyHash,
+    /// Last hash, inclusive.
+    pub last: KeyHash,
+    /// Entries before it are of an earlier owner, or of a replay that was given up (SAFETY 20).
+    pub takeover: LogPosition,
+}
+
+/// The takeover of the tablet that a key is in; `None` if it is not the master's.
+pub type Ownership<'a> = dyn Fn(&Place) -> Option<LogPosition> + 'a;
+
+/// The tablet that a key is in.
+#[must_use]
+pub fn tablet_of<'a>(owned: &'a [Owned], (table, key): &Place) -> Option<&'a Owned> {
+    let hash = key_hash(*table, key);
+    owned
+        .iter()
+        .find(|one| one.table == *table && (one.first..=one.last).contains(&hash))
 }
 
 /// What every machine's frames hold of a master's segments, also where no process runs.
@@ -174,7 +205,7 @@ pub fn check_master(
     world: &World,
     held: &[Held],
     record: &MasterRecord,
-    owned: &dyn Fn(ramkeep_wire::TableId, ramkeep_wire::KeyHash) -> bool,
+    owned: &Ownership<'_>,
     down: &BTreeSet<usize>,
     more: usize,
 ) -> Result<usize, Unsafe> {
@@ -196,7 +227,7 @@ fn check_without(
     world: &World,
     held: &[Held],
     record: &MasterRecord,
-    owned: &dyn Fn(ramkeep_wire::TableId, ramkeep_wire::KeyHash) -> bool,
+    owned: &Ownership<'_>,
     without: &[usize],
 ) -> Result<(), Unsafe> {
     let found: Vec<Found<'_>> = held
@@ -222,7 +253,8 @@ fn check_without(
         without: without.to_vec(),
         why,
     })?;
-    let replayed = durable::replay(&log.segments);
+    let counts = |place: &Place, at| owned(place).is_some_and(|takeover| at >= takeover);
+    let replayed = durable::replay(&log.segments, &counts);
     let loses = |loss| Unsafe::Loses {
         master: record.master,
         without: without.to_vec(),
@@ -235,7 +267,7 @@ fn check_without(
         }));
     }
     for (place, operations) in world.history.keys() {
-        if owned(place.0, key_hash(place.0, &place.1)) {
+        if owned(place).is_some() {
             durable::check_key(place, operations, &replayed).map_err(loses)?;
         }
     }

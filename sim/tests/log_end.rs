@@ -7,8 +7,8 @@ use ramkeep_wire::certificate::{Certifier, Claim};
 use ramkeep_wire::data::RejectRules;
 use ramkeep_wire::entry::{DigestItem, NewEntry, Object, SegmentHeader, Tombstone};
 use ramkeep_wire::{
-    BootId, Certificate, CertificateKey, ClusterId, ReplicationEpoch, SegmentId, SegmentKind,
-    ServerId, TableId, Version,
+    BootId, Certificate, CertificateKey, ClusterId, LogPosition, ReplicationEpoch, SegmentId,
+    SegmentKind, ServerId, TableId, Version,
 };
 use sim::check::durable::{self, Loss};
 use sim::check::log_end::{Found, MasterRecord, Refusal, log_end};
@@ -145,7 +145,7 @@ fn end(record: &MasterRecord, found: &[Found<'_>]) -> Result<(SegmentId, State),
     let last = log.segments.last().expect("a log has a head");
     Ok((
         last.claim().segment,
-        durable::replay(&log.segments).state(&place()),
+        durable::replay(&log.segments, &|_, _| true).state(&place()),
     ))
 }
 
@@ -251,7 +251,7 @@ fn bytes_that_their_certificate_does_not_cover_never_count() {
 fn replayed(segment: &Segment) -> durable::Replayed {
     let found = [segment.on(2, 0, false)];
     let log = log_end(&record(), &found).expect("a head that counts is there");
-    durable::replay(&log.segments)
+    durable::replay(&log.segments, &|_, _| true)
 }
 
 fn history(steps: &[(Action, Outcome)]) -> History {
@@ -331,4 +331,47 @@ fn two_objects_of_one_version_are_found() {
         .with(&object(1, b"a"))
         .with(&object(1, b"b"));
     assert_eq!(replayed(&segment).reused.len(), 1);
+}
+
+#[test]
+fn what_was_brought_back_from_earlier_is_no_end_while_a_longer_one_is_there() {
+    let old = Segment::new(1, &[]);
+    let long = old.clone().with(&object(1, b"a"));
+    let record = MasterRecord {
+        stale: true,
+        ..record()
+    };
+    let found = [old.on(2, 0, false), long.on(3, 0, false)];
+    assert_eq!(end(&record, &found), Ok((SegmentId(1), State(2))));
+    let found = [old.on(2, 0, false), long.on(3, 0, true)];
+    assert_eq!(end(&record, &found), Ok((SegmentId(1), State(2))));
+}
+
+#[test]
+fn entries_before_a_takeover_do_not_count() {
+    let before = Segment::new(1, &[]).with(&object(1, b"given up"));
+    let takeover = LogPosition::new(SegmentId(1), before.bytes.len() as u32);
+    let head = before.with(&object(2, b"b"));
+    let found = [head.on(2, 0, false)];
+    let log = log_end(&record(), &found).unwrap();
+    let from = |position: LogPosition| {
+        durable::replay(&log.segments, &move |_, at| at >= position).state(&place())
+    };
+    assert_eq!(from(takeover), State(4));
+    assert_eq!(from(LogPosition::new(SegmentId(2), 0)), State::INITIAL);
+}
+
+#[test]
+fn an_object_is_gone_if_an_unanswered_removal_may_have_taken_it_and_its_version_is_never_used_again()
+ {
+    let rules = RejectRules::default();
+    let removed = (Action::Remove { rules }, Outcome::Unknown);
+    let check = |steps: &[_], safe: u64| {
+        let head = Segment::new(1, &[]).with(&NewEntry::SafeVersion(Version(safe)));
+        check(&history(steps), &head)
+    };
+    let steps = [wrote(b"a", 8), removed];
+    assert_eq!(check(&steps, 9), Ok(()));
+    assert!(check(&steps, 8).is_err(), "its version may be used again");
+    assert!(check(&steps[..1], 9).is_err(), "nobody has removed it");
 }

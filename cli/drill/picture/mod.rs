@@ -121,19 +121,20 @@ fn draw(scene: &Scene<'_>) -> Option<String> {
 /// Colours of parts, in order, by class.
 const PART_COLOURS: usize = 7;
 
+// No CSS variables: not every program that draws SVG knows them.
 const STYLE: &str = "
-  svg { --page: #ffffff; --ink: #1b1f24; --soft: #59636e; --grid: #d9dee3; --a: #0b62c4; --b: #c4420b;
-        --c: #6e40aa; font: 12px system-ui, 'DejaVu Sans', sans-serif }
-  @media (prefers-color-scheme: dark) {
-    svg { --page: #0f1318; --ink: #e6e9ed; --soft: #a2abb5; --grid: #313944; --a: #6cb2ff; --b: #ff9a62;
-          --c: #c7a6ff } }
-  .page { fill: var(--page) } text { fill: var(--ink) } .soft { fill: var(--soft) }
-  .title { font-size: 15px; font-weight: 600 } .grid { stroke: var(--grid); stroke-width: 1 }
-  .axis { stroke: var(--soft); stroke-width: 1 } .mark { stroke: var(--ink); stroke-width: 1; opacity: .65; fill: none }
-  .line { fill: none; stroke-width: 1.6; stroke-linejoin: round } .a { stroke: var(--a) } .b { stroke: var(--b) }
-  .c { stroke: var(--c); stroke-dasharray: 4 3 } .end { text-anchor: end } .middle { text-anchor: middle }
+  svg { font: 12px system-ui, 'DejaVu Sans', sans-serif }
+  .page { fill: #ffffff } text { fill: #1b1f24 } .soft { fill: #59636e }
+  .title { font-size: 15px; font-weight: 600 } .grid { stroke: #d9dee3; stroke-width: 1 }
+  .axis { stroke: #59636e; stroke-width: 1 } .mark { stroke: #1b1f24; stroke-width: 1; opacity: .65; fill: none }
+  .line { fill: none; stroke-width: 1.6; stroke-linejoin: round } .a { stroke: #0b62c4 } .b { stroke: #c4420b }
+  .c { stroke: #6e40aa; stroke-dasharray: 4 3 } .end { text-anchor: end } .middle { text-anchor: middle }
   .part { opacity: .22 } .p0 { fill: #d1242f } .p1 { fill: #e0883c } .p2 { fill: #c9a800 } .p3 { fill: #3fa845 }
   .p4 { fill: #1f9e9e } .p5 { fill: #3d6fe0 } .p6 { fill: #9a55d4 }
+  @media (prefers-color-scheme: dark) {
+    .page { fill: #0f1318 } text { fill: #e6e9ed } .soft { fill: #a2abb5 } .grid { stroke: #313944 }
+    .axis { stroke: #a2abb5 } .mark { stroke: #e6e9ed } .a { stroke: #6cb2ff } .b { stroke: #ff9a62 }
+    .c { stroke: #c7a6ff } }
 ";
 
 fn head(title: &str, height: f64) -> String {

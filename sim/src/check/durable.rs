@@ -3,13 +3,14 @@
 //! # Invariants
 //! 1. Replay is in any order: the highest version of a key wins, a tombstone wins over the object
 //!    of its version.
-//! 2. Whatever a completed operation saw or made is in the replayed log, or superseded there.
+//! 2. Entries before a tablet's takeover do not count (SAFETY 20).
+//! 3. Whatever a completed operation saw or made is in the replayed log, or superseded there.
 
 use std::collections::BTreeMap;
 
-use ramkeep_wire::Version;
 use ramkeep_wire::entry::Entry;
 use ramkeep_wire::segment::VerifiedSegment;
+use ramkeep_wire::{LogPosition, Version};
 
 use super::zones::State;
 use crate::history::{Action, Operation, Outcome, Place};
@@ -27,20 +28,26 @@ pub struct Replayed {
     objects: BTreeMap<(Place, State), Vec<u8>>,
 }
 
+/// Whether what a log says of a key at a position counts.
+pub type Counts<'a> = dyn Fn(&Place, LogPosition) -> bool + 'a;
+
 /// Replays a log.
 #[must_use]
-pub fn replay(segments: &[VerifiedSegment<'_>]) -> Replayed {
+pub fn replay(segments: &[VerifiedSegment<'_>], counts: &Counts<'_>) -> Replayed {
     let mut replayed = Replayed::default();
     for segment in segments {
-        for (_, entry) in segment.entries() {
-            replayed.take(&entry);
+        let id = segment.claim().segment;
+        for (at, entry) in segment.entries() {
+            replayed.take(&entry, |place| {
+                counts(place, LogPosition::new(id, at as u32))
+            });
         }
     }
     replayed
 }
 
 impl Replayed {
-    fn take(&mut self, entry: &Entry<'_>) {
+    fn take(&mut self, entry: &Entry<'_>, counts: impl Fn(&Place) -> bool) {
         let (place, state, value) = match entry {
             Entry::Object(o) => (
                 (o.table, o.key.to_vec()),
@@ -58,6 +65,9 @@ impl Replayed {
             }
             _ => return,
         };
+        if !counts(&place) {
+            return;
+        }
         if state.version().is_some() {
             let key = (place.clone(), state);
             match self.objects.get(&key) {
@@ -187,6 +197,7 @@ pub fn check_key(place: &Place, operations: &[Operation], replayed: &Replayed) -
     let state = replayed.state(place);
     if let Some(told) = told(operations)
         && replayed.lacks(told.state, place)
+        && !may_be_removed(operations, told.state, replayed)
     {
         return Err(Loss::Lost {
             place: place.clone(),
@@ -232,6 +243,18 @@ pub fn check_key(place: &Place, operations: &[Operation], replayed: &Replayed) -
             state,
         })
     }
+}
+
+/// Whether a removal without an answer may have taken what a client was told of, and be gone with it
+/// from a log that was replayed since.
+fn may_be_removed(operations: &[Operation], told: State, replayed: &Replayed) -> bool {
+    let removes = |operation: &Operation| {
+        operation.is_open() && matches!(operation.action, Action::Remove { .. })
+    };
+    let unused = told
+        .version()
+        .is_some_and(|version| version < replayed.safe);
+    unused && operations.iter().any(removes)
 }
 
 fn may_have_made(operation: &Operation, value: &[u8]) -> bool {

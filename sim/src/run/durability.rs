@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 
 use ramkeep_coordinator::state::State;
+use ramkeep_wire::ServerId;
 use ramkeep_wire::backup::ReplicaInfo;
-use ramkeep_wire::{KeyHash, ServerId, TableId};
 
 use super::Run;
 use crate::check::log_end::MasterRecord;
+use crate::history::Place;
 use crate::{faults, inspect};
 
 impl Run {
@@ -76,9 +77,8 @@ impl Run {
             return;
         }
         let held = inspect::held(&mut self.world, record.master);
-        let owns = |table: TableId, hash: KeyHash| {
-            (owned.iter()).any(|(t, first, last)| *t == table && (*first..=*last).contains(&hash))
-        };
+        let ownership =
+            |place: &Place| inspect::tablet_of(&owned, place).map(|tablet| tablet.takeover);
         // Frames that were lost count against the promise until they are made up for, though their
         // machine may hold new ones by now. A killed process comes back with its frames: it may be
         // taken for lost, or not.
@@ -88,7 +88,7 @@ impl Run {
             let Some(more) = (self.replicas - 1).checked_sub(lost) else {
                 continue;
             };
-            match inspect::check_master(&self.world, &held, record, &owns, down, more) {
+            match inspect::check_master(&self.world, &held, record, &ownership, down, more) {
                 Ok(checked) => self.report.recoveries += checked,
                 Err(why) => {
                     self.show_held(coordinator, record.master, &held);

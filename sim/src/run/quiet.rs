@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 
 use ramkeep_wire::data::RejectRules;
-use ramkeep_wire::{Micros, SegmentId, ServerId, TableId, key_hash};
+use ramkeep_wire::{Micros, SegmentId, ServerId};
+
+use crate::history::Place;
 
 use super::{CONVERGENCE, LOOK, Run, STEP_LOOK};
 use crate::history::Action;
@@ -180,15 +182,12 @@ impl Run {
         let Some(coordinator) = inspect::recorded(&self.world) else {
             return;
         };
-        let served = |table: TableId, key: &[u8]| {
-            let hash = key_hash(table, key);
-            !self.dead.keys().any(|dead| {
-                (inspect::tablets(&coordinator, *dead).iter())
-                    .any(|(t, first, last)| *t == table && (*first..=*last).contains(&hash))
-            })
-        };
+        let dead: Vec<_> = (self.dead.keys())
+            .flat_map(|dead| inspect::tablets(&coordinator, *dead))
+            .collect();
+        let is_served = |place: &Place| inspect::tablet_of(&dead, place).is_none();
         let keys: Vec<Vec<u8>> = (self.world.history.keys())
-            .filter(|(place, _)| served(place.0, &place.1))
+            .filter(|(place, _)| is_served(place))
             .map(|(place, _)| place.1.clone())
             .collect();
         let table = self.world.history.keys().next().map(|(place, _)| place.0);
@@ -207,7 +206,9 @@ impl Run {
             .count();
         let writes = masters * 2 * segment / LAST_VALUE;
         let last: Vec<u64> = (0..writes as u64)
-            .filter(|n| table.is_some_and(|table| served(table, format!("last{n}").as_bytes())))
+            .filter(|n| {
+                table.is_some_and(|table| is_served(&(table, format!("last{n}").into_bytes())))
+            })
             .collect();
         self.world.with(process, |node, context| {
             if let Node::Client(client) = node {

@@ -137,7 +137,7 @@ pub(super) fn before_a_reboot(lines: Lines) -> Played {
     )?;
     let trusting = found(true);
     let log = log_end(&record, &trusting).map_err(|why| why.to_string())?;
-    let state = durable::replay(&log.segments).state(&(stage.table(), b"k".to_vec()));
+    let state = durable::replay(&log.segments, &|_, _| true).state(&(stage.table(), b"k".to_vec()));
     ensure(
         state < told && state > State::INITIAL,
         "without the rule, an acknowledged write would be lost",

@@ -43,9 +43,16 @@ pub(super) fn nothing_from_the_dead(lines: Lines) -> Played {
     )?;
     let held = crate::inspect::held(&mut stage.world, id);
     let none = std::collections::BTreeSet::new();
-    crate::inspect::check_master(&stage.world, &held, &before, &|_, _| true, &none, 0)
-        .map(|_| ())
-        .map_err(|why| why.to_string())
+    crate::inspect::check_master(
+        &stage.world,
+        &held,
+        &before,
+        &|_| Some(ramkeep_wire::LogPosition::ZERO),
+        &none,
+        0,
+    )
+    .map(|_| ())
+    .map_err(|why| why.to_string())
 }
 
 /// A master can't go on with a backup that forgot what it had promised.

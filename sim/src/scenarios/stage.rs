@@ -7,7 +7,7 @@ use paxos::limits::Timing;
 use ramkeep_coordinator::state::State;
 use ramkeep_wire::coordinator::{Roles, Settings};
 use ramkeep_wire::data::RejectRules;
-use ramkeep_wire::{Micros, SegmentId, ServerId, TableId};
+use ramkeep_wire::{LogPosition, Micros, SegmentId, ServerId, TableId};
 
 use super::Outcome as Played;
 use crate::check::check_history;
@@ -322,9 +322,16 @@ impl Stage {
         let record = self.record()?;
         let held = self.held();
         let down: BTreeSet<usize> = down.iter().copied().collect();
-        inspect::check_master(&self.world, &held, &record, &|_, _| true, &down, more)
-            .map(|_| ())
-            .map_err(|why| why.to_string())
+        inspect::check_master(
+            &self.world,
+            &held,
+            &record,
+            &|_| Some(LogPosition::ZERO),
+            &down,
+            more,
+        )
+        .map(|_| ())
+        .map_err(|why| why.to_string())
     }
 
     /// Begins to write more than the head has room for.
