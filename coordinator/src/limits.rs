@@ -88,7 +88,7 @@ pub const UPDATE_SPACING: Duration = Duration::from_millis(10);
 /// Between two questions to a recovery master how far it is.
 pub const RECOVER_POLL: Duration = Duration::from_millis(100);
 /// So many of the first come four times as often: a small log is replayed at once.
-pub const RECOVER_SOON: u32 = 4;
+pub const RECOVER_SOON: u32 = 80;
 /// Until backups are asked again for what a recovery lacks, and until a recovery master that can't
 /// go on is asked again.
 pub const ASK_AGAIN: Duration = Duration::from_millis(300);

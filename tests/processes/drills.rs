@@ -62,12 +62,33 @@ fn five_coordinators_outlive_their_leader_too() {
 
 #[test]
 fn the_tablets_of_a_killed_server_are_served_by_others_with_nothing_lost() {
-    let report = drill_of(&["crash", "--size", "16MiB"]);
+    let picture = std::env::temp_dir().join(format!("crash-{}.svg", std::process::id()));
+    let path = picture.to_str().unwrap();
+    let flags = [
+        "crash", "--size", "16MiB", "--rounds", "2", "--seed", "7", "--steady", "100ms",
+    ];
+    let report = drill_of(&[&flags[..], &["--svg", path]].concat());
     assert_eq!(report["drill"], "crash");
     assert_some(&report, &["bytes_recovered"]);
+    assert!(report["rounds"] == 2 && report["rounds_passed"] == 2 && report["seed"] == 7);
     for field in ["detect_ms", "recover_ms", "unavailable_ms"] {
         assert!(report[field].as_f64() > Some(0.0), "{field} of {report}");
     }
+    let parts = report["parts_ms"].as_object().unwrap();
+    for part in [
+        "detect",
+        "fence",
+        "end",
+        "plan",
+        "replay",
+        "commit",
+        "first_read",
+    ] {
+        assert!(parts.contains_key(part), "{part} of {report}");
+    }
+    let svg = std::fs::read_to_string(&picture).unwrap();
+    std::fs::remove_file(&picture).unwrap();
+    assert!(svg.starts_with("<svg") && svg.contains("replayed"));
 }
 
 #[test]

@@ -17,6 +17,7 @@ use serde_json::Map;
 
 use super::Common;
 use super::cluster::Cluster;
+use super::picture;
 use super::timeline::Timeline;
 use super::values::{MIN_VALUE, Random};
 use super::workload::{RECOVERY_DEADLINE, Workload, read_back};
@@ -125,6 +126,9 @@ impl CrashArgs {
         let recovered = self
             .kill(&mut cluster, &workload, victims, &mut random, timeline)
             .await?;
+        if self.common.svg.is_some() {
+            tokio::time::sleep(picture::AFTER).await;
+        }
         let shared = workload.finish().await?;
         let tally = read_back(&addresses, &shared, |_| true).await?;
         let objects = shared.objects();

@@ -21,7 +21,7 @@ use windows::windows;
 /// Shown before the first mark.
 const BEFORE: Duration = Duration::from_secs(1);
 /// Shown after the last mark.
-const AFTER: Duration = Duration::from_secs(2);
+pub(super) const AFTER: Duration = Duration::from_secs(2);
 
 /// Pixels.
 const WIDTH: f64 = 900.0;
