@@ -43,6 +43,7 @@ pub(super) struct Shape {
     pub(super) backups: u32,
     pub(super) replicas: u8,
     pub(super) memory: Size,
+    pub(super) prefault: bool,
 }
 
 /// A process that may be down.
@@ -309,7 +310,7 @@ fn up(shape: Shape) -> Result<UpArgs, Failure> {
         backups: shape.backups,
         replicas: shape.replicas,
         memory: shape.memory,
-        prefault: false,
+        prefault: shape.prefault,
         port: free_ports()?,
         data: None,
         key_file: None,

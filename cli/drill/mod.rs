@@ -82,6 +82,10 @@ pub(crate) struct Common {
     /// Draw throughput, latency and what happened when into this SVG file
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
+    /// Servers have memory and frames backed ahead of their use: on a virtual machine the first touch
+    /// of memory may cost more than everything else
+    #[arg(long)]
+    prefault: bool,
 }
 
 /// Bytes of log that loaded data takes at most for each of its bytes, with keys and headers.
@@ -107,6 +111,7 @@ impl Common {
             backups,
             replicas: self.replicas,
             memory: self.memory.unwrap_or(Size(usual)),
+            prefault: self.prefault,
         })
     }
 }

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use clap::Args;
 use ramkeep_backup::layout::Geometry;
-use ramkeep_backup::shell::BackupService;
+use ramkeep_backup::shell::{BackupService, Stock};
 use ramkeep_master::core::{Master, MasterConfig};
 use ramkeep_master::shell::{
     ControlConfig, ControlEnd, Coordinators, MasterService, MasterShell, run_control,
@@ -61,7 +61,8 @@ pub(crate) struct ServerArgs {
     /// Memory of the master, for its log and index
     #[arg(long, default_value = "256MiB")]
     memory: Size,
-    /// Have the system back all of --memory at once, rather than as it is written
+    /// Have the system back all of --memory, and a quarter of the frames ahead of their use, rather
+    /// than as they are written
     #[arg(long)]
     prefault: bool,
     /// Run only a backup
@@ -200,7 +201,12 @@ fn open_backup(args: &ServerArgs, identity: &Identity) -> Result<Option<BackupSe
     }
     let segment_size = u32::try_from(SEGMENT_SIZE).map_err(Failure::new)?;
     let geometry = Geometry::new(args.frames(), segment_size).map_err(Failure::new)?;
-    let backup = BackupService::open(&args.data, geometry, clock::now())
+    let stock = if args.prefault {
+        Stock::AtOnce
+    } else {
+        Stock::WhenQuiet
+    };
+    let backup = BackupService::open_with(&args.data, geometry, clock::now(), stock)
         .map_err(|error| Failure::new(format_args!("cannot open the frames: {error}")))?;
     if let Some(cluster) = backup.cluster() {
         identity.set_cluster(cluster);

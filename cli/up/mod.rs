@@ -45,7 +45,8 @@ pub(crate) struct UpArgs {
     /// Memory of each master
     #[arg(long, default_value = "256MiB")]
     pub(crate) memory: Size,
-    /// Have the system back all of --memory at once, rather than as it is written
+    /// Have the system back all of --memory, and a quarter of the frames ahead of their use, rather
+    /// than as they are written
     #[arg(long)]
     pub(crate) prefault: bool,
     /// The first coordinator's port; servers listen from ten above it up. 0: any free ports

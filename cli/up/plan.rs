@@ -220,7 +220,8 @@ fn server(
         .key_file(args.key_file.as_deref());
     if role == Role::Backup {
         line.0.push("--no-master".into());
-    } else if args.prefault {
+    }
+    if args.prefault {
         line.0.push("--prefault".into());
     }
     Ok(Planned { arguments: line.0 })

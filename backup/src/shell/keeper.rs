@@ -20,6 +20,16 @@ const LEFT_OVER: i32 = 19;
 /// each is prepared as it is needed, and nothing beside.
 const QUIET: Duration = Duration::from_secs(1);
 
+/// When the stock of prepared frames is filled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Stock {
+    /// With what time the machine has left, after a second in which no frame was taken.
+    #[default]
+    WhenQuiet,
+    /// At once, and always again: twice as many.
+    AtOnce,
+}
+
 /// Runs until dropped; then it has given back what was lent to it.
 #[derive(Debug)]
 pub(super) struct Keeper {
@@ -28,22 +38,33 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
-    pub(super) fn start(core: &Arc<Mutex<Backup<MappedStore>>>) -> io::Result<Self> {
-        let stock = core.lock().stock();
-        Ok(Self {
+    pub(super) fn start(core: &Arc<Mutex<Backup<MappedStore>>>, stock: Stock) -> io::Result<Self> {
+        let usual = core.lock().stock();
+        let keeper = Self {
             next: Preparing::start("frame keeper", core, SPARES, Duration::ZERO, || ())?,
-            stock: Preparing::start("frame stock", core, stock, QUIET, || {
-                if let Err(error) = rustix::process::nice(LEFT_OVER) {
-                    tracing::debug!(%error, "frames are prepared ahead at the usual priority");
+            stock: match stock {
+                Stock::WhenQuiet => Preparing::start("frame stock", core, usual, QUIET, yield_all),
+                Stock::AtOnce => {
+                    Preparing::start("frame stock", core, 2 * usual, Duration::ZERO, || ())
                 }
-            })?,
-        })
+            }?,
+        };
+        if stock == Stock::AtOnce {
+            keeper.wake();
+        }
+        Ok(keeper)
     }
 
     /// A frame was taken: see whether more are wanted.
     pub(super) fn wake(&self) {
         self.next.wake();
         self.stock.wake();
+    }
+}
+
+fn yield_all() {
+    if let Err(error) = rustix::process::nice(LEFT_OVER) {
+        tracing::debug!(%error, "frames are prepared ahead at the usual priority");
     }
 }
 

@@ -5,4 +5,5 @@ mod keeper;
 mod service;
 
 pub use directory::{OpenError, boot_id};
+pub use keeper::Stock;
 pub use service::{BackupService, KINDS};

@@ -15,7 +15,7 @@ use ramkeep_wire::replicate::Replicate;
 use ramkeep_wire::{BootId, ClusterId, Micros, Party, ServerId, postcards};
 
 use super::directory::{self, DirectoryLock, OpenError};
-use super::keeper::Keeper;
+use super::keeper::{Keeper, Stock};
 use crate::core::Backup;
 use crate::frames::FramesError;
 use crate::layout::Geometry;
@@ -47,6 +47,19 @@ impl BackupService {
     /// # Errors
     /// [`OpenError`], when the directory is in use or what is in it is not ours to use.
     pub fn open(directory: &Path, geometry: Geometry, now: Micros) -> Result<Self, OpenError> {
+        Self::open_with(directory, geometry, now, Stock::WhenQuiet)
+    }
+
+    /// As [`BackupService::open`], with frames prepared as `stock` says.
+    ///
+    /// # Errors
+    /// As [`BackupService::open`].
+    pub fn open_with(
+        directory: &Path,
+        geometry: Geometry,
+        now: Micros,
+        stock: Stock,
+    ) -> Result<Self, OpenError> {
         let (core, lock) = directory::open(directory, geometry, now)?;
         let stats = core.stats();
         tracing::info!(
@@ -62,7 +75,7 @@ impl BackupService {
         let core = Arc::new(Mutex::new(core));
         Ok(Self {
             shared: Arc::new(Shared {
-                keeper: Keeper::start(&core).map_err(OpenError::Keeper)?,
+                keeper: Keeper::start(&core, stock).map_err(OpenError::Keeper)?,
                 core,
                 _lock: lock,
                 server: AtomicU64::new(0),
