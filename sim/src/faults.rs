@@ -2,8 +2,8 @@
 //! may be lost.
 //!
 //! # Invariants
-//! 1. Machines that are down, and losses of frames that are not made up for, are at most
-//!    `most_lost` together.
+//! 1. What is lost stays within the promise: the log of a dead master keeps a copy, and a living
+//!    one, which has everything in memory, lacks at most `most_lost` copies (see [`promise`]).
 //! 2. Of the coordinators, those whose disk is lost and not made up for, those that are down and
 //!    those that are about to be wiped are a minority.
 //! 3. No pause or cut but [`Fault::LoseMaster`] lasts long enough for a living master to be decided
@@ -18,6 +18,7 @@ use std::time::Duration;
 use ramkeep_wire::ServerId;
 
 use crate::network::{Direction, ProcessId};
+use crate::promise;
 use crate::rng::Rng;
 use crate::world::{Death, Event, Role, World};
 
@@ -103,6 +104,8 @@ pub struct Faults {
     /// Mean time between two, microseconds.
     gap: u64,
     most_lost: usize,
+    beyond: bool,
+    masters_killed: usize,
     /// Coordinators whose disk was lost, until they have everything again.
     wiped: BTreeSet<usize>,
     /// How many of each there were.
@@ -131,6 +134,8 @@ impl Faults {
             enabled,
             gap,
             most_lost,
+            beyond: false,
+            masters_killed: 0,
             wiped: BTreeSet::new(),
             done: std::collections::BTreeMap::new(),
         }
@@ -142,6 +147,23 @@ impl Faults {
         let mut faults = Self::new(rng, 1);
         faults.enabled = group::KINDS.to_vec();
         faults
+    }
+
+    /// Whether masters die.
+    #[must_use]
+    pub fn kills_masters(&self) -> bool {
+        let kills = [Fault::KillMaster, Fault::LoseMaster, Fault::KillEverything];
+        self.enabled.iter().any(|fault| kills.contains(fault))
+    }
+
+    /// Whatever the promise says.
+    pub fn go_beyond(&mut self) {
+        self.beyond = true;
+    }
+
+    /// So many copies may a living master lack.
+    pub fn may_lack(&mut self, most: usize) {
+        self.most_lost = most;
     }
 
     /// Time to the next one.
@@ -216,10 +238,13 @@ impl Faults {
             return None;
         }
         let master = self.pick(world, is_master)?;
-        if !self.may_lose(world, master) {
+        let server = world.server(master)?.server();
+        let time = self.rng.micros(2_500_000..6_000_000);
+        world.doomed.push((server, world.events.now() + time));
+        if !self.may_lose(world, &[]) {
+            world.doomed.pop();
             return None;
         }
-        let time = self.rng.micros(2_500_000..6_000_000);
         for coordinator in world.coordinator_machines().collect::<Vec<_>>() {
             self.cut_pair(world, master, coordinator, Direction::Both, time);
         }
@@ -329,11 +354,16 @@ impl Faults {
         Some(())
     }
 
-    fn may_lose(&self, world: &World, machine: usize) -> bool {
-        let mut down = down(world);
-        down.insert(machine);
-        down.extend(&world.damaged);
-        down.len() + world.wiped.len() + masters::unrecovered(world) <= self.most_lost
+    fn may_lose(&self, world: &World, machines: &[usize]) -> bool {
+        let machines = machines.iter().copied().collect();
+        self.beyond || promise::covers(world, &machines, &BTreeSet::new(), self.most_lost)
+    }
+
+    fn may_damage(&self, world: &World, machine: usize) -> bool {
+        let damaged = BTreeSet::from([machine]);
+        self.beyond
+            || world.damaged.contains(&machine)
+            || promise::covers(world, &BTreeSet::new(), &damaged, self.most_lost)
     }
 
     fn restart_later(&mut self, world: &mut World, machine: usize) {
@@ -344,7 +374,7 @@ impl Faults {
 
     fn kill(&mut self, world: &mut World, death: Death) -> Option<()> {
         let machine = self.backup(world)?;
-        if !self.may_lose(world, machine) {
+        if !self.may_lose(world, &[machine]) {
             return None;
         }
         world.kill(process(world, machine)?, death);
@@ -354,7 +384,7 @@ impl Faults {
 
     fn kill_storing(&mut self, world: &mut World) -> Option<()> {
         let machine = self.backup(world)?;
-        if !self.may_lose(world, machine) {
+        if !self.may_lose(world, &[machine]) {
             return None;
         }
         let bytes = self.rng.index(*self.rng.clone().choose(&[60, 300, 3_000]));
@@ -415,7 +445,7 @@ pub fn note_recovered(world: &mut World) {
         return;
     }
     let mut wiped = std::mem::take(&mut world.wiped);
-    wiped.retain(|old| !whole(world, old));
+    wiped.retain(|number| !whole(world, &world.losses[*number].owners));
     world.wiped = wiped;
 }
 

@@ -11,6 +11,7 @@ pub mod history;
 pub mod inspect;
 pub mod network;
 pub mod node;
+pub mod promise;
 mod right;
 pub mod rng;
 pub mod run;

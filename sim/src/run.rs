@@ -4,7 +4,7 @@ mod durability;
 mod group;
 mod quiet;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
@@ -145,14 +145,23 @@ struct Run {
     gives_up: Micros,
     /// When workloads that are not done by then stop.
     patience: Micros,
-    /// The last reading of every key is under way.
-    reading: bool,
+    /// Since when, by the history's stamps, the last reading of every key is under way.
+    read_since: Option<u64>,
     deaths: u64,
     /// The last decided slot that was looked at.
     slot: u64,
-    /// What was recorded of masters when they were decided dead, and the losses until then.
-    dead: BTreeMap<ServerId, (MasterRecord, usize)>,
+    dead: BTreeMap<ServerId, Dead>,
     report: Report,
+}
+
+/// A master that was decided dead.
+#[derive(Clone, Debug)]
+struct Dead {
+    /// What was recorded of it then.
+    record: MasterRecord,
+    /// The losses that were not made up for then, and how many there had been.
+    lost: BTreeSet<usize>,
+    since: usize,
 }
 
 /// Settings of a simulated cluster: small segments, short times.
@@ -230,16 +239,16 @@ impl Run {
             .collect();
         let deep = rng.percent(25);
         let beyond = !group_only && rng.percent(10);
-        let most_lost = match (beyond, deep) {
-            (true, _) => usize::MAX / 2,
-            (false, true) => replicas,
-            (false, false) => replicas - 1,
-        };
-        let faults = if group_only {
+        let mut faults = if group_only {
             Faults::of_the_group_only(rng.fork(5))
         } else {
-            Faults::new(rng.fork(5), most_lost.max(1))
+            Faults::new(rng.fork(5), (replicas - 1).max(1))
         };
+        if beyond {
+            faults.go_beyond();
+        } else if deep || faults.kills_masters() {
+            faults.may_lack(replicas);
+        }
         let mut run = Self {
             faults,
             replicas,
@@ -252,7 +261,7 @@ impl Run {
             quiet: false,
             gives_up: Micros(u64::MAX),
             patience: Micros(u64::MAX),
-            reading: false,
+            read_since: None,
             deaths: 0,
             slot: 0,
             dead: BTreeMap::new(),

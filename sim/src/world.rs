@@ -26,6 +26,7 @@ use crate::node::client::ClientConfig;
 use crate::node::coordinator::{CoordinatorConfig, CoordinatorDisk};
 use crate::node::server::ServerConfig;
 use crate::node::{AdminNode, ClientNode, Context, CoordinatorNode, Node, ServerNode};
+use crate::promise::FramesLost;
 use crate::rng::Rng;
 use crate::trace::{Lines, Trace};
 use crate::workload::Workload;
@@ -162,14 +163,16 @@ pub struct World {
     pub events: Events<Event>,
     /// The machines.
     pub machines: Vec<Machine>,
-    /// Losses of a machine's frames that are not made up for: the servers whose replicas they held.
-    pub wiped: Vec<Vec<ServerId>>,
+    /// Losses of a machine's frames that are not made up for, by their place among all.
+    pub wiped: BTreeSet<usize>,
     /// Machines with replicas that were damaged: whatever they hold is taken for lost.
     pub damaged: BTreeSet<usize>,
     /// Processes that have died.
     pub deaths: u64,
-    /// Times that frames were lost.
-    pub losses: usize,
+    /// All losses of a machine's frames.
+    pub losses: Vec<FramesLost>,
+    /// Masters that are cut off for so long that they are decided dead, and until when.
+    pub doomed: Vec<(ServerId, Micros)>,
     /// What was told by who had no right to (SAFETY 1).
     pub wrongs: Vec<String>,
     coordinators: Vec<String>,
@@ -191,10 +194,11 @@ impl World {
             trace: Trace::new(config.lines),
             events: Events::default(),
             machines: Vec::new(),
-            wiped: Vec::new(),
+            wiped: BTreeSet::new(),
             damaged: BTreeSet::new(),
             deaths: 0,
-            losses: 0,
+            losses: Vec::new(),
+            doomed: Vec::new(),
             wrongs: Vec::new(),
             coordinators: Vec::new(),
             processes: BTreeMap::new(),
@@ -584,6 +588,12 @@ impl World {
     #[must_use]
     pub fn boot(&self, machine: usize) -> BootId {
         self.machines[machine].boot
+    }
+
+    /// Whether a backup runs there, or would.
+    #[must_use]
+    pub fn has_frames(&self, machine: usize) -> bool {
+        matches!(&self.machines[machine].role, Role::Server(config) if config.roles.backup)
     }
 
     /// Machines on which servers run, or would.

@@ -7,10 +7,10 @@ use ramkeep_backup::{Area, FrameStore};
 use super::{Fault, Faults, is_master, process};
 use crate::node::Node;
 use crate::world::{Death, Event, World};
-use crate::{faults, inspect};
+use crate::{inspect, promise};
 
 /// Master deaths of one run at most: what is replayed fills memory, and nothing is cleaned.
-const MOST_DEATHS: u32 = 4;
+const MOST_DEATHS: usize = 4;
 
 impl Faults {
     pub(super) fn of_masters(&mut self, world: &mut World, fault: Fault) -> Option<()> {
@@ -21,26 +21,47 @@ impl Faults {
         }
     }
 
+    /// One dies, or with it another master, a backup or both.
     fn kill_master(&mut self, world: &mut World) -> Option<()> {
-        let so_far = self.done.get(&Fault::KillMaster).copied().unwrap_or(0);
-        let machine = self.pick(world, is_master)?;
-        if so_far >= MOST_DEATHS || !self.may_lose(world, machine) {
+        let mut dying = vec![self.pick(world, is_master)?];
+        for (percent, wanted) in [
+            (30, is_master as fn(&World, usize) -> bool),
+            (40, has_frames),
+        ] {
+            if self.rng.percent(percent) {
+                dying.extend(
+                    self.pick(world, wanted)
+                        .filter(|also| !dying.contains(also)),
+                );
+            }
+        }
+        while !dying.is_empty() && !self.may_lose(world, &dying) {
+            dying.pop();
+        }
+        let masters = dying.iter().filter(|machine| is_master(world, **machine));
+        let masters = masters.count();
+        if dying.is_empty() || self.masters_killed + masters > MOST_DEATHS {
             return None;
         }
-        let death = if self.rng.percent(30) {
-            Death::PowerLoss
-        } else {
-            Death::Kill
-        };
-        world.kill(process(world, machine)?, death);
-        self.restart_later(world, machine);
+        self.masters_killed += masters;
+        for machine in dying {
+            let death = if self.rng.percent(30) {
+                Death::PowerLoss
+            } else {
+                Death::Kill
+            };
+            world.kill(process(world, machine)?, death);
+            self.restart_later(world, machine);
+        }
         Some(())
     }
 
     /// Servers and coordinators, all at once: what they start again with is what their disks and
     /// their tmpfs have.
     fn kill_everything(&mut self, world: &mut World) -> Option<()> {
-        if self.done.contains_key(&Fault::KillEverything) {
+        if self.done.contains_key(&Fault::KillEverything)
+            || !(self.beyond || promise::covers_a_cold_start(world))
+        {
             return None;
         }
         world.say(format_args!("-- everything is killed"));
@@ -63,7 +84,7 @@ impl Faults {
         let machine = self.pick(world, |world, m| {
             world.server(m).is_some_and(|node| node.backup().is_some())
         })?;
-        if !world.damaged.contains(&machine) && !self.may_lose(world, machine) {
+        if !self.may_damage(world, machine) {
             return None;
         }
         world.damaged.insert(machine);
@@ -89,10 +110,8 @@ impl Faults {
     }
 }
 
-/// Dead masters whose tablets nobody serves yet: each is a loss that is not made up for. Those whose
-/// machine has no process count with it.
-pub(super) fn unrecovered(world: &World) -> usize {
-    dead_with_tablets(world).saturating_sub(faults::down(world).len())
+fn has_frames(world: &World, machine: usize) -> bool {
+    world.has_frames(machine)
 }
 
 /// Masters that own tablets, and are decided crashed or have no process.

@@ -25,7 +25,7 @@ use ramkeep_wire::order::{Command, Order, OrderReply};
 use ramkeep_wire::replicate::Replicate;
 use ramkeep_wire::{Ballot, BootId, Micros, Party, ServerId, postcards};
 
-use self::recoveries::{PACE, RecoveryLinks};
+use self::recoveries::RecoveryLinks;
 use self::told::Asked;
 use super::{Context, delivered};
 use crate::network::{ConnectionId, NetEvent};
@@ -115,6 +115,7 @@ impl ServerNode {
         let backup = frames.map(|store| {
             Backup::open(store, config.boot, now).expect("the frames were formatted by the world")
         });
+        let recovery = RecoveryLinks::new(config.seed);
         Self {
             config,
             backup,
@@ -127,7 +128,7 @@ impl ServerNode {
             stale_orders: 0,
             coordinator: CoordinatorLink::default(),
             backups: BTreeMap::new(),
-            recovery: RecoveryLinks::default(),
+            recovery,
             not_before: BTreeMap::new(),
             inbound: BTreeMap::new(),
             next_tick: now,
@@ -504,7 +505,7 @@ impl ServerNode {
         }
         self.send_asks(context);
         if self.recovery.is_busy() {
-            self.next_tick = self.next_tick.min(context.now + PACE);
+            self.next_tick = self.next_tick.min(context.now + self.recovery.pace());
         }
     }
 

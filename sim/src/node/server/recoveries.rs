@@ -2,8 +2,8 @@
 //!
 //! # Invariants
 //! 1. Every request of the core is answered, if only with nothing.
-//! 2. A replayer does a few steps for each input: whatever may happen between two steps of a real one
-//!    may happen here.
+//! 2. A replayer does a few steps for each input, as many and as often as its process drew: whatever
+//!    may happen between two steps of a real one may happen here.
 
 use std::collections::btree_map::{BTreeMap, Entry};
 use std::time::Duration;
@@ -16,13 +16,14 @@ use ramkeep_wire::{Micros, Party, ServerId, postcards};
 
 use super::{Context, ServerNode};
 use crate::network::ConnectionId;
+use crate::rng::Rng;
 
 /// A backup may take as long to answer.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Steps of one replayer for each input.
-const STEPS: usize = 3;
-/// A replayer that has work goes on after so long.
-pub(super) const PACE: Duration = Duration::from_micros(300);
+const STEPS: [usize; 4] = [1, 3, 3, 20];
+/// A replayer that has work goes on after so long, microseconds.
+const PACES: [u64; 5] = [30, 300, 300, 2_000, 8_000];
 
 #[derive(Debug)]
 struct Asked {
@@ -40,14 +41,33 @@ struct FetchLink {
 }
 
 /// Connections to backups for recoveries, and what replays.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct RecoveryLinks {
     links: BTreeMap<ServerId, FetchLink>,
     replayers: Vec<(RecoveryId, Replayer)>,
     last: u64,
+    steps: usize,
+    pace: Duration,
 }
 
 impl RecoveryLinks {
+    /// None yet; how fast it replays follows from the seed.
+    pub(super) fn new(seed: u64) -> Self {
+        let mut rng = Rng::new(seed).fork(7);
+        Self {
+            links: BTreeMap::new(),
+            replayers: Vec::new(),
+            last: 0,
+            steps: *rng.choose(&STEPS),
+            pace: Duration::from_micros(*rng.choose(&PACES)),
+        }
+    }
+
+    /// When a replayer that has work goes on.
+    pub(super) fn pace(&self) -> Duration {
+        self.pace
+    }
+
     /// Whom a connection leads to, if it is one of these.
     pub(super) fn to(&self, connection: ConnectionId) -> Option<ServerId> {
         let mut links = self.links.iter();
@@ -81,7 +101,8 @@ impl RecoveryLinks {
             self.replayers.push(started);
         }
         let replayers = std::mem::take(&mut self.replayers);
-        let goes_on = |(id, replayer)| Some((id, steps(master, recoveries, id, replayer)?));
+        let most = self.steps;
+        let goes_on = |(id, replayer)| Some((id, steps(master, recoveries, id, replayer, most)?));
         self.replayers = replayers.into_iter().filter_map(goes_on).collect();
     }
 }
@@ -92,9 +113,10 @@ fn steps(
     recoveries: &mut Recoveries,
     id: RecoveryId,
     mut replayer: Replayer,
+    most: usize,
 ) -> Option<Replayer> {
     let store = master.store();
-    for _ in 0..STEPS {
+    for _ in 0..most {
         match replayer.step(store) {
             Stepped::Worked => {}
             Stepped::Wait => break,
@@ -190,11 +212,12 @@ impl ServerNode {
 
     /// Its own backup is no further than a call. Nobody but the network is between the others.
     fn ask_myself(&mut self, now: Micros, ask: Ask) {
-        let (Some(backup), Some(master)) = (&mut self.backup, &self.master) else {
-            return;
-        };
-        let answer = backup.handle_request(now, Party::server(self.server), ask.request);
-        let answer = Some((answer.response, answer.bytes));
+        let Some(master) = &self.master else { return };
+        let from = Party::server(self.server);
+        let answer = (self.backup.as_mut()).map(|backup| {
+            let answer = backup.handle_request(now, from, ask.request);
+            (answer.response, answer.bytes)
+        });
         master.recoveries().handle_answer(now, ask.id, answer);
     }
 

@@ -1,0 +1,152 @@
+//! The promise, to the machine: what a master acknowledged survives the loss of all but one of its
+//! replicas, and its own death beside all but one of them.
+//!
+//! # Invariants
+//! 1. A master's replicas are never on its own machine: what is lost there is no loss to it.
+//! 2. A replica is lost while its machine has no process, for good once its frames were lost or damaged.
+//!    A living master makes up for that; nobody does for a dead one.
+//! 3. A machine counts once: a segment has at most one replica there.
+
+use std::collections::BTreeSet;
+
+use ramkeep_coordinator::state::State;
+use ramkeep_wire::ServerId;
+
+use crate::faults;
+use crate::inspect;
+use crate::world::World;
+
+/// A loss of a machine's frames.
+#[derive(Clone, Debug)]
+pub struct FramesLost {
+    /// The machine.
+    pub machine: usize,
+    /// The servers whose frames they were.
+    pub owners: Vec<ServerId>,
+}
+
+/// What was lost of a master's replicas, as machines.
+#[derive(Clone, Debug, Default)]
+pub struct Lost {
+    /// Until their processes are back.
+    pub down: BTreeSet<usize>,
+    /// For good, and not made up for.
+    pub gone: BTreeSet<usize>,
+    /// Replicas that the recorded sets of its heads are short of (SAFETY 9).
+    pub shortfall: usize,
+}
+
+impl Lost {
+    /// Copies that may be lacking.
+    #[must_use]
+    pub fn copies(&self) -> usize {
+        self.down.union(&self.gone).count() + self.shortfall
+    }
+
+    /// Copies that may be lacking once all processes are back.
+    #[must_use]
+    pub fn for_good(&self) -> usize {
+        self.gone.len() + self.shortfall
+    }
+}
+
+/// Where a server runs, or ran.
+#[must_use]
+pub fn machine_of(world: &World, state: &State, server: ServerId) -> Option<usize> {
+    let found = state.servers().by_id(server)?;
+    let is_there = |machine: &usize| found.addresses.contains(&world.machines[*machine].address);
+    world.server_machines().find(is_there)
+}
+
+/// What a living master lacks. For one that died the losses are those since then, and those that were
+/// not made up for then.
+#[must_use]
+pub fn lost(world: &World, state: &State, master: ServerId, losses: &BTreeSet<usize>) -> Lost {
+    let own = machine_of(world, state, master);
+    let elsewhere = |machine: &usize| Some(*machine) != own;
+    let wiped = losses.iter().map(|number| world.losses[*number].machine);
+    let gone = wiped.chain(world.damaged.iter().copied());
+    let down = faults::down(world).into_iter();
+    Lost {
+        down: (down.filter(|machine| world.has_frames(*machine)))
+            .filter(elsewhere)
+            .collect(),
+        gone: gone.filter(elsewhere).collect(),
+        shortfall: inspect::shortfall(state, master),
+    }
+}
+
+/// Whether the promise still covers everything when the processes on some machines die and the frames of
+/// others are damaged: the log of each master that is dead then keeps a copy. One that lives has it in
+/// memory, and may lack `most` copies.
+#[must_use]
+pub fn covers(
+    world: &World,
+    dying: &BTreeSet<usize>,
+    damaged: &BTreeSet<usize>,
+    most: usize,
+) -> bool {
+    let Some(state) = inspect::recorded(world) else {
+        return false;
+    };
+    let running = running(world, |machine| !dying.contains(&machine));
+    with_logs(world, &state).into_iter().all(|master| {
+        let mut lost = lost(world, &state, master, &world.wiped);
+        let own = machine_of(world, &state, master);
+        let hit = |machine: &&usize| Some(**machine) != own && world.has_frames(**machine);
+        lost.down.extend(dying.iter().filter(hit));
+        lost.gone.extend(damaged.iter().filter(hit));
+        let found = state.servers().by_id(master);
+        let lives = running.contains(&master) && found.is_none_or(|found| !found.is_crashed());
+        let bound = match lives {
+            true => most,
+            false => replicas(&state).saturating_sub(1),
+        };
+        lost.copies() <= bound
+    })
+}
+
+/// Whether the promise still covers everything when all processes die and come back.
+#[must_use]
+pub fn covers_a_cold_start(world: &World) -> bool {
+    let Some(state) = inspect::recorded(world) else {
+        return false;
+    };
+    let keeps = |master| lost(world, &state, master, &world.wiped).for_good() < replicas(&state);
+    with_logs(world, &state).into_iter().all(keeps)
+}
+
+fn replicas(state: &State) -> usize {
+    state
+        .constants()
+        .map_or(0, |c| usize::from(c.settings.replicas))
+}
+
+/// Masters that own tablets, or did when they died.
+fn with_logs(world: &World, state: &State) -> Vec<ServerId> {
+    let all = state.servers().iter().map(|(server, _)| server);
+    let mut found: Vec<_> = all
+        .filter(|server| !inspect::tablets(state, *server).is_empty())
+        .collect();
+    // What is recovered may be taken over before that is decided.
+    found.extend(running(world, |machine| faults::is_master(world, machine)));
+    found.sort_unstable();
+    found.dedup();
+    found
+}
+
+/// Servers that live, and go on living.
+fn running(world: &World, stays: impl Fn(usize) -> bool) -> BTreeSet<ServerId> {
+    let now = world.events.now();
+    let is_doomed = |server: ServerId| {
+        let mut doomed = world.doomed.iter();
+        doomed.any(|(one, until)| *one == server && *until > now)
+    };
+    (world.server_machines())
+        .filter(|machine| stays(*machine) && !world.is_dying(*machine))
+        .filter_map(|machine| world.server(machine))
+        .filter(|node| !node.stopped() && !is_doomed(node.server()))
+        .map(|node| node.server())
+        .filter(|server| *server != ServerId(0))
+        .collect()
+}
