@@ -23,7 +23,7 @@ use crate::frames::{FrameId, Frames, FramesError, Identity};
 use crate::layout::Slot;
 use crate::masters::Masters;
 use crate::replica::{Replica, Verdict};
-use crate::store::FrameStore;
+use crate::store::{Area, FrameStore};
 
 const KNOWN_FLAGS: u8 = flags::OPEN | flags::CLOSED | flags::COMPLETE | flags::LEASE;
 
@@ -198,6 +198,15 @@ impl<S: FrameStore> Backup<S> {
     /// Where the bytes are, to damage or limit them in a test.
     pub fn store_mut(&mut self) -> &mut S {
         self.frames.store_mut()
+    }
+
+    /// Where a replica's bytes are, to damage them in a test.
+    #[must_use]
+    pub fn area_of(&self, master: ServerId, segment: SegmentId) -> Option<Area> {
+        let name = (master, segment);
+        let fresh = self.replicas.get(&name).map(|replica| replica.frame);
+        let frame = fresh.or_else(|| Some(self.inherited.get(&name)?.frame))?;
+        Some(Area::Frame(frame.0))
     }
 
     /// The store as a kill leaves it.

@@ -9,6 +9,7 @@
 //! 3. No pause or cut but [`Fault::LoseMaster`] lasts long enough for a living master to be decided
 //!    dead.
 
+mod frames;
 mod group;
 mod masters;
 
@@ -67,9 +68,13 @@ pub enum Fault {
     KillEverything,
     /// Bits of a backup's frames flip.
     DamageFrames,
+    /// Frames of a backup are as they were earlier in the same boot of its machine.
+    OldPages,
+    /// A master dies, and all copies of its segments but one each are damaged.
+    SpoilReplicas,
 }
 
-const ALL: [Fault; 21] = [
+const ALL: [Fault; 23] = [
     Fault::Sever,
     Fault::Cut,
     Fault::Isolate,
@@ -91,7 +96,12 @@ const ALL: [Fault; 21] = [
     Fault::KillMaster,
     Fault::KillEverything,
     Fault::DamageFrames,
+    Fault::OldPages,
+    Fault::SpoilReplicas,
 ];
+
+/// Master deaths of one run at most: what is replayed fills memory, and nothing is cleaned.
+const MOST_DEATHS: usize = 4;
 
 /// Longest that a master is paused or cut off from the coordinator, microseconds.
 const MASTER_AWAY: u64 = 600_000;
@@ -106,6 +116,10 @@ pub struct Faults {
     most_lost: usize,
     beyond: bool,
     masters_killed: usize,
+    /// Snapshots that pages may come back from.
+    older: frames::Older,
+    /// The next master that is decided dead keeps one copy of each segment.
+    spoils: bool,
     /// Coordinators whose disk was lost, until they have everything again.
     wiped: BTreeSet<usize>,
     /// How many of each there were.
@@ -136,6 +150,8 @@ impl Faults {
             most_lost,
             beyond: false,
             masters_killed: 0,
+            older: frames::Older::new(),
+            spoils: false,
             wiped: BTreeSet::new(),
             done: std::collections::BTreeMap::new(),
         }
@@ -152,7 +168,12 @@ impl Faults {
     /// Whether masters die.
     #[must_use]
     pub fn kills_masters(&self) -> bool {
-        let kills = [Fault::KillMaster, Fault::LoseMaster, Fault::KillEverything];
+        let kills = [
+            Fault::KillMaster,
+            Fault::LoseMaster,
+            Fault::KillEverything,
+            Fault::SpoilReplicas,
+        ];
         self.enabled.iter().any(|fault| kills.contains(fault))
     }
 
@@ -212,9 +233,10 @@ impl Faults {
             }
             Fault::KillAllBackups => self.kill_all(world),
             Fault::LoseMaster => self.lose_master(world),
-            Fault::KillMaster | Fault::KillEverything | Fault::DamageFrames => {
+            Fault::KillMaster | Fault::KillEverything | Fault::SpoilReplicas => {
                 self.of_masters(world, fault)
             }
+            Fault::DamageFrames | Fault::OldPages => self.of_frames(world, fault),
         }
     }
 
@@ -357,6 +379,15 @@ impl Faults {
     fn may_lose(&self, world: &World, machines: &[usize]) -> bool {
         let machines = machines.iter().copied().collect();
         self.beyond || promise::covers(world, &machines, &BTreeSet::new(), self.most_lost)
+    }
+
+    /// Whether so many more masters may be killed in this run; they are counted.
+    fn may_kill_masters(&mut self, masters: usize) -> bool {
+        let may = self.masters_killed + masters <= MOST_DEATHS;
+        if may {
+            self.masters_killed += masters;
+        }
+        may
     }
 
     fn may_damage(&self, world: &World, machine: usize) -> bool {

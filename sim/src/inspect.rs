@@ -245,7 +245,7 @@ fn check_without(
         .collect();
     let record = &MasterRecord {
         // A replica whose newest certificate is torn shows what the one before says.
-        stale: !world.damaged.is_empty(),
+        stale: !world.damaged.is_empty() || world.spoiled.contains(&record.master),
         ..record.clone()
     };
     let log = log_end(record, &found).map_err(|why| Unsafe::NoLog {

@@ -5,7 +5,8 @@
 //! 1. A master's replicas are never on its own machine: what is lost there is no loss to it.
 //! 2. A replica is lost while its machine has no process, for good once its frames were lost or damaged.
 //!    A living master makes up for that; nobody does for a dead one.
-//! 3. A machine counts once: a segment has at most one replica there.
+//! 3. Each loss of frames counts: before a master hears of it, it may have placed another replica of the
+//!    same segment on the next process there. Until that is back, it counts once.
 
 use std::collections::BTreeSet;
 
@@ -30,9 +31,10 @@ pub struct FramesLost {
 pub struct Lost {
     /// Until their processes are back.
     pub down: BTreeSet<usize>,
-    /// For good, and not made up for.
-    pub gone: BTreeSet<usize>,
-    /// Replicas that the recorded sets of its heads are short of (SAFETY 9).
+    /// Times that some were lost for good, and not made up for.
+    pub gone: usize,
+    /// Replicas that the recorded sets of its heads are short of (SAFETY 9), or that are damaged wherever
+    /// they are.
     pub shortfall: usize,
 }
 
@@ -40,13 +42,13 @@ impl Lost {
     /// Copies that may be lacking.
     #[must_use]
     pub fn copies(&self) -> usize {
-        self.down.union(&self.gone).count() + self.shortfall
+        self.down.len() + self.gone + self.shortfall
     }
 
     /// Copies that may be lacking once all processes are back.
     #[must_use]
     pub fn for_good(&self) -> usize {
-        self.gone.len() + self.shortfall
+        self.gone + self.shortfall
     }
 }
 
@@ -66,13 +68,20 @@ pub fn lost(world: &World, state: &State, master: ServerId, losses: &BTreeSet<us
     let elsewhere = |machine: &usize| Some(*machine) != own;
     let wiped = losses.iter().map(|number| world.losses[*number].machine);
     let gone = wiped.chain(world.damaged.iter().copied());
+    let is_counted = |machine: &usize| {
+        let last = world.machines[*machine].lost;
+        world.damaged.contains(machine) || last.is_some_and(|number| losses.contains(&number))
+    };
     let down = faults::down(world).into_iter();
     Lost {
         down: (down.filter(|machine| world.has_frames(*machine)))
-            .filter(elsewhere)
+            .filter(|machine| elsewhere(machine) && !is_counted(machine))
             .collect(),
-        gone: gone.filter(elsewhere).collect(),
-        shortfall: inspect::shortfall(state, master),
+        gone: gone.filter(elsewhere).count(),
+        shortfall: match world.spoiled.contains(&master) {
+            true => replicas(state).saturating_sub(1),
+            false => inspect::shortfall(state, master),
+        },
     }
 }
 
@@ -94,8 +103,9 @@ pub fn covers(
         let mut lost = lost(world, &state, master, &world.wiped);
         let own = machine_of(world, &state, master);
         let hit = |machine: &&usize| Some(**machine) != own && world.has_frames(**machine);
-        lost.down.extend(dying.iter().filter(hit));
-        lost.gone.extend(damaged.iter().filter(hit));
+        let counted = |machine: &&usize| !world.damaged.contains(machine);
+        lost.down.extend(dying.iter().filter(hit).filter(counted));
+        lost.gone += damaged.iter().filter(hit).count();
         let found = state.servers().by_id(master);
         let lives = running.contains(&master) && found.is_none_or(|found| !found.is_crashed());
         let bound = match lives {

@@ -97,6 +97,8 @@ pub struct Machine {
     pub disk: Disk,
     /// The process running there.
     pub process: Option<ProcessId>,
+    /// The loss of its frames that came with the end of the last process, while there is none.
+    pub lost: Option<usize>,
     boot: BootId,
     clock: Clock,
 }
@@ -167,6 +169,8 @@ pub struct World {
     pub wiped: BTreeSet<usize>,
     /// Machines with replicas that were damaged: whatever they hold is taken for lost.
     pub damaged: BTreeSet<usize>,
+    /// Masters of whose segments all copies but one each were damaged after they were decided dead.
+    pub spoiled: BTreeSet<ServerId>,
     /// Processes that have died.
     pub deaths: u64,
     /// All losses of a machine's frames.
@@ -196,6 +200,7 @@ impl World {
             machines: Vec::new(),
             wiped: BTreeSet::new(),
             damaged: BTreeSet::new(),
+            spoiled: BTreeSet::new(),
             deaths: 0,
             losses: Vec::new(),
             doomed: Vec::new(),
@@ -279,6 +284,7 @@ impl World {
             address,
             disk: Disk::None,
             process: None,
+            lost: None,
             boot: BootId::default(),
             clock,
         });
@@ -302,6 +308,7 @@ impl World {
             address,
             disk,
             process: None,
+            lost: None,
             boot,
             clock,
         });
@@ -348,6 +355,7 @@ impl World {
         self.next_process += 1;
         let place = &mut self.machines[machine];
         place.process = Some(process);
+        place.lost = None;
         self.listeners.insert(place.address.clone(), process);
         let running = Running {
             machine,

@@ -1,23 +1,17 @@
-//! What goes wrong with masters: they die, and what backups hold of them is damaged.
+//! What goes wrong with masters: they die.
 
 use std::collections::BTreeSet;
 
-use ramkeep_backup::{Area, FrameStore};
-
 use super::{Fault, Faults, is_master, process};
-use crate::node::Node;
 use crate::world::{Death, Event, World};
 use crate::{inspect, promise};
-
-/// Master deaths of one run at most: what is replayed fills memory, and nothing is cleaned.
-const MOST_DEATHS: usize = 4;
 
 impl Faults {
     pub(super) fn of_masters(&mut self, world: &mut World, fault: Fault) -> Option<()> {
         match fault {
             Fault::KillMaster => self.kill_master(world),
             Fault::KillEverything => self.kill_everything(world),
-            _ => self.damage(world),
+            _ => self.spoil_next(world),
         }
     }
 
@@ -40,10 +34,9 @@ impl Faults {
         }
         let masters = dying.iter().filter(|machine| is_master(world, **machine));
         let masters = masters.count();
-        if dying.is_empty() || self.masters_killed + masters > MOST_DEATHS {
+        if dying.is_empty() || !self.may_kill_masters(masters) {
             return None;
         }
-        self.masters_killed += masters;
         for machine in dying {
             let death = if self.rng.percent(30) {
                 Death::PowerLoss
@@ -78,39 +71,9 @@ impl Faults {
         }
         Some(())
     }
-
-    /// Bits of the frames of one backup flip. From then on it is taken for lost.
-    fn damage(&mut self, world: &mut World) -> Option<()> {
-        let machine = self.pick(world, |world, m| {
-            world.server(m).is_some_and(|node| node.backup().is_some())
-        })?;
-        if !self.may_damage(world, machine) {
-            return None;
-        }
-        world.damaged.insert(machine);
-        let flips = self.rng.below(1..40);
-        let rng = &mut self.rng;
-        world.with(process(world, machine)?, |node, _| {
-            let Node::Server(node) = node else { return };
-            let Some(backup) = node.backup_mut() else {
-                return;
-            };
-            let geometry = backup.store().geometry();
-            let used = (backup.stats().used + 2).min(geometry.frames());
-            for _ in 0..flips {
-                let frame = Area::Frame(rng.below(0..u64::from(used)) as u32);
-                let offset = rng.index(geometry.frame_len());
-                let bit = rng.below(0..8) as u8;
-                backup.store_mut().flip(frame, offset, bit);
-            }
-        })?;
-        let address = world.machines[machine].address.clone();
-        world.say(format_args!("-- {flips} bits of {address}'s frames flip"));
-        Some(())
-    }
 }
 
-fn has_frames(world: &World, machine: usize) -> bool {
+pub(super) fn has_frames(world: &World, machine: usize) -> bool {
     world.has_frames(machine)
 }
 

@@ -34,6 +34,9 @@ impl Run {
                         since,
                     };
                     self.dead.insert(server, dead);
+                    if !self.quiet {
+                        self.faults.crash_decided(&mut self.world, server);
+                    }
                 }
             }
         }
@@ -78,7 +81,7 @@ impl Run {
         // Frames that were lost count against the promise until they are made up for, though their
         // machine may hold new ones by now. A killed process comes back with its frames: it may be
         // taken for lost, or not.
-        let without = lost.down.iter().copied();
+        let without = faults::down(&self.world).into_iter();
         let without = without.filter(|m| self.world.machines[*m].process.is_none());
         let (without, none) = (without.collect(), BTreeSet::new());
         for (down, lost) in [(&without, lost.copies()), (&none, lost.for_good())] {

@@ -90,6 +90,7 @@ impl World {
                 match node.into_frames() {
                     Some(frames) if death == Death::PowerLoss => {
                         self.wiped.insert(self.losses.len());
+                        self.machines[machine].lost = Some(self.losses.len());
                         let owners = owners.collect();
                         self.losses.push(FramesLost { machine, owners });
                         self.after_power_loss(machine, frames)
