@@ -85,10 +85,40 @@ mutants! {
     ForgetGrants = "forget-grants",
     /// Backup: answers recovery at once when the master is fenced, not when its grant is over.
     InventoryBeforeWaiting = "inventory-before-waiting",
+    /// Backup: goes on taking bytes from a master that it has fenced, and granting leases.
+    HearFenced = "hear-fenced",
     /// Backup: serves what is meant for another ServerId.
     IgnoreServerId = "ignore-server-id",
     /// Client: what may have been applied goes out again as another call.
     RetryAsAnotherCall = "retry-as-another-call",
+    /// Recovery: an open replica of an epoch below the recorded one counts.
+    OldEpochCounts = "old-epoch-counts",
+    /// Recovery: an open replica below the floor counts.
+    FloorIgnored = "floor-ignored",
+    /// Recovery: an open replica from before its machine's boot counts.
+    RebootIgnored = "reboot-ignored",
+    /// Recovery: the shortest replica of the last head is the end.
+    ShortestEnd = "shortest-end",
+    /// Recovery: segments that the digest names and nobody has are left out.
+    MissingIgnored = "missing-ignored",
+    /// Recovery: replicas are freed once the replay is planned.
+    FreedEarly = "freed-early",
+    /// Recovery: a try that was given up gets its tablets.
+    LateTryCounts = "late-try-counts",
+    /// Recovery master: replays a segment that its certificate does not prove.
+    NotProved = "not-proved",
+    /// Recovery master: forgets the removals that it has met.
+    ForgetRemovals = "forget-removals",
+    /// Recovery master: the versions that the dead master has used may be used again.
+    ForgetSafeVersion = "forget-safe-version",
+    /// Recovery master: replays what stands before a tablet's takeover.
+    TakeoverIgnored = "takeover-ignored",
+    /// Recovery master: an object that a removal supersedes in replay gets no tombstone.
+    NoTombstoneInReplay = "no-tombstone-in-replay",
+    /// Recovery master: says that tablets are recovered before all of it is durable.
+    OwnBeforeDurable = "own-before-durable",
+    /// Recovery master: a dropped table ends replays of others that were said to be finished.
+    DropEndsFinished = "drop-ends-finished",
     /// Coordinator: answers before its journal is synced.
     AnswerBeforeSync = "answer-before-sync",
     /// Coordinator: takes an epoch that is not above the recorded one.

@@ -20,6 +20,7 @@ use ramkeep_wire::certificate::{CertificateKey, Claim, SegmentKind};
 use ramkeep_wire::coordinator::Loss;
 use ramkeep_wire::entry::{DigestItem, Entry};
 use ramkeep_wire::limits::{MAX_ASSERTED_DEAD, MAX_GIVEN_UP};
+use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::order::LogEnd;
 use ramkeep_wire::segment::UnverifiedSegment;
 use ramkeep_wire::{BootId, ClusterId, ReplicationEpoch, SegmentId, ServerId};
@@ -143,11 +144,15 @@ impl Dead {
         replica.kind == SegmentKind::Head
             && !replica.closed
             && replica.certificate.is_some()
-            && recorded.is_none_or(|epoch| replica.epoch >= *epoch)
-            && self
-                .floor
-                .is_none_or(|floor| (replica.segment, replica.epoch) >= floor)
-            && !held.is_from_before_boot()
+            && (recorded.is_none_or(|epoch| replica.epoch >= *epoch)
+                || mutants::active(Mutant::OldEpochCounts))
+            && (self.is_at_floor(replica) || mutants::active(Mutant::FloorIgnored))
+            && (!held.is_from_before_boot() || mutants::active(Mutant::RebootIgnored))
+    }
+
+    fn is_at_floor(&self, replica: &ReplicaInfo) -> bool {
+        let at = (replica.segment, replica.epoch);
+        self.floor.is_none_or(|floor| at >= floor)
     }
 
     fn claim(&self, replica: &ReplicaInfo) -> Claim {
@@ -364,7 +369,8 @@ impl Finder {
             .into_iter()
             .flat_map(|(_, facts)| facts.digest.iter().flatten());
         let others = digest.filter(|item| Some(item.segment) != own);
-        let (there, missing): (Vec<&DigestItem>, Vec<_>) = others.partition(|item| is_there(item));
+        let (there, missing): (Vec<&DigestItem>, Vec<_>) =
+            others.partition(|item| is_there(item) || mutants::active(Mutant::MissingIgnored));
         let end = last.map_or(LogEnd::NOTHING, |(replica, _)| end_of(replica));
         if missing.is_empty() && no_end.is_none() {
             return Step::Found(found(end, &there));
@@ -418,6 +424,9 @@ fn is_closed_head(replica: &ReplicaInfo) -> bool {
 
 /// The one with the most bytes; of several, an open one, under whose certificate others serve, too.
 fn longest<'a>(replicas: impl Iterator<Item = &'a Held>) -> Option<&'a Held> {
+    if mutants::active(Mutant::ShortestEnd) {
+        return replicas.min_by_key(|held| held.replica.length);
+    }
     replicas.max_by_key(|held| (held.replica.length, !held.replica.closed))
 }
 
