@@ -30,6 +30,22 @@ const ELSEWHERE: &[(Mutant, &str)] = &[
         Mutant::ServeEndedClients,
         "master/tests/store/calls.rs: no simulated client outlives its lease",
     ),
+    (
+        Mutant::OldEpochCounts,
+        "coordinator/src/core/recovery/end/planted.rs: the newest active head beats what is older",
+    ),
+    (
+        Mutant::FloorIgnored,
+        "coordinator/src/core/recovery/end/planted.rs: as above",
+    ),
+    (
+        Mutant::LateTryCounts,
+        "coordinator/tests/apply/planted.rs: a leader leaves out the answer to an order that is over",
+    ),
+    (
+        Mutant::TakeoverIgnored,
+        "master/tests/store/planted.rs: no tablet comes back to a master that lives",
+    ),
 ];
 
 fn play(seed: u64, mutant: Option<Mutant>) -> Report {

@@ -149,6 +149,18 @@ mod registry {
         ACTIVE.get() == Some(mutant)
     }
 
+    /// Whether a test fails with the fault planted, that must pass without it.
+    ///
+    /// # Panics
+    /// If the test fails without it.
+    pub fn bites(mutant: Mutant, test: fn()) -> bool {
+        test();
+        let before = plant(Some(mutant));
+        let failed = std::panic::catch_unwind(test).is_err();
+        plant(before);
+        failed
+    }
+
     /// Plants a fault in this thread, or none; returns the one before.
     pub fn plant(mutant: Option<Mutant>) -> Option<Mutant> {
         ACTIVE.replace(mutant)
@@ -156,7 +168,7 @@ mod registry {
 }
 
 #[cfg(feature = "mutants")]
-pub use registry::{active, plant};
+pub use registry::{active, bites, plant};
 
 /// Whether the fault is planted: never, in this build.
 #[cfg(not(feature = "mutants"))]

@@ -99,7 +99,22 @@ fn a_plan_tiles_whole_tablets_that_are_down() {
 }
 
 #[test]
-fn who_was_given_up_gets_nothing() {
+pub(crate) fn nothing_is_freed_while_a_planned_tablet_waits() {
+    let (mut state, dead, [b, c], table) = crashed();
+    state.apply(&Command::Fenced { server: dead }).unwrap();
+    let (low, high) = (range(table, 0, 99), range(table, 100, u64::MAX));
+    state
+        .apply(&plan(dead, 7, &[(&[low], b), (&[high], c)]))
+        .unwrap();
+    assert!(!is_recovered(&state, dead), "nothing is replayed yet");
+    state.apply(&recovered(dead, 1, b, &[(low, 500)])).unwrap();
+    assert!(!is_recovered(&state, dead), "one partition still waits");
+    state.apply(&recovered(dead, 2, c, &[(high, 500)])).unwrap();
+    assert!(is_recovered(&state, dead));
+}
+
+#[test]
+pub(crate) fn who_was_given_up_gets_nothing() {
     let (mut state, dead, [b, c], table) = crashed();
     let whole = range(table, 0, u64::MAX);
     state.apply(&plan(dead, 7, &[(&[whole], b)])).unwrap();

@@ -6,6 +6,8 @@ mod concurrent;
 mod log;
 mod memory;
 mod model;
+#[cfg(feature = "mutants")]
+mod planted;
 mod replay;
 mod scan;
 mod session;

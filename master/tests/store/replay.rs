@@ -338,7 +338,7 @@ fn write(store: &Store, key: &[u8]) -> Version {
 
 /// SAFETY 20.
 #[test]
-fn a_tablet_that_came_back_does_not_bring_what_an_earlier_stay_left() {
+pub(crate) fn a_tablet_that_came_back_does_not_bring_what_an_earlier_stay_left() {
     let master = store(true, SEGMENT, 50);
     write(&master, b"k");
     master.drop_table(TABLE);
@@ -363,7 +363,8 @@ fn a_tablet_that_came_back_does_not_bring_what_an_earlier_stay_left() {
 
 /// SAFETY 21.
 #[test]
-fn an_object_superseded_in_replay_gets_a_tombstone_of_the_recovery_masters_own_segment() {
+pub(crate) fn an_object_superseded_in_replay_gets_a_tombstone_of_the_recovery_masters_own_segment()
+{
     let master = store(true, SEGMENT, 50);
     write(&master, b"k");
     // The rest of a segment, so that the two writes of k are in different ones.
@@ -507,7 +508,7 @@ fn a_table_dropped_under_replay_ends_it() {
 /// Found by the simulator: the tablet of the other table was swept with the dropped one, and then
 /// taken over empty.
 #[test]
-fn a_table_dropped_after_its_replay_finished_leaves_what_was_replayed_of_others() {
+pub(crate) fn a_table_dropped_after_its_replay_finished_leaves_what_was_replayed_of_others() {
     const OTHER: TableId = TableId(77);
     let master = store(true, SEGMENT, 50);
     write(&master, b"k");

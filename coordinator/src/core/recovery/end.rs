@@ -491,5 +491,7 @@ fn name_missing(missing: &[&DigestItem], shown: &[Held], gone: &Gone) -> String 
     why
 }
 
+#[cfg(all(test, feature = "mutants"))]
+mod planted;
 #[cfg(test)]
 mod tests;
