@@ -232,14 +232,15 @@ impl<S: FrameStore> Backup<S> {
             lease_us: 0,
         };
         let name = (master, message.segment);
-        if self.masters.is_fenced(master) && !mutants::active(Mutant::HearFenced) {
+        let fenced = self.masters.is_fenced(master);
+        if fenced && !mutants::active(Mutant::HearFenced) {
             ack.status = ReplicateStatus::Fenced;
         } else if self.well_formed(master, message) {
             ack.status = self.replicate(name, message, &mut ack);
         } else if let Some(replica) = self.replicas.get(&name) {
             describe(replica, &mut ack);
         }
-        if ack.status == ReplicateStatus::Done && message.has(flags::LEASE) {
+        if ack.status == ReplicateStatus::Done && message.has(flags::LEASE) && !fenced {
             ack.lease_us = self.masters.grant(now, master);
         }
         ack

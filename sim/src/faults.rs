@@ -13,6 +13,8 @@ mod frames;
 mod group;
 mod masters;
 
+pub use frames::spoil;
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 

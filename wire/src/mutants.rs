@@ -85,7 +85,7 @@ mutants! {
     ForgetGrants = "forget-grants",
     /// Backup: answers recovery at once when the master is fenced, not when its grant is over.
     InventoryBeforeWaiting = "inventory-before-waiting",
-    /// Backup: goes on taking bytes from a master that it has fenced, and granting leases.
+    /// Backup: goes on taking bytes from a master that it has fenced.
     HearFenced = "hear-fenced",
     /// Backup: serves what is meant for another ServerId.
     IgnoreServerId = "ignore-server-id",

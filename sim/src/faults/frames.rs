@@ -15,6 +15,7 @@ use ramkeep_wire::{BootId, SegmentId, ServerId};
 use super::masters::has_frames;
 use super::{Fault, Faults, is_master, process};
 use crate::node::Node;
+use crate::rng::Rng;
 use crate::world::{Death, Disk, World};
 use crate::{inspect, promise};
 
@@ -118,70 +119,70 @@ impl Faults {
         let lost = promise::lost(world, &state, master, &world.wiped);
         let whole = lost.copies() == 0 && !inspect::tablets(&state, master).is_empty();
         if std::mem::take(&mut self.spoils) && whole {
-            self.spoil(world, master);
+            spoil(world, &mut self.rng, master);
         }
     }
+}
 
-    fn spoil(&mut self, world: &mut World, master: ServerId) {
-        let Some(record) =
-            inspect::recorded(world).and_then(|state| inspect::master_record(&state, master))
-        else {
+/// Damages all replicas of a master but an honest one of each segment.
+pub fn spoil(world: &mut World, rng: &mut Rng, master: ServerId) {
+    let Some(record) =
+        inspect::recorded(world).and_then(|state| inspect::master_record(&state, master))
+    else {
+        return;
+    };
+    let mut copies: BTreeMap<SegmentId, Vec<(usize, ReplicaInfo)>> = BTreeMap::new();
+    for held in inspect::held(world, master) {
+        for (info, _) in held.replicas {
+            copies
+                .entry(info.segment)
+                .or_default()
+                .push((held.machine, info));
+        }
+    }
+    let mut count = 0;
+    for (segment, copies) in copies {
+        let closed = copies.iter().any(|(_, info)| info.closed);
+        let recorded = record.epochs.get(&segment).copied().unwrap_or_default();
+        let counts = |(machine, info): &&(usize, ReplicaInfo)| match closed {
+            true => info.closed,
+            false => info.epoch >= recorded && info.boot == world.boot(*machine),
+        };
+        let honest: Vec<usize> = copies.iter().filter(counts).map(|(at, _)| *at).collect();
+        if honest.is_empty() {
+            continue;
+        }
+        let survivor = *rng.choose(&honest);
+        for (machine, info) in copies.iter().filter(|(at, _)| *at != survivor) {
+            count += usize::from(flip_replica(world, rng, *machine, info).is_some());
+        }
+    }
+    world.spoiled.insert(master);
+    world.say(format_args!(
+        "-- {count} replicas of {master:?} are damaged, one of each segment is left"
+    ));
+}
+
+fn flip_replica(
+    world: &mut World,
+    rng: &mut Rng,
+    machine: usize,
+    info: &ReplicaInfo,
+) -> Option<()> {
+    world.with(process(world, machine)?, |node, _| {
+        let Node::Server(node) = node else { return };
+        let Some(backup) = node.backup_mut() else {
             return;
         };
-        let mut copies: BTreeMap<SegmentId, Vec<(usize, ReplicaInfo)>> = BTreeMap::new();
-        for held in inspect::held(world, master) {
-            for (info, _) in held.replicas {
-                copies
-                    .entry(info.segment)
-                    .or_default()
-                    .push((held.machine, info));
-            }
+        let Some(area) = backup.area_of(info.master, info.segment) else {
+            return;
+        };
+        let geometry = backup.store().geometry();
+        let header = geometry.frame_len() - geometry.segment_size() as usize;
+        for _ in 0..rng.below(1..4) {
+            let offset = header + rng.index(info.length.max(1) as usize);
+            let bit = rng.below(0..8) as u8;
+            backup.store_mut().flip(area, offset, bit);
         }
-        let mut count = 0;
-        for (segment, copies) in copies {
-            let closed = copies.iter().any(|(_, info)| info.closed);
-            let recorded = record.epochs.get(&segment).copied().unwrap_or_default();
-            let counts = |(machine, info): &&(usize, ReplicaInfo)| match closed {
-                true => info.closed,
-                false => info.epoch >= recorded && info.boot == world.boot(*machine),
-            };
-            let honest: Vec<usize> = copies.iter().filter(counts).map(|(at, _)| *at).collect();
-            if honest.is_empty() {
-                continue;
-            }
-            let survivor = *self.rng.choose(&honest);
-            for (machine, info) in copies.iter().filter(|(at, _)| *at != survivor) {
-                count += usize::from(self.flip_replica(world, *machine, info).is_some());
-            }
-        }
-        world.spoiled.insert(master);
-        world.say(format_args!(
-            "-- {count} replicas of {master:?} are damaged, one of each segment is left"
-        ));
-    }
-
-    fn flip_replica(
-        &mut self,
-        world: &mut World,
-        machine: usize,
-        info: &ReplicaInfo,
-    ) -> Option<()> {
-        let rng = &mut self.rng;
-        world.with(process(world, machine)?, |node, _| {
-            let Node::Server(node) = node else { return };
-            let Some(backup) = node.backup_mut() else {
-                return;
-            };
-            let Some(area) = backup.area_of(info.master, info.segment) else {
-                return;
-            };
-            let geometry = backup.store().geometry();
-            let header = geometry.frame_len() - geometry.segment_size() as usize;
-            for _ in 0..rng.below(1..4) {
-                let offset = header + rng.index(info.length.max(1) as usize);
-                let bit = rng.below(0..8) as u8;
-                backup.store_mut().flip(area, offset, bit);
-            }
-        })
-    }
+    })
 }
