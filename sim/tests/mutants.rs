@@ -27,6 +27,38 @@ const ELSEWHERE: &[(Mutant, &str)] = &[
         "master/tests/planted_faults.rs: a simulated process does not stop while it handles something",
     ),
     (
+        Mutant::EndIgnoresEpoch,
+        "coordinator/src/core/recovery/end/tests.rs: within the promise a longer replica is there, too",
+    ),
+    (
+        Mutant::EndIgnoresFloor,
+        "coordinator/src/core/recovery/end/tests.rs: as above",
+    ),
+    (
+        Mutant::EndIgnoresReboot,
+        "coordinator/src/core/recovery/end/tests.rs: as above",
+    ),
+    (
+        Mutant::RecoveredBeforeDurable,
+        "master/tests/recovery: a recovery master seldom dies in the moment that matters",
+    ),
+    (
+        Mutant::TakeLateRecovered,
+        "coordinator/tests/apply: who is given up seldom answers once more",
+    ),
+    (
+        Mutant::ReplayLeavesNoTombstone,
+        "master/tests/store/replay.rs: tombstones are replayed before the older objects that they remove",
+    ),
+    (
+        Mutant::ReplayIgnoresTakeover,
+        "master/tests/store/replay.rs: tablets seldom come back to a master that had them",
+    ),
+    (
+        Mutant::DropEndsFinishedReplay,
+        "master/tests/store/replay.rs: few seeds drop a table at that moment",
+    ),
+    (
         Mutant::ServeEndedClients,
         "master/tests/store/calls.rs: no simulated client outlives its lease",
     ),

@@ -101,6 +101,32 @@ mutants! {
     ForgetOnce = "forget-once",
     /// Coordinator: a new leader takes the time before it led for silence of the servers.
     TimersNotAfresh = "timers-not-afresh",
+    /// Coordinator: an open head counts whatever epoch is recorded.
+    EndIgnoresEpoch = "end-ignores-epoch",
+    /// Coordinator: an open head counts below the floor.
+    EndIgnoresFloor = "end-ignores-floor",
+    /// Coordinator: an open head from before a restart of its machine counts.
+    EndIgnoresReboot = "end-ignores-reboot",
+    /// Coordinator: a log ends with the shortest replica of its last head.
+    ShortestEnd = "shortest-end",
+    /// Coordinator and recovery master: a segment that nobody has is left out.
+    MissingSegmentIgnored = "missing-segment-ignored",
+    /// Coordinator: a partition is given to who had replayed it after it was given up.
+    TakeLateRecovered = "take-late-recovered",
+    /// Backup: frees the replicas of a crashed master at once.
+    FreeTheCrashed = "free-the-crashed",
+    /// Recovery master: says that a partition is replayed before that is durable.
+    RecoveredBeforeDurable = "recovered-before-durable",
+    /// Recovery master: tombstones are not replayed.
+    ReplayForgetsTombstones = "replay-forgets-tombstones",
+    /// Recovery master: the crashed master's safe version is not taken over.
+    ReplayForgetsSafeVersion = "replay-forgets-safe-version",
+    /// Recovery master: what a replayed tombstone takes out of its own log gets no tombstone there.
+    ReplayLeavesNoTombstone = "replay-leaves-no-tombstone",
+    /// Recovery master: entries before the takeover are replayed.
+    ReplayIgnoresTakeover = "replay-ignores-takeover",
+    /// Recovery master: a dropped table ends a finished replay of others.
+    DropEndsFinishedReplay = "drop-ends-finished-replay",
 }
 
 #[cfg(feature = "mutants")]

@@ -29,6 +29,7 @@ use std::collections::{BTreeSet, VecDeque};
 use ramkeep_wire::backup::{BackupRequest, BackupResponse};
 use ramkeep_wire::coordinator::{DamagedReplica, ServerList, ServerState};
 use ramkeep_wire::limits::MAX_DAMAGED_REPORTED;
+use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::order::{OrderReply, Recovery, TabletGrant};
 use ramkeep_wire::{ClusterId, LogPosition, Micros, ServerId};
 
@@ -169,7 +170,9 @@ impl Recoveries {
     fn report(&mut self, at: usize, durable: LogPosition) -> OrderReply {
         let active = &self.active[at];
         match &active.progress {
-            Progress::Finished(finished) if finished.end <= durable => {
+            Progress::Finished(finished)
+                if finished.end <= durable || mutants::active(Mutant::RecoveredBeforeDurable) =>
+            {
                 tracing::info!(master = %active.order.master, "all that was replayed is durable");
                 OrderReply::Recovered(vec![finished.takeover; active.order.tablets.len()])
             }

@@ -538,3 +538,32 @@ fn a_table_dropped_after_its_replay_finished_leaves_what_was_replayed_of_others(
     );
     assert_eq!(target.stats().objects, 1);
 }
+
+/// With each of these faults planted one of the stories above goes wrong.
+#[cfg(feature = "mutants")]
+#[test]
+fn planted_faults_of_replay_are_caught() {
+    use ramkeep_wire::mutants::{self, Mutant};
+
+    let faults: [(Mutant, fn()); 3] = [
+        (
+            Mutant::ReplayLeavesNoTombstone,
+            an_object_superseded_in_replay_gets_a_tombstone_of_the_recovery_masters_own_segment,
+        ),
+        (
+            Mutant::DropEndsFinishedReplay,
+            a_table_dropped_after_its_replay_finished_leaves_what_was_replayed_of_others,
+        ),
+        (
+            Mutant::ReplayIgnoresTakeover,
+            a_tablet_that_came_back_does_not_bring_what_an_earlier_stay_left,
+        ),
+    ];
+    for (mutant, story) in faults {
+        mutants::plant(Some(mutant));
+        let caught = std::panic::catch_unwind(story).is_err();
+        mutants::plant(None);
+        assert!(caught, "{mutant:?}");
+        story();
+    }
+}

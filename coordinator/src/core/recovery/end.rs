@@ -20,6 +20,7 @@ use ramkeep_wire::certificate::{CertificateKey, Claim, SegmentKind};
 use ramkeep_wire::coordinator::Loss;
 use ramkeep_wire::entry::{DigestItem, Entry};
 use ramkeep_wire::limits::{MAX_ASSERTED_DEAD, MAX_GIVEN_UP};
+use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::order::LogEnd;
 use ramkeep_wire::segment::UnverifiedSegment;
 use ramkeep_wire::{BootId, ClusterId, ReplicationEpoch, SegmentId, ServerId};
@@ -143,10 +144,12 @@ impl Dead {
         replica.kind == SegmentKind::Head
             && !replica.closed
             && replica.certificate.is_some()
-            && recorded.is_none_or(|epoch| replica.epoch >= *epoch)
-            && self
+            && (recorded.is_none_or(|epoch| replica.epoch >= *epoch)
+                || mutants::active(Mutant::EndIgnoresEpoch))
+            && (self
                 .floor
                 .is_none_or(|floor| (replica.segment, replica.epoch) >= floor)
+                || mutants::active(Mutant::EndIgnoresFloor))
             && !held.is_from_before_boot()
     }
 
@@ -169,7 +172,9 @@ impl Dead {
 
 impl Held {
     fn is_from_before_boot(&self) -> bool {
-        self.replica.inherited && self.replica.boot != self.boot
+        self.replica.inherited
+            && self.replica.boot != self.boot
+            && !mutants::active(Mutant::EndIgnoresReboot)
     }
 }
 
@@ -365,6 +370,10 @@ impl Finder {
             .flat_map(|(_, facts)| facts.digest.iter().flatten());
         let others = digest.filter(|item| Some(item.segment) != own);
         let (there, missing): (Vec<&DigestItem>, Vec<_>) = others.partition(|item| is_there(item));
+        let missing = match mutants::active(Mutant::MissingSegmentIgnored) {
+            true => Vec::new(),
+            false => missing,
+        };
         let end = last.map_or(LogEnd::NOTHING, |(replica, _)| end_of(replica));
         if missing.is_empty() && no_end.is_none() {
             return Step::Found(found(end, &there));
@@ -418,6 +427,9 @@ fn is_closed_head(replica: &ReplicaInfo) -> bool {
 
 /// The one with the most bytes; of several, an open one, under whose certificate others serve, too.
 fn longest<'a>(replicas: impl Iterator<Item = &'a Held>) -> Option<&'a Held> {
+    if mutants::active(Mutant::ShortestEnd) {
+        return replicas.min_by_key(|held| held.replica.length);
+    }
     replicas.max_by_key(|held| (held.replica.length, !held.replica.closed))
 }
 

@@ -2,6 +2,7 @@
 
 use ramkeep_wire::backup::ReplicaInfo;
 use ramkeep_wire::limits::SEGMENT_SIZE;
+use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::{SegmentId, ServerId};
 
 use super::Gather;
@@ -9,6 +10,9 @@ use super::Gather;
 impl Gather {
     /// A segment that may be missing, and is to be had from nobody, is not waited for.
     pub(super) fn leave_given_up(&mut self) {
+        if mutants::active(Mutant::MissingSegmentIgnored) {
+            self.given_up = self.needed.keys().copied().collect();
+        }
         let given_up = self.given_up.iter().copied();
         let missing: Vec<_> = given_up.filter(|one| self.is_missing(*one)).collect();
         for segment in missing {

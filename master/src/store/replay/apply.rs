@@ -5,6 +5,7 @@ use parking_lot::MutexGuard;
 use ramkeep_memory::Guard;
 use ramkeep_wire::data::Status;
 use ramkeep_wire::entry::{self, Completion, Entry, NewEntry, object_in_memory};
+use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::segment::VerifiedSegment;
 use ramkeep_wire::{KeyHash, LogPosition, TableId, Version};
 
@@ -77,7 +78,8 @@ impl Batch {
                 self.safe = self.safe.max(dead.version.next());
             }
             // A segment is shorter than 16 MiB.
-            if LogPosition::new(id, at as u32) < tablet.takeover {
+            let before = LogPosition::new(id, at as u32) < tablet.takeover;
+            if before && !mutants::active(Mutant::ReplayIgnoresTakeover) {
                 continue;
             }
             store.index().prefetch(hash);
@@ -218,10 +220,15 @@ impl Writer {
         version: Version,
         tombstones: &mut Tombstones,
     ) -> Result<(), Refused> {
+        if mutants::active(Mutant::ReplayForgetsTombstones) {
+            return Ok(());
+        }
         match self.current(guard, owned) {
             Some(newer) if newer.version > version => return Ok(()),
             Some(dead) => {
-                self.append_tombstone(owned, &dead)?;
+                if !mutants::active(Mutant::ReplayLeavesNoTombstone) {
+                    self.append_tombstone(owned, &dead)?;
+                }
                 self.take_out(owned, &dead);
             }
             None => {}

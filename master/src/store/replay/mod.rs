@@ -23,6 +23,7 @@ mod registry;
 mod tombstones;
 
 use ramkeep_wire::limits::{MAX_SEGMENTS_PER_LOG, SEGMENT_SIZE};
+use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::order::{LostTablet, TabletGrant};
 use ramkeep_wire::segment::VerifiedSegment;
 use ramkeep_wire::{LogPosition, Version};
@@ -206,7 +207,10 @@ impl Replay {
         if !calls::append(&mut writer, &mut self.calls)? {
             return Ok(None);
         }
-        let safe = Version(self.safe.0.saturating_add(self.skipped));
+        let safe = match mutants::active(Mutant::ReplayForgetsSafeVersion) {
+            true => Version(1),
+            false => Version(self.safe.0.saturating_add(self.skipped)),
+        };
         let Some(end) = apply::append_safe_version(&mut writer, safe)? else {
             return Ok(None);
         };

@@ -5,6 +5,7 @@
 //! 2. A replay that was ended appends nothing more; what it has put into the index is swept.
 //! 3. A range is handed over only as a whole, and only when its replay is finished.
 
+use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::order::TabletGrant;
 use ramkeep_wire::{LogPosition, TableId};
 
@@ -173,7 +174,8 @@ impl Writer {
     pub(in crate::store) fn drop_replays(&mut self, table: TableId) {
         let mut dropped = Vec::new();
         for known in &mut self.replays.known {
-            if matches!(known.phase, Phase::Finished(_)) {
+            let finished = matches!(known.phase, Phase::Finished(_));
+            if finished && !mutants::active(Mutant::DropEndsFinishedReplay) {
                 let of_table = |range: &mut TabletGrant| range.table == table;
                 dropped.extend(known.ranges.extract_if(.., of_table));
             }

@@ -579,3 +579,38 @@ fn a_head_that_comes_back_after_the_loss_was_accepted_is_the_end() {
     assert_eq!(found.end.segment, SegmentId(S1));
     assert!(!found.end.is_closed());
 }
+
+/// With each of these faults planted one of the stories above goes wrong.
+#[cfg(feature = "mutants")]
+#[test]
+fn planted_faults_are_caught() {
+    let faults: [(Mutant, fn()); 5] = [
+        (
+            Mutant::EndIgnoresEpoch,
+            a_replica_of_an_epoch_below_the_recorded_one_does_not_count,
+        ),
+        (
+            Mutant::EndIgnoresFloor,
+            an_open_replica_below_the_floor_does_not_count,
+        ),
+        (
+            Mutant::EndIgnoresReboot,
+            what_was_written_before_a_reboot_is_no_evidence_for_the_end,
+        ),
+        (
+            Mutant::ShortestEnd,
+            an_old_shorter_valid_copy_takes_nothing_away,
+        ),
+        (
+            Mutant::MissingSegmentIgnored,
+            a_segment_of_the_digest_must_be_there_closed_as_named,
+        ),
+    ];
+    for (mutant, story) in faults {
+        mutants::plant(Some(mutant));
+        let caught = std::panic::catch_unwind(story).is_err();
+        mutants::plant(None);
+        assert!(caught, "{mutant:?}");
+        story();
+    }
+}
