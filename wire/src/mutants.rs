@@ -91,34 +91,6 @@ mutants! {
     IgnoreServerId = "ignore-server-id",
     /// Client: what may have been applied goes out again as another call.
     RetryAsAnotherCall = "retry-as-another-call",
-    /// Recovery: an open replica of an epoch below the recorded one counts.
-    OldEpochCounts = "old-epoch-counts",
-    /// Recovery: an open replica below the floor counts.
-    FloorIgnored = "floor-ignored",
-    /// Recovery: an open replica from before its machine's boot counts.
-    RebootIgnored = "reboot-ignored",
-    /// Recovery: the shortest replica of the last head is the end.
-    ShortestEnd = "shortest-end",
-    /// Recovery: segments that the digest names and nobody has are left out.
-    MissingIgnored = "missing-ignored",
-    /// Recovery: replicas are freed once the replay is planned.
-    FreedEarly = "freed-early",
-    /// Recovery: a try that was given up gets its tablets.
-    LateTryCounts = "late-try-counts",
-    /// Recovery master: replays a segment that its certificate does not prove.
-    NotProved = "not-proved",
-    /// Recovery master: forgets the removals that it has met.
-    ForgetRemovals = "forget-removals",
-    /// Recovery master: the versions that the dead master has used may be used again.
-    ForgetSafeVersion = "forget-safe-version",
-    /// Recovery master: replays what stands before a tablet's takeover.
-    TakeoverIgnored = "takeover-ignored",
-    /// Recovery master: an object that a removal supersedes in replay gets no tombstone.
-    NoTombstoneInReplay = "no-tombstone-in-replay",
-    /// Recovery master: says that tablets are recovered before all of it is durable.
-    OwnBeforeDurable = "own-before-durable",
-    /// Recovery master: a dropped table ends replays of others that were said to be finished.
-    DropEndsFinished = "drop-ends-finished",
     /// Coordinator: answers before its journal is synced.
     AnswerBeforeSync = "answer-before-sync",
     /// Coordinator: takes an epoch that is not above the recorded one.
@@ -131,6 +103,36 @@ mutants! {
     ForgetOnce = "forget-once",
     /// Coordinator: a new leader takes the time before it led for silence of the servers.
     TimersNotAfresh = "timers-not-afresh",
+    /// Coordinator: an open head counts whatever epoch is recorded.
+    EndIgnoresEpoch = "end-ignores-epoch",
+    /// Coordinator: an open head counts below the floor.
+    EndIgnoresFloor = "end-ignores-floor",
+    /// Coordinator: an open head from before a restart of its machine counts.
+    EndIgnoresReboot = "end-ignores-reboot",
+    /// Coordinator: a log ends with the shortest replica of its last head.
+    ShortestEnd = "shortest-end",
+    /// Coordinator and recovery master: a segment that nobody has is left out.
+    MissingSegmentIgnored = "missing-segment-ignored",
+    /// Coordinator: a partition is given to who had replayed it after it was given up.
+    TakeLateRecovered = "take-late-recovered",
+    /// Coordinator: says that nothing of a crashed master is needed once its replay is planned.
+    FreedEarly = "freed-early",
+    /// Backup: frees the replicas of a crashed master at once.
+    FreeTheCrashed = "free-the-crashed",
+    /// Recovery master: says that a partition is replayed before that is durable.
+    RecoveredBeforeDurable = "recovered-before-durable",
+    /// Recovery master: replays a segment that its certificate does not prove.
+    NotProved = "not-proved",
+    /// Recovery master: tombstones are not replayed.
+    ReplayForgetsTombstones = "replay-forgets-tombstones",
+    /// Recovery master: the crashed master's safe version is not taken over.
+    ReplayForgetsSafeVersion = "replay-forgets-safe-version",
+    /// Recovery master: what a replayed tombstone takes out of its own log gets no tombstone there.
+    ReplayLeavesNoTombstone = "replay-leaves-no-tombstone",
+    /// Recovery master: entries before the takeover are replayed.
+    ReplayIgnoresTakeover = "replay-ignores-takeover",
+    /// Recovery master: a dropped table ends a finished replay of others.
+    DropEndsFinishedReplay = "drop-ends-finished-replay",
 }
 
 #[cfg(feature = "mutants")]

@@ -226,9 +226,10 @@ impl State {
         self.living(by)?;
         let record = self.recoveries.by_master.get(&master);
         let part = record.and_then(|record| record.partition(attempt));
-        let late = mutants::active(Mutant::LateTryCounts);
         let part = part.filter(|part| part.by == by);
-        let Some(part) = part.or_else(|| record.filter(|_| late)?.partitions.first()) else {
+        let late = record.filter(|_| mutants::active(Mutant::TakeLateRecovered));
+        let part = part.or_else(|| late.and_then(|record| record.partitions.first()));
+        let Some(part) = part else {
             return Err(invalid(format!("try {attempt} is not {by:?}'s, or over")));
         };
         let given = part.tablets.iter().map(|lost| &lost.range);

@@ -171,7 +171,7 @@ impl Recoveries {
         let active = &self.active[at];
         match &active.progress {
             Progress::Finished(finished)
-                if finished.end <= durable || mutants::active(Mutant::OwnBeforeDurable) =>
+                if finished.end <= durable || mutants::active(Mutant::RecoveredBeforeDurable) =>
             {
                 tracing::info!(master = %active.order.master, "all that was replayed is durable");
                 OrderReply::Recovered(vec![finished.takeover; active.order.tablets.len()])

@@ -339,3 +339,15 @@ fn of_a_log_that_left_nothing_empty_tablets_come_back() {
     let mut world = World::new([(2, Backup::with([]))]);
     assert_eq!(objects_after(&mut world, &order), 0);
 }
+
+#[cfg(feature = "mutants")]
+#[test]
+fn planted_faults_of_recovery_masters_are_caught() {
+    use ramkeep_wire::mutants::{self, Mutant};
+
+    let story = segments_spread_over_backups_are_recovered_once_all_is_durable;
+    mutants::plant(Some(Mutant::RecoveredBeforeDurable));
+    let caught = std::panic::catch_unwind(story).is_err();
+    mutants::plant(None);
+    assert!(caught);
+}

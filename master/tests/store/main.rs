@@ -6,8 +6,6 @@ mod concurrent;
 mod log;
 mod memory;
 mod model;
-#[cfg(feature = "mutants")]
-mod planted;
 mod replay;
 mod scan;
 mod session;

@@ -338,7 +338,7 @@ fn write(store: &Store, key: &[u8]) -> Version {
 
 /// SAFETY 20.
 #[test]
-pub(crate) fn a_tablet_that_came_back_does_not_bring_what_an_earlier_stay_left() {
+fn a_tablet_that_came_back_does_not_bring_what_an_earlier_stay_left() {
     let master = store(true, SEGMENT, 50);
     write(&master, b"k");
     master.drop_table(TABLE);
@@ -363,8 +363,7 @@ pub(crate) fn a_tablet_that_came_back_does_not_bring_what_an_earlier_stay_left()
 
 /// SAFETY 21.
 #[test]
-pub(crate) fn an_object_superseded_in_replay_gets_a_tombstone_of_the_recovery_masters_own_segment()
-{
+fn an_object_superseded_in_replay_gets_a_tombstone_of_the_recovery_masters_own_segment() {
     let master = store(true, SEGMENT, 50);
     write(&master, b"k");
     // The rest of a segment, so that the two writes of k are in different ones.
@@ -508,7 +507,7 @@ fn a_table_dropped_under_replay_ends_it() {
 /// Found by the simulator: the tablet of the other table was swept with the dropped one, and then
 /// taken over empty.
 #[test]
-pub(crate) fn a_table_dropped_after_its_replay_finished_leaves_what_was_replayed_of_others() {
+fn a_table_dropped_after_its_replay_finished_leaves_what_was_replayed_of_others() {
     const OTHER: TableId = TableId(77);
     let master = store(true, SEGMENT, 50);
     write(&master, b"k");
@@ -538,4 +537,33 @@ pub(crate) fn a_table_dropped_after_its_replay_finished_leaves_what_was_replayed
         Ok(vec![takeover])
     );
     assert_eq!(target.stats().objects, 1);
+}
+
+/// With each of these faults planted one of the stories above goes wrong.
+#[cfg(feature = "mutants")]
+#[test]
+fn planted_faults_of_replay_are_caught() {
+    use ramkeep_wire::mutants::{self, Mutant};
+
+    let faults: [(Mutant, fn()); 3] = [
+        (
+            Mutant::ReplayLeavesNoTombstone,
+            an_object_superseded_in_replay_gets_a_tombstone_of_the_recovery_masters_own_segment,
+        ),
+        (
+            Mutant::DropEndsFinishedReplay,
+            a_table_dropped_after_its_replay_finished_leaves_what_was_replayed_of_others,
+        ),
+        (
+            Mutant::ReplayIgnoresTakeover,
+            a_tablet_that_came_back_does_not_bring_what_an_earlier_stay_left,
+        ),
+    ];
+    for (mutant, story) in faults {
+        mutants::plant(Some(mutant));
+        let caught = std::panic::catch_unwind(story).is_err();
+        mutants::plant(None);
+        assert!(caught, "{mutant:?}");
+        story();
+    }
 }

@@ -145,14 +145,12 @@ impl Dead {
             && !replica.closed
             && replica.certificate.is_some()
             && (recorded.is_none_or(|epoch| replica.epoch >= *epoch)
-                || mutants::active(Mutant::OldEpochCounts))
-            && (self.is_at_floor(replica) || mutants::active(Mutant::FloorIgnored))
-            && (!held.is_from_before_boot() || mutants::active(Mutant::RebootIgnored))
-    }
-
-    fn is_at_floor(&self, replica: &ReplicaInfo) -> bool {
-        let at = (replica.segment, replica.epoch);
-        self.floor.is_none_or(|floor| at >= floor)
+                || mutants::active(Mutant::EndIgnoresEpoch))
+            && (self
+                .floor
+                .is_none_or(|floor| (replica.segment, replica.epoch) >= floor)
+                || mutants::active(Mutant::EndIgnoresFloor))
+            && !held.is_from_before_boot()
     }
 
     fn claim(&self, replica: &ReplicaInfo) -> Claim {
@@ -174,7 +172,9 @@ impl Dead {
 
 impl Held {
     fn is_from_before_boot(&self) -> bool {
-        self.replica.inherited && self.replica.boot != self.boot
+        self.replica.inherited
+            && self.replica.boot != self.boot
+            && !mutants::active(Mutant::EndIgnoresReboot)
     }
 }
 
@@ -369,8 +369,11 @@ impl Finder {
             .into_iter()
             .flat_map(|(_, facts)| facts.digest.iter().flatten());
         let others = digest.filter(|item| Some(item.segment) != own);
-        let (there, missing): (Vec<&DigestItem>, Vec<_>) =
-            others.partition(|item| is_there(item) || mutants::active(Mutant::MissingIgnored));
+        let (there, missing): (Vec<&DigestItem>, Vec<_>) = others.partition(|item| is_there(item));
+        let missing = match mutants::active(Mutant::MissingSegmentIgnored) {
+            true => Vec::new(),
+            false => missing,
+        };
         let end = last.map_or(LogEnd::NOTHING, |(replica, _)| end_of(replica));
         if missing.is_empty() && no_end.is_none() {
             return Step::Found(found(end, &there));
@@ -491,7 +494,5 @@ fn name_missing(missing: &[&DigestItem], shown: &[Held], gone: &Gone) -> String 
     why
 }
 
-#[cfg(all(test, feature = "mutants"))]
-mod planted;
 #[cfg(test)]
 mod tests;

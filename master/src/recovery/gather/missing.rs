@@ -10,12 +10,11 @@ use super::Gather;
 impl Gather {
     /// A segment that may be missing, and is to be had from nobody, is not waited for.
     pub(super) fn leave_given_up(&mut self) {
-        let ignored = mutants::active(Mutant::MissingIgnored).then(|| self.needed.keys());
-        let given_up = self.given_up.iter().chain(ignored.into_iter().flatten());
-        let missing: Vec<_> = given_up
-            .copied()
-            .filter(|one| self.is_missing(*one))
-            .collect();
+        if mutants::active(Mutant::MissingSegmentIgnored) {
+            self.given_up = self.needed.keys().copied().collect();
+        }
+        let given_up = self.given_up.iter().copied();
+        let missing: Vec<_> = given_up.filter(|one| self.is_missing(*one)).collect();
         for segment in missing {
             let master = self.master;
             tracing::warn!(%master, %segment, "a segment is left out: it was given up");

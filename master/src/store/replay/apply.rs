@@ -78,8 +78,8 @@ impl Batch {
                 self.safe = self.safe.max(dead.version.next());
             }
             // A segment is shorter than 16 MiB.
-            let early = LogPosition::new(id, at as u32) < tablet.takeover;
-            if early && !mutants::active(Mutant::TakeoverIgnored) {
+            let before = LogPosition::new(id, at as u32) < tablet.takeover;
+            if before && !mutants::active(Mutant::ReplayIgnoresTakeover) {
                 continue;
             }
             store.index().prefetch(hash);
@@ -220,19 +220,20 @@ impl Writer {
         version: Version,
         tombstones: &mut Tombstones,
     ) -> Result<(), Refused> {
+        if mutants::active(Mutant::ReplayForgetsTombstones) {
+            return Ok(());
+        }
         match self.current(guard, owned) {
             Some(newer) if newer.version > version => return Ok(()),
             Some(dead) => {
-                if !mutants::active(Mutant::NoTombstoneInReplay) {
+                if !mutants::active(Mutant::ReplayLeavesNoTombstone) {
                     self.append_tombstone(owned, &dead)?;
                 }
                 self.take_out(owned, &dead);
             }
             None => {}
         }
-        if !mutants::active(Mutant::ForgetRemovals) {
-            tombstones.remember(owned, version);
-        }
+        tombstones.remember(owned, version);
         Ok(())
     }
 }

@@ -207,10 +207,10 @@ impl Replay {
         if !calls::append(&mut writer, &mut self.calls)? {
             return Ok(None);
         }
-        if mutants::active(Mutant::ForgetSafeVersion) {
-            self.safe = Version(1);
-        }
-        let safe = Version(self.safe.0.saturating_add(self.skipped));
+        let safe = match mutants::active(Mutant::ReplayForgetsSafeVersion) {
+            true => Version(1),
+            false => Version(self.safe.0.saturating_add(self.skipped)),
+        };
         let Some(end) = apply::append_safe_version(&mut writer, safe)? else {
             return Ok(None);
         };

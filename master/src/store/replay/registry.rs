@@ -175,7 +175,7 @@ impl Writer {
         let mut dropped = Vec::new();
         for known in &mut self.replays.known {
             let finished = matches!(known.phase, Phase::Finished(_));
-            if finished && !mutants::active(Mutant::DropEndsFinished) {
+            if finished && !mutants::active(Mutant::DropEndsFinishedReplay) {
                 let of_table = |range: &mut TabletGrant| range.table == table;
                 dropped.extend(known.ranges.extract_if(.., of_table));
             }

@@ -234,7 +234,7 @@ fn the_longest_replica_of_the_head_is_the_end() {
 }
 
 #[test]
-pub(super) fn an_old_shorter_valid_copy_takes_nothing_away() {
+fn an_old_shorter_valid_copy_takes_nothing_away() {
     // A brought back what it had before the last entries were acknowledged.
     let (s0, s1, s2) = log();
     let old = s1.open(A, 1, 3);
@@ -325,7 +325,7 @@ fn one_replica_with_the_active_mark_is_enough() {
 }
 
 #[test]
-pub(super) fn a_segment_of_the_digest_must_be_there_closed_as_named() {
+fn a_segment_of_the_digest_must_be_there_closed_as_named() {
     // 12: every other segment, closed, with the length and certificate that the digest names.
     let (s0, s1, s2) = log();
     let s2 = s2.active(S1).with(1);
@@ -370,7 +370,7 @@ fn a_missing_segment_is_named_with_who_may_have_it() {
 }
 
 #[test]
-pub(super) fn a_replica_of_an_epoch_below_the_recorded_one_does_not_count() {
+fn a_replica_of_an_epoch_below_the_recorded_one_does_not_count() {
     // 3: A was replaced by C in epoch 2 and has less than was acknowledged since.
     let (s0, s1, _) = log();
     let stored = [
@@ -390,7 +390,7 @@ pub(super) fn a_replica_of_an_epoch_below_the_recorded_one_does_not_count() {
 }
 
 #[test]
-pub(super) fn an_open_replica_below_the_floor_does_not_count() {
+fn an_open_replica_below_the_floor_does_not_count() {
     // 13: the floor stands for epochs that are not kept any more.
     let (s0, s1, s2) = log();
     let dead = Dead {
@@ -408,7 +408,7 @@ pub(super) fn an_open_replica_below_the_floor_does_not_count() {
 }
 
 #[test]
-pub(super) fn what_was_written_before_a_reboot_is_no_evidence_for_the_end() {
+fn what_was_written_before_a_reboot_is_no_evidence_for_the_end() {
     // 14: old pages may have come back from a disk.
     let (s0, s1, _) = log();
     let stale = s1.open(A, 1, 3).inherited(true);
@@ -578,4 +578,39 @@ fn a_head_that_comes_back_after_the_loss_was_accepted_is_the_end() {
     let found = search_after_loss(&all, &[B], Some(loss(&[A, B], &[], true))).unwrap();
     assert_eq!(found.end.segment, SegmentId(S1));
     assert!(!found.end.is_closed());
+}
+
+/// With each of these faults planted one of the stories above goes wrong.
+#[cfg(feature = "mutants")]
+#[test]
+fn planted_faults_are_caught() {
+    let faults: [(Mutant, fn()); 5] = [
+        (
+            Mutant::EndIgnoresEpoch,
+            a_replica_of_an_epoch_below_the_recorded_one_does_not_count,
+        ),
+        (
+            Mutant::EndIgnoresFloor,
+            an_open_replica_below_the_floor_does_not_count,
+        ),
+        (
+            Mutant::EndIgnoresReboot,
+            what_was_written_before_a_reboot_is_no_evidence_for_the_end,
+        ),
+        (
+            Mutant::ShortestEnd,
+            an_old_shorter_valid_copy_takes_nothing_away,
+        ),
+        (
+            Mutant::MissingSegmentIgnored,
+            a_segment_of_the_digest_must_be_there_closed_as_named,
+        ),
+    ];
+    for (mutant, story) in faults {
+        mutants::plant(Some(mutant));
+        let caught = std::panic::catch_unwind(story).is_err();
+        mutants::plant(None);
+        assert!(caught, "{mutant:?}");
+        story();
+    }
 }

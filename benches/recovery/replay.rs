@@ -1,22 +1,14 @@
-//! Replay in one thread, with no network and no replicas of its own: what one core can do. Figures
-//! are per second of the core's time.
-//!
-//! `cargo run --release -p ramkeep-master --example replay -- [objects]`
-#![allow(clippy::unwrap_used)]
+//! Replay alone, in one thread, with no network and no replicas of its own: what one core can do.
 
 use ramkeep_master::store::{Replay, Step, Store, StoreConfig};
 use ramkeep_wire::certificate::{CertificateKey, Claim};
 use ramkeep_wire::data::{RejectRules, Status};
-use ramkeep_wire::order::{LostTablet, TabletGrant};
+use ramkeep_wire::order::LostTablet;
 use ramkeep_wire::segment::{ProvedSegment, VerifiedSegment};
-use ramkeep_wire::{Certificate, ClusterId, KeyHash, LogPosition, SegmentId, ServerId, TableId};
+use ramkeep_wire::{Certificate, LogPosition, SegmentId, ServerId};
 
-const KEY: usize = 20;
-const VALUE: [u8; 100] = [7; 100];
-const TABLE: TableId = TableId(1);
-const CERTIFICATE_KEY: CertificateKey = CertificateKey([3; 32]);
-const CLUSTER: ClusterId = ClusterId([1; 16]);
-const DEAD: ServerId = ServerId(1);
+use super::{CLUSTER, CpuTime, DEAD, DEAD_KEY, TABLE, VALUE, key_of, whole};
+
 const ROUNDS: usize = 3;
 
 /// A closed segment as a backup has it.
@@ -26,14 +18,9 @@ struct Replica {
     contents: Vec<u8>,
 }
 
-fn main() {
-    let objects: u64 = std::env::args()
-        .nth(1)
-        .map_or(2_000_000, |n| n.parse().unwrap());
-    println!(
-        "{objects} objects of {KEY}-byte keys and {}-byte values, one thread",
-        VALUE.len()
-    );
+/// Prints what replaying so many objects takes.
+pub(crate) fn report(objects: u64) {
+    println!("replay alone");
     let inserts = log_of(objects, objects);
     let overwrites = log_of(objects / 2, objects);
     for _ in 0..ROUNDS {
@@ -55,28 +42,15 @@ fn check(segment: &VerifiedSegment<'_>, _: &Store) {
     assert!(entries.into_iter().all(|entry| entry.is_ok()));
 }
 
-/// Time that this thread had a core, which other processes on the machine do not lengthen.
-fn cpu_seconds() -> f64 {
-    let figures = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
-    let nanoseconds = figures.split(' ').next().unwrap();
-    nanoseconds.parse::<f64>().unwrap() / 1e9
-}
-
 /// What proving alone takes.
 fn prove(log: &[Replica]) {
     let bytes: usize = log.iter().map(|replica| replica.contents.len()).sum();
     let copies: Vec<_> = log.iter().map(|replica| replica.contents.clone()).collect();
-    let begin = cpu_seconds();
+    let begin = CpuTime::now();
     for (replica, contents) in log.iter().zip(copies) {
-        ProvedSegment::prove(
-            replica.claim,
-            replica.certificate,
-            contents,
-            &CERTIFICATE_KEY,
-        )
-        .unwrap();
+        ProvedSegment::prove(replica.claim, replica.certificate, contents, &DEAD_KEY).unwrap();
     }
-    let seconds = cpu_seconds() - begin;
+    let seconds = begin.elapsed().as_secs_f64();
     println!(
         "{:32} {:6.0} MB/s",
         "proving alone",
@@ -101,12 +75,12 @@ fn measure(
             takeover: LogPosition::ZERO,
         }])
         .unwrap();
-    let begin = cpu_seconds();
+    let begin = CpuTime::now();
     while replay.purge(&store).unwrap() {}
     for ((replica, proved), contents) in log.iter().zip(&proved).zip(copies).rev() {
         if prove {
             let (claim, certificate) = (replica.claim, replica.certificate);
-            let proved = ProvedSegment::prove(claim, certificate, contents, &CERTIFICATE_KEY);
+            let proved = ProvedSegment::prove(claim, certificate, contents, &DEAD_KEY);
             run(&mut replay, &store, &proved.unwrap().segment());
         } else {
             before(&proved.segment(), &store);
@@ -114,7 +88,7 @@ fn measure(
         }
     }
     replay.finish(&store).unwrap().unwrap();
-    let seconds = cpu_seconds() - begin;
+    let seconds = begin.elapsed().as_secs_f64();
     let objects = store.stats().objects as f64;
     println!(
         "{name:32} {:6.0} MB/s {:6.2} million objects/s {:5.0} ns each",
@@ -138,15 +112,7 @@ fn run(replay: &mut Replay, store: &Store, segment: &VerifiedSegment<'_>) {
 impl Replica {
     fn proved(&self) -> ProvedSegment {
         let contents = self.contents.clone();
-        ProvedSegment::prove(self.claim, self.certificate, contents, &CERTIFICATE_KEY).unwrap()
-    }
-}
-
-fn whole() -> TabletGrant {
-    TabletGrant {
-        table: TABLE,
-        first: KeyHash(0),
-        last: KeyHash(u64::MAX),
+        ProvedSegment::prove(self.claim, self.certificate, contents, &DEAD_KEY).unwrap()
     }
 }
 
@@ -164,14 +130,13 @@ fn store(me: ServerId, key: Option<CertificateKey>, bytes: u64) -> Store {
 
 /// The closed segments of a log in which `writes` writes went to `keys` keys in turn.
 fn log_of(keys: u64, writes: u64) -> Vec<Replica> {
-    let source = store(DEAD, Some(CERTIFICATE_KEY), writes * 320);
+    let source = store(DEAD, Some(DEAD_KEY), writes * 320);
     source.take_tablets(&[whole()]).unwrap();
     let guard = source.pin();
     let tablets = source.tablets();
     let mut writer = source.writer();
     for n in 0..writes {
-        let mut key = *b"user0000000000000000";
-        key[12..].copy_from_slice(&(n % keys).to_be_bytes());
+        let key = key_of(n % keys);
         let owned = tablets.owned(TABLE, &key).unwrap();
         let written = writer.write(&guard, owned, &VALUE, RejectRules::default());
         assert_eq!(written.status, Status::Ok);
