@@ -12,14 +12,17 @@
 mod frames;
 mod group;
 mod masters;
+mod points;
 
 pub use frames::spoil;
+pub use points::Role as Dying;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use ramkeep_wire::ServerId;
 
+use crate::crash_points::CrashPoint;
 use crate::network::{Direction, ProcessId};
 use crate::promise;
 use crate::rng::Rng;
@@ -124,8 +127,12 @@ pub struct Faults {
     spoils: bool,
     /// Coordinators whose disk was lost, until they have everything again.
     wiped: BTreeSet<usize>,
+    /// The moment of a recovery in which somebody dies.
+    at: Option<CrashPoint>,
+    /// How often who died in which moment.
+    pub struck: BTreeMap<(CrashPoint, Dying), u32>,
     /// How many of each there were.
-    pub done: std::collections::BTreeMap<Fault, u32>,
+    pub done: BTreeMap<Fault, u32>,
 }
 
 impl Faults {
@@ -155,7 +162,9 @@ impl Faults {
             older: frames::Older::new(),
             spoils: false,
             wiped: BTreeSet::new(),
-            done: std::collections::BTreeMap::new(),
+            at: None,
+            struck: BTreeMap::new(),
+            done: BTreeMap::new(),
         }
     }
 

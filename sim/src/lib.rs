@@ -5,6 +5,7 @@
 
 pub mod check;
 pub mod clock;
+pub mod crash_points;
 pub mod events;
 pub mod faults;
 pub mod history;

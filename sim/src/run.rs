@@ -15,7 +15,8 @@ use ramkeep_wire::{Micros, ServerId};
 
 use crate::check::check_history;
 use crate::check::log_end::MasterRecord;
-use crate::faults::{self, Faults};
+use crate::crash_points::{CrashPoint, Decisions, Reached};
+use crate::faults::{self, Dying, Faults};
 use crate::network::Delays;
 use crate::node::admin::AdminConfig;
 use crate::node::client::ClientConfig;
@@ -41,6 +42,8 @@ pub struct Options {
     pub seed: u64,
     /// A planted fault.
     pub mutant: Option<Mutant>,
+    /// Somebody dies in this moment of recoveries, whatever the seed says.
+    pub crash_at: Option<CrashPoint>,
     /// What of the trace is kept as text.
     pub lines: Lines,
 }
@@ -70,6 +73,10 @@ pub struct Report {
     pub faults: u32,
     /// Operations that clients were refused.
     pub refused: u64,
+    /// How often who died in which moment of a recovery.
+    pub struck: BTreeMap<(CrashPoint, Dying), u32>,
+    /// Moments of recoveries that came.
+    pub reached: BTreeMap<CrashPoint, u32>,
     /// The last lines of the trace, if kept.
     pub lines: Vec<String>,
 }
@@ -151,6 +158,7 @@ struct Run {
     /// The last decided slot that was looked at.
     slot: u64,
     dead: BTreeMap<ServerId, Dead>,
+    decisions: Decisions,
     report: Report,
 }
 
@@ -208,13 +216,14 @@ impl Run {
             },
             sync: (0..5).map(|_| *rng.choose(&SYNCS)).collect(),
             timing: Timing::default(),
+            partition_bytes: *rng.choose(&[4 << 10, 64 << 10, 1 << 30]),
             reconnect: Duration::from_millis(*rng.choose(&[1, 10, 50])),
             lines: options.lines,
         });
         let group = *rng.choose(&[1, 3, 3, 3, 3, 3, 3, 5]);
         world.add_coordinators(group);
         let memory = SEGMENTS * u64::from(world.config.settings.segment_size);
-        for _ in 0..rng.below(1..4) {
+        for _ in 0..rng.below(1..5) {
             let backup = rng.percent(50);
             let master = true;
             world.add_server(Roles { master, backup }, FRAMES, memory);
@@ -249,6 +258,12 @@ impl Run {
         } else if deep || faults.kills_masters() {
             faults.may_lack(replicas);
         }
+        // A fork of its own: what is forced changes nothing else of a seed.
+        let mut chance = rng.fork(6);
+        let chosen = chance.percent(30).then(|| *chance.choose(CrashPoint::ALL));
+        if let Some(point) = options.crash_at.or(chosen.filter(|_| !group_only)) {
+            faults.strike_at(point);
+        }
         let mut run = Self {
             faults,
             replicas,
@@ -265,6 +280,7 @@ impl Run {
             deaths: 0,
             slot: 0,
             dead: BTreeMap::new(),
+            decisions: Decisions::default(),
             report: Report {
                 seed: options.seed,
                 ..Report::default()
@@ -278,7 +294,11 @@ impl Run {
             *rng.choose(&[300, 1_500])
         };
         let calm = Duration::from_millis(calm);
-        let active = rng.micros(500_000..4_000_000);
+        let active = match run.faults.strikes_at_points() {
+            // Long enough for recoveries to come to their end.
+            true => rng.micros(4_000_000..9_000_000),
+            false => rng.micros(500_000..4_000_000),
+        };
         let start = run.world.events.now();
         use crate::world::Event::Step;
         run.world.events.at(start + calm, Step(STEP_FAULT));
@@ -320,7 +340,10 @@ impl Run {
             match self.world.step() {
                 None => done = true,
                 Some(Some(step)) => done = self.act(step),
-                Some(None) => self.notice_deaths(),
+                Some(None) => {
+                    self.notice_deaths();
+                    self.notice_points();
+                }
             }
             if let Some(wrong) = self.world.wrongs.pop() {
                 self.report.findings.push(wrong);
@@ -363,6 +386,16 @@ impl Run {
             _ => {}
         }
         false
+    }
+
+    /// Somebody may die in a moment of a recovery that has just come.
+    fn notice_points(&mut self) {
+        for reached in std::mem::take(&mut self.world.reached) {
+            *self.report.reached.entry(reached.point).or_default() += 1;
+            if !self.quiet {
+                self.faults.reached(&mut self.world, reached);
+            }
+        }
     }
 
     fn find(&mut self, what: &str) {
@@ -411,6 +444,7 @@ impl Run {
         self.report.envelopes = self.world.network.envelopes;
         self.report.virtual_seconds = self.world.events.now().0 as f64 / 1e6;
         self.report.faults = self.faults.done.values().sum();
+        self.report.struck = self.faults.struck.clone();
         self.report.lines = self.world.trace.kept().map(str::to_owned).collect();
         self.report
     }

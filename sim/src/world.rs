@@ -18,6 +18,7 @@ use ramkeep_wire::{BootId, Micros, PeerId, ServerId};
 
 use crate::check::group::GroupWatch;
 use crate::clock::Clock;
+use crate::crash_points::Reached;
 use crate::events::Events;
 use crate::history::History;
 use crate::network::{Delays, NetEvent, Network, ProcessId};
@@ -140,6 +141,8 @@ pub struct WorldConfig {
     pub sync: Vec<(u64, u64)>,
     /// The times of the group of coordinators.
     pub timing: Timing,
+    /// Bytes of a crashed master's log for one recovery master.
+    pub partition_bytes: u64,
     /// How long servers wait before they try again to reach each other.
     pub reconnect: Duration,
     /// What of the trace is kept as text.
@@ -177,6 +180,8 @@ pub struct World {
     pub losses: Vec<FramesLost>,
     /// Masters that are cut off for so long that they are decided dead, and until when.
     pub doomed: Vec<(ServerId, Micros)>,
+    /// Moments of recoveries that came since this was looked at last.
+    pub reached: Vec<Reached>,
     /// What was told by who had no right to (SAFETY 1).
     pub wrongs: Vec<String>,
     coordinators: Vec<String>,
@@ -204,6 +209,7 @@ impl World {
             deaths: 0,
             losses: Vec::new(),
             doomed: Vec::new(),
+            reached: Vec::new(),
             wrongs: Vec::new(),
             coordinators: Vec::new(),
             processes: BTreeMap::new(),
@@ -232,6 +238,7 @@ impl World {
                 settings: self.config.settings.clone(),
                 timing: self.config.timing,
                 sync: self.config.sync[place % self.config.sync.len()],
+                partition_bytes: self.config.partition_bytes,
             };
             let disk = Disk::Journal(CoordinatorDisk::new(self.rng.bytes()));
             let boot = BootId::default();
@@ -494,6 +501,7 @@ impl World {
                 running.timer.1 = None;
                 self.with(process, |node, context| node.timer(context));
                 self.judge_answers(process);
+                self.note_points(process);
             }
             Event::Persisted { index, .. } => {
                 self.with(process, |node, context| {
@@ -526,9 +534,25 @@ impl World {
         }
         self.with(process, |node, context| node.net(context, event));
         self.judge_answers(process);
+        self.note_points(process);
         if dies.is_some() {
             self.kill(process, Death::Kill);
         }
+    }
+
+    /// Notes the moments of recoveries that a process has come to.
+    fn note_points(&mut self, process: ProcessId) {
+        let Some(running) = self.processes.get_mut(&process) else {
+            return;
+        };
+        let machine = Some(running.machine);
+        let points = match &mut running.node {
+            Node::Server(node) => node.take_points(),
+            Node::Coordinator(node) => node.take_points(),
+            Node::Client(_) | Node::Admin(_) => return,
+        };
+        let reached = points.into_iter().map(|point| Reached { point, machine });
+        self.reached.extend(reached);
     }
 
     /// The process on a machine.

@@ -56,6 +56,7 @@ fn play(seed: u64, mutant: Option<Mutant>) -> Report {
     run(Options {
         seed,
         mutant,
+        crash_at: None,
         lines: Lines::No,
     })
 }

@@ -104,6 +104,7 @@ struct View<'a> {
     /// The newest list that all living backups are known to have.
     known: Option<ListVersion>,
     backups: BTreeMap<ServerId, BootId>,
+    partition_bytes: u64,
 }
 
 impl Recoveries {
@@ -280,10 +281,27 @@ impl Coordinator {
             now: self.now,
             known: self.known_to_backups(),
             backups: self.living_backups(),
+            partition_bytes: self.partition_bytes,
         };
         let acts = recoveries.go_on(&view);
         self.recoveries = recoveries;
         self.carry_out(acts);
+    }
+
+    /// Has logs of so many bytes go to one recovery master, if there are enough of those: for tests with
+    /// small ones.
+    #[must_use]
+    pub fn with_partitions_of(mut self, bytes: u64) -> Self {
+        self.partition_bytes = bytes;
+        self
+    }
+
+    /// The crashed masters the end of whose logs is known here.
+    #[must_use]
+    pub fn ends_found(&self) -> Vec<ServerId> {
+        let walks = self.recoveries.walks.iter();
+        let found = walks.filter(|(_, walk)| walk.found.is_some());
+        found.map(|(master, _)| *master).collect()
     }
 
     fn living_backups(&self) -> BTreeMap<ServerId, BootId> {

@@ -17,7 +17,7 @@ use std::time::Duration;
 use ramkeep_backup::{Backup, FrameStore, MemoryStore};
 use ramkeep_master::core::Master;
 use ramkeep_master::store::DataSession;
-use ramkeep_wire::backup::BackupRequest;
+use ramkeep_wire::backup::{BackupRequest, BackupResponse};
 use ramkeep_wire::coordinator::{Enlist, Request, Roles, ServerEntry, ServerList, ServerState};
 use ramkeep_wire::envelope::{Envelope, Kind};
 use ramkeep_wire::mutants::{self, Mutant};
@@ -28,6 +28,7 @@ use ramkeep_wire::{Ballot, BootId, Micros, Party, ServerId, postcards};
 use self::recoveries::RecoveryLinks;
 use self::told::Asked;
 use super::{Context, delivered};
+use crate::crash_points::CrashPoint;
 use crate::network::{ConnectionId, NetEvent};
 
 /// How often a server lets time pass.
@@ -106,6 +107,8 @@ pub struct ServerNode {
     next_heartbeat: Micros,
     /// It has told a client of what it looked up, since this was asked last.
     told: bool,
+    /// Moments of recoveries that came since this was asked last.
+    points: Vec<CrashPoint>,
 }
 
 impl ServerNode {
@@ -134,12 +137,18 @@ impl ServerNode {
             next_tick: now,
             next_heartbeat: now,
             told: false,
+            points: Vec::new(),
         }
     }
 
     /// Whether it has told a client of what it looked up, since this was asked last.
     pub fn take_told(&mut self) -> bool {
         std::mem::take(&mut self.told)
+    }
+
+    /// Moments of recoveries that came since this was asked last.
+    pub fn take_points(&mut self) -> Vec<CrashPoint> {
+        std::mem::take(&mut self.points)
     }
 
     /// Its identity; 0 until it is enlisted.
@@ -422,7 +431,18 @@ impl ServerNode {
             ));
             return context.close(connection);
         }
-        let answer = backup.handle_request(context.now, envelope.header.from, request);
+        let from = envelope.header.from;
+        let fetches = matches!(request, BackupRequest::Fetch { .. });
+        let answer = backup.handle_request(context.now, from, request);
+        match &answer.response {
+            BackupResponse::Inventory(_) if from.as_server().is_none() => {
+                self.points.push(CrashPoint::FenceAnswered);
+            }
+            BackupResponse::Bytes { .. } if fetches && from.as_server().is_some() => {
+                self.points.push(CrashPoint::FirstFetch);
+            }
+            _ => {}
+        }
         let mut payload = postcards::encode(&answer.response);
         payload.extend_from_slice(answer.bytes);
         let header = envelope.header.reply(Kind::BackupResponse);
@@ -439,6 +459,9 @@ impl ServerNode {
             return context.close(connection);
         };
         let reply = self.carry_out(context, order);
+        if matches!(reply, OrderReply::Recovered(_)) {
+            self.points.push(CrashPoint::SaidSo);
+        }
         let header = envelope.header.reply(Kind::OrderReply);
         context.send_payload(connection, header, &postcards::encode(&reply));
     }
@@ -469,7 +492,11 @@ impl ServerNode {
         }
         self.list = list.clone();
         if let Some(backup) = &mut self.backup {
+            let before = backup.stats().used;
             backup.take_list(list);
+            if backup.stats().used < before {
+                self.points.push(CrashPoint::Freed);
+            }
         }
         let is_me = |entry: &&ServerEntry| entry.server == self.server;
         let me = list.servers.iter().find(is_me);
@@ -499,6 +526,10 @@ impl ServerNode {
         self.recover(context);
         self.pump(context);
         self.release(context);
+        if let Some(master) = &self.master {
+            let durable = master.store().durability().position();
+            self.points.extend(self.recovery.is_durable(durable));
+        }
         self.connect_backups(context);
         while let Some(request) = self.master.as_ref().and_then(Master::poll_request) {
             self.ask(context, request);

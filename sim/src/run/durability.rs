@@ -6,7 +6,7 @@ use ramkeep_coordinator::state::State;
 use ramkeep_wire::ServerId;
 use ramkeep_wire::backup::ReplicaInfo;
 
-use super::{Dead, Run};
+use super::{CrashPoint, Dead, Reached, Run};
 use crate::check::log_end::MasterRecord;
 use crate::history::Place;
 use crate::promise::{self, Lost};
@@ -21,6 +21,11 @@ impl Run {
             && let Some(state) = inspect::recorded(&self.world)
         {
             self.slot = slot;
+            for (point, server) in self.decisions.follow(&state) {
+                let owner = (point == CrashPoint::Committed).then_some(server);
+                let machine = owner.and_then(|one| promise::machine_of(&self.world, &state, one));
+                self.world.reached.push(Reached { point, machine });
+            }
             for (server, found) in state.servers().iter() {
                 if found.is_crashed()
                     && found.roles.master

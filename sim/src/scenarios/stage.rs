@@ -90,6 +90,7 @@ impl Stage {
             },
             sync: vec![(500, 600)],
             timing: Timing::default(),
+            partition_bytes: 1 << 30,
             reconnect: Duration::from_millis(10),
             lines,
         });

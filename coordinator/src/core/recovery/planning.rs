@@ -146,7 +146,7 @@ impl Walk {
         if candidates.is_empty() {
             return self.stop(view.now, master, "no master is ready to replay".into());
         }
-        let masters = plan::choose(&candidates, bytes, objects);
+        let masters = plan::choose(&candidates, bytes, objects, view.partition_bytes);
         let free: u64 = candidates.iter().map(|one| one.free).sum();
         if stats.is_some() && free < bytes {
             let why = format!(

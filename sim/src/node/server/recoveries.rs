@@ -12,9 +12,10 @@ use ramkeep_master::core::Master;
 use ramkeep_master::recovery::{Ask, Next, Outcome, Recoveries, RecoveryId, Replayer, Stepped};
 use ramkeep_wire::backup::BackupResponse;
 use ramkeep_wire::envelope::{Header, Kind};
-use ramkeep_wire::{Micros, Party, ServerId, postcards};
+use ramkeep_wire::{LogPosition, Micros, Party, ServerId, postcards};
 
 use super::{Context, ServerNode};
+use crate::crash_points::CrashPoint;
 use crate::network::ConnectionId;
 use crate::rng::Rng;
 
@@ -48,6 +49,8 @@ pub(super) struct RecoveryLinks {
     last: u64,
     steps: usize,
     pace: Duration,
+    /// Where the log must be durable for what was replayed to be so.
+    finished: Vec<LogPosition>,
 }
 
 impl RecoveryLinks {
@@ -60,6 +63,7 @@ impl RecoveryLinks {
             last: 0,
             steps: *rng.choose(&STEPS),
             pace: Duration::from_micros(*rng.choose(&PACES)),
+            finished: Vec::new(),
         }
     }
 
@@ -87,6 +91,13 @@ impl RecoveryLinks {
         !self.replayers.is_empty()
     }
 
+    /// What was replayed is durable, with the log up to here.
+    pub(super) fn is_durable(&mut self, durable: LogPosition) -> Option<CrashPoint> {
+        let before = self.finished.len();
+        self.finished.retain(|end| *end > durable);
+        (self.finished.len() < before).then_some(CrashPoint::Durable)
+    }
+
     /// Nothing more comes over the connection to a backup.
     fn cut(&mut self, server: ServerId, now: Micros, recoveries: &mut Recoveries) {
         let asked = self.links.remove(&server).map(|link| link.asked);
@@ -95,15 +106,21 @@ impl RecoveryLinks {
         }
     }
 
-    fn replay(&mut self, master: &Master) {
+    fn replay(&mut self, master: &Master) -> Option<CrashPoint> {
         let recoveries = &mut master.recoveries();
         while let Some(started) = recoveries.poll_started() {
             self.replayers.push(started);
         }
         let replayers = std::mem::take(&mut self.replayers);
         let most = self.steps;
-        let goes_on = |(id, replayer)| Some((id, steps(master, recoveries, id, replayer, most)?));
+        let finished = &mut self.finished;
+        let before = finished.len();
+        let goes_on = |(id, replayer)| {
+            let replayer = steps(master, recoveries, id, replayer, most, finished)?;
+            Some((id, replayer))
+        };
         self.replayers = replayers.into_iter().filter_map(goes_on).collect();
+        (self.finished.len() > before).then_some(CrashPoint::Replayed)
     }
 }
 
@@ -114,6 +131,7 @@ fn steps(
     id: RecoveryId,
     mut replayer: Replayer,
     most: usize,
+    ends: &mut Vec<LogPosition>,
 ) -> Option<Replayer> {
     let store = master.store();
     for _ in 0..most {
@@ -130,13 +148,17 @@ fn steps(
             },
             Stepped::Said(outcome) => {
                 let failed = matches!(outcome, Outcome::Failed(_));
-                let finished = matches!(outcome, Outcome::Finished(_));
+                let finished = match &outcome {
+                    Outcome::Finished(finished) => Some(finished.end),
+                    _ => None,
+                };
+                ends.extend(finished);
                 recoveries.handle_outcome(id, outcome);
                 if failed {
                     replayer.abandon(store);
                     return None;
                 }
-                if finished {
+                if finished.is_some() {
                     return None;
                 }
             }
@@ -154,7 +176,8 @@ impl ServerNode {
         if over && !self.recovery.is_busy() {
             return;
         }
-        self.recovery.replay(master);
+        let point = self.recovery.replay(master);
+        self.points.extend(point);
         self.expire_fetches(context);
         self.poll_fetches(context);
         self.send_fetches(context);
