@@ -149,10 +149,18 @@ mod registry {
     pub fn plant(mutant: Option<Mutant>) -> Option<Mutant> {
         ACTIVE.replace(mutant)
     }
+
+    /// Whether a test, which says so by a panic, fails with the fault planted.
+    pub fn fails(mutant: Mutant, test: fn()) -> bool {
+        let before = plant(Some(mutant));
+        let failed = std::panic::catch_unwind(test).is_err();
+        plant(before);
+        failed
+    }
 }
 
 #[cfg(feature = "mutants")]
-pub use registry::{active, plant};
+pub use registry::{active, fails, plant};
 
 /// Whether the fault is planted: never, in this build.
 #[cfg(not(feature = "mutants"))]

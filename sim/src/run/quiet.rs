@@ -5,10 +5,8 @@ use std::collections::BTreeSet;
 use ramkeep_wire::data::RejectRules;
 use ramkeep_wire::{Micros, SegmentId, ServerId};
 
-use crate::history::Place;
-
 use super::{CONVERGENCE, LOOK, Run, STEP_LOOK};
-use crate::history::Action;
+use crate::history::{Action, Place};
 use crate::node::Node;
 use crate::workload::Step;
 use crate::{faults, inspect};
