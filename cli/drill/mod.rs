@@ -11,6 +11,7 @@ mod background;
 mod cluster;
 mod cold;
 mod coordinator;
+mod corrupt;
 mod counts;
 mod crash;
 mod ledger;
@@ -20,6 +21,7 @@ mod pause;
 mod picture;
 mod record;
 mod rejoin;
+mod rounds;
 mod samples;
 mod timeline;
 mod values;
@@ -44,6 +46,8 @@ use timeline::Timeline;
 pub(crate) enum DrillArgs {
     /// Kill servers, and see their tablets served by others with nothing lost
     Crash(crash::CrashArgs),
+    /// Damage copies of a server's segments, kill it, and see the honest copies used and the others named
+    Corrupt(corrupt::CorruptArgs),
     /// Kill everything at once, and see it all come back from frames and journals
     Cold(cold::ColdArgs),
     /// Kill the leading coordinator, again and again, while tables are made and dropped
@@ -125,6 +129,7 @@ pub(crate) fn run(args: &DrillArgs, global: &Global) -> Result<(), Failure> {
         let drill = async {
             match args {
                 DrillArgs::Crash(args) => args.run(global, timeline).await,
+                DrillArgs::Corrupt(args) => args.run(global, timeline).await,
                 DrillArgs::Cold(args) => args.run(global, timeline).await,
                 DrillArgs::Coordinator(args) => args.run(global, timeline).await,
                 DrillArgs::Pause(args) => args.run(global, timeline).await,

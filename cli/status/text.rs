@@ -1,9 +1,10 @@
 //! `status` for people.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use ramkeep_wire::Ballot;
-use ramkeep_wire::coordinator::{ClusterStatus, ServerReport, TabletState};
+use ramkeep_wire::coordinator::{ClusterStatus, DamagedReplica, ServerReport, TabletState};
+use ramkeep_wire::{Ballot, ServerId};
 
 use super::json::{reason, roles, server_state, tablet_state};
 use super::{overhead_per_object, total};
@@ -32,6 +33,9 @@ pub(super) fn status(status: &ClusterStatus, ballot: Ballot) -> String {
     }
     if !status.recoveries.is_empty() {
         let _ = writeln!(text, "Recoveries\n{}", recoveries(status));
+    }
+    if !status.damaged.is_empty() {
+        let _ = writeln!(text, "Damaged replicas\n{}", damaged(&status.damaged));
     }
     match notes(status) {
         notes if notes.is_empty() => {}
@@ -154,6 +158,21 @@ pub(crate) fn recoveries(status: &ClusterStatus) -> Columns<5> {
             if report.stuck { "STUCK" } else { "" }.to_owned(),
             report.phase.clone(),
         ]);
+    }
+    columns
+}
+
+/// Who holds replicas that are not what they should be. The last found comes last.
+fn damaged(all: &[DamagedReplica]) -> Columns<3> {
+    let mut by_backup: BTreeMap<ServerId, Vec<&DamagedReplica>> = BTreeMap::new();
+    for replica in all {
+        by_backup.entry(replica.backup).or_default().push(replica);
+    }
+    let mut columns = Columns::new([">on server", ">found", "last"]);
+    for (backup, replicas) in by_backup {
+        let last = replicas.last();
+        let last = last.map(|last| format!("segment {} of server {}", last.segment, last.master));
+        columns.row([backup.to_string(), replicas.len().to_string(), shown(last)]);
     }
     columns
 }
