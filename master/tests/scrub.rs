@@ -205,13 +205,13 @@ impl World {
         assert!(master == ME && length <= CHUNK);
         let found = self.held.get(&(ask.to, segment));
         let Some((replica, bytes)) = found else {
-            let answer = Some((BackupResponse::Unknown, &[][..]));
-            return Some(self.master.handle_scrubbed(answer));
+            let answer = (BackupResponse::Unknown, &[][..]);
+            return Some(self.master.handle_scrubbed(Some(&answer)));
         };
         let part = &bytes[offset as usize..(offset + length) as usize];
         let (replica, length) = (*replica, part.len() as u32);
         let answer = (BackupResponse::Bytes { replica, length }, part);
-        Some(self.master.handle_scrubbed(Some(answer)))
+        Some(self.master.handle_scrubbed(Some(&answer)))
     }
 
     /// Reads everything back a few times.

@@ -114,6 +114,14 @@ fn one_honest_copy_of_each_segment_is_enough() {
 }
 
 #[test]
+fn a_living_master_finds_its_damaged_replicas_and_replicates_anew() {
+    let report = corrupt("healed", "1");
+    assert_some(&report, &["replicas_damaged", "replicas_named"]);
+    assert_eq!(report["replicas_damaged"], report["replicas_named"]);
+    assert_eq!(report["each"][0]["victims"].as_array().unwrap().len(), 2);
+}
+
+#[test]
 fn a_valid_copy_of_an_older_state_takes_nothing_away() {
     let report = corrupt("stale", "1");
     assert_none(&report, &["replicas_damaged", "replicas_named"]);

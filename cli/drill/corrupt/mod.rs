@@ -18,6 +18,7 @@ use serde_json::{Map, Value};
 
 use super::Common;
 use super::cluster::{Cluster, Shape};
+use super::counts::ms;
 use super::crash::deaths::{Deaths, Revival};
 use super::crash::summary::Outcome;
 use super::timeline::Timeline;
@@ -37,6 +38,11 @@ const MANY: usize = 12;
 /// How much older a stale copy is than the kill.
 const AGE: Duration = Duration::from_millis(500);
 
+/// Longest wait until a living master has read back all its replicas.
+const HEALING: Duration = Duration::from_secs(300);
+/// Between two looks at that.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
 /// Which copies are damaged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Copies {
@@ -44,6 +50,9 @@ enum Copies {
     One,
     /// Of each of the victim's segments, all but one
     AllButOne,
+    /// All closed ones that one backup has, while the victim lives: it must find them and replicate anew
+    /// before it is killed together with who holds most of the honest copies
+    Healed,
     /// None is damaged: one backup dies with the victim and is back with frames that are a little older,
     /// each of them whole and under its certificate
     Stale,
@@ -51,6 +60,7 @@ enum Copies {
 
 /// Flags of `drill corrupt`.
 #[derive(Clone, Debug, Args)]
+#[command(mut_arg("servers", |arg| arg.default_value("5")))]
 #[command(mut_arg("size", |arg| arg.default_value("128MiB").help("Data of each master")))]
 pub(crate) struct CorruptArgs {
     /// Which copies are not what they should be
@@ -103,9 +113,18 @@ impl CorruptArgs {
         let holders = holders(&cluster, ServerId(dead))?;
         let (mut victims, mut revival, mut damaged) = (vec![victim], None, BTreeSet::new());
         match self.copies {
-            Copies::One => damaged = damage_one(&holders, ServerId(dead), &mut random)?,
+            Copies::One => {
+                let liar = random.pick(&holders);
+                damaged = damage(liar, |_| true, ServerId(dead), &mut random)?;
+            }
             Copies::AllButOne => {
                 damaged = damage_all_but_one(&holders, ServerId(dead), &mut random)?;
+            }
+            Copies::Healed => {
+                let liar = random.pick(&holders);
+                damaged = damage(liar, |held| held.is_closed(), ServerId(dead), &mut random)?;
+                victims.push(honest(&holders, liar, &damaged));
+                self.until_healed(&cluster, &damaged, timeline).await?;
             }
             Copies::Stale => {
                 let (at, stale) = save_head(&holders, &mut random)?;
@@ -114,15 +133,10 @@ impl CorruptArgs {
                 revival = Some(revive(at, stale, timeline));
             }
         }
-        let mut deaths = Deaths::new(&mut cluster, &workload, timeline);
-        if !damaged.is_empty() {
-            let by: BTreeSet<u64> = damaged.iter().map(|one| one.backup.0).collect();
-            timeline.mark(Instant::now(), "damaged");
-            let count = damaged.len();
-            timeline.tell(format_args!(
-                "{count} replicas of server {dead} damaged, on backups {by:?}"
-            ))?;
+        if self.copies != Copies::Healed {
+            tell_damage(&damaged, timeline)?;
         }
+        let mut deaths = Deaths::new(&mut cluster, &workload, timeline);
         deaths.revival = revival;
         let recovered = deaths.run(&victims).await?;
         workload.goes_on(|_| true).await?;
@@ -154,6 +168,34 @@ impl CorruptArgs {
         Ok(outcome)
     }
 
+    /// Waits until all that is damaged is named, and no segment lacks a copy.
+    async fn until_healed(
+        &self,
+        cluster: &Cluster,
+        damaged: &BTreeSet<DamagedReplica>,
+        timeline: Timeline,
+    ) -> Result<(), Failure> {
+        tell_damage(damaged, timeline)?;
+        let began = Instant::now();
+        loop {
+            let status = cluster.led().await?.status;
+            let found = damaged.intersection(&named(&status)).count();
+            if found == damaged.len() && lacking(&status) == 0 {
+                return timeline.tell(format_args!(
+                    "all of them are named and replicated anew, {} ms later",
+                    ms(began.elapsed())
+                ));
+            }
+            if began.elapsed() > HEALING {
+                return Err(Failure::new(format_args!(
+                    "{found} of {} damaged replicas found in {HEALING:?}",
+                    damaged.len()
+                )));
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
     fn shape(&self) -> Result<Shape, Failure> {
         let mut shape = self.common.shape(0, SECONDS)?;
         let servers = u64::from(self.common.servers);
@@ -167,7 +209,7 @@ impl CorruptArgs {
     fn deaths(&self) -> u64 {
         match self.copies {
             Copies::One | Copies::AllButOne => 1,
-            Copies::Stale => 2,
+            Copies::Healed | Copies::Stale => 2,
         }
     }
 
@@ -178,10 +220,13 @@ impl CorruptArgs {
                 "--replicas: with fewer than 2 no honest copy would be left",
             ));
         }
-        if self.common.servers < replicas + 2 {
+        let needed = match self.copies {
+            Copies::Healed => replicas + 3,
+            Copies::One | Copies::AllButOne | Copies::Stale => replicas + 2,
+        };
+        if self.common.servers < needed {
             return Err(Failure::usage(format_args!(
-                "--servers: with {replicas} replicas a drill needs {} or more",
-                replicas + 2
+                "--servers: with {replicas} replicas this drill needs {needed} or more"
             )));
         }
         Ok(())
@@ -209,15 +254,15 @@ fn holders(cluster: &Cluster, victim: ServerId) -> Result<Vec<Holder>, Failure> 
     Ok(holders)
 }
 
-/// Damages all that one of them has.
-fn damage_one(
-    holders: &[Holder],
+/// Damages what one of them has, of that what is `wanted`.
+fn damage(
+    liar: &Holder,
+    wanted: impl Fn(&Held) -> bool,
     master: ServerId,
     random: &mut Random,
 ) -> Result<BTreeSet<DamagedReplica>, Failure> {
-    let liar = random.pick(holders);
     let mut damaged = BTreeSet::new();
-    for held in &liar.held {
+    for held in liar.held.iter().filter(|held| wanted(held)) {
         liar.file.damage(held, random)?;
         damaged.insert(DamagedReplica {
             backup: liar.id,
@@ -226,6 +271,25 @@ fn damage_one(
         });
     }
     Ok(damaged)
+}
+
+/// The place of who holds most of the honest copies of what is damaged.
+fn honest(holders: &[Holder], liar: &Holder, damaged: &BTreeSet<DamagedReplica>) -> usize {
+    let others = holders.iter().filter(|holder| holder.id != liar.id);
+    let is_damaged = |held: &&Held| damaged.iter().any(|one| one.segment == held.segment());
+    let most = others.max_by_key(|holder| holder.held.iter().filter(is_damaged).count());
+    most.map_or(liar.at, |holder| holder.at)
+}
+
+fn tell_damage(damaged: &BTreeSet<DamagedReplica>, timeline: Timeline) -> Result<(), Failure> {
+    let Some(DamagedReplica { master, .. }) = damaged.first() else {
+        return Ok(());
+    };
+    let by: BTreeSet<u64> = damaged.iter().map(|one| one.backup.0).collect();
+    let count = damaged.len();
+    timeline.tell(format_args!(
+        "{count} replicas of server {master} damaged, on backups {by:?}"
+    ))
 }
 
 /// Damages every copy of each segment but one. A segment with a single copy is just being replicated.
@@ -288,6 +352,13 @@ fn revive(at: usize, stale: Vec<Saved>, timeline: Timeline) -> Revival {
         Ok(())
     };
     (at, Box::new(prepare))
+}
+
+/// Segments that lack a copy.
+fn lacking(status: &ClusterStatus) -> u32 {
+    let masters = status.servers.iter();
+    let masters = masters.filter_map(|one| one.heartbeat.as_ref()?.master);
+    masters.map(|master| master.under_replicated).sum()
 }
 
 /// What status names.

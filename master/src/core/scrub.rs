@@ -117,7 +117,7 @@ impl Master {
 
     /// The answer to what was asked last; none if there was none. Whether a damaged replica was found:
     /// then there is something to [`Master::pump`].
-    pub fn handle_scrubbed(&self, answer: Option<(BackupResponse, &[u8])>) -> bool {
+    pub fn handle_scrubbed(&self, answer: Option<&(BackupResponse, &[u8])>) -> bool {
         let control = &mut *self.control.lock();
         let Some(mut reading) = control.scrub.reading.take() else {
             return false;
@@ -126,7 +126,7 @@ impl Master {
         if !control.replication.is_closed_on(segment, backup) {
             return false;
         }
-        match reading.judge(answer.as_ref()) {
+        match reading.judge(answer) {
             Verdict::GoOn => control.scrub.reading = Some(reading),
             Verdict::Done => control.scrub.done = (backup, segment),
             Verdict::Misfit if !reading.again => {

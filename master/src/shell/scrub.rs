@@ -38,7 +38,7 @@ pub(super) async fn run(shell: Arc<MasterShell>) {
         if answer.is_none() {
             connection = None;
         }
-        if shell.master.handle_scrubbed(answer) {
+        if shell.master.handle_scrubbed(answer.as_ref()) {
             shell.pump(clock::now());
         }
     }
