@@ -47,8 +47,8 @@ const ELSEWHERE: &[(Mutant, &str)] = &[
         "coordinator/tests/apply: who is given up seldom answers once more",
     ),
     (
-        Mutant::ReplayLeavesNoTombstone,
-        "master/tests/store/replay.rs: tombstones are replayed before the older objects that they remove",
+        Mutant::ShortestEnd,
+        "coordinator/src/core/recovery/end/tests.rs: damage seldom hits the newer certificate alone",
     ),
     (
         Mutant::ReplayIgnoresTakeover,
