@@ -6,6 +6,7 @@
 //! 2. Every key has one writer, so that what a read may return is known (`record`).
 //! 3. No process of a drill outlives it.
 
+mod all;
 mod asking;
 mod background;
 mod cluster;
@@ -58,6 +59,8 @@ pub(crate) enum DrillArgs {
     Outage(outage::OutageArgs),
     /// Empty a coordinator's disk and see it come back
     Rejoin(rejoin::RejoinArgs),
+    /// Crash, damage and cold start, each several times, and one table of what came of it
+    All(all::AllArgs),
 }
 
 /// Flags of every drill.
@@ -135,6 +138,7 @@ pub(crate) fn run(args: &DrillArgs, global: &Global) -> Result<(), Failure> {
                 DrillArgs::Pause(args) => args.run(global, timeline).await,
                 DrillArgs::Outage(args) => args.run(global, timeline).await,
                 DrillArgs::Rejoin(args) => args.run(global, timeline).await,
+                DrillArgs::All(args) => args.run(timeline).await,
             }
         };
         tokio::select! {

@@ -198,6 +198,15 @@ fn summary(status: &ClusterStatus) -> String {
     if sum.under_replicated > 0 {
         let _ = write!(text, "; {} segments lack a copy", sum.under_replicated);
     }
+    let backups = status.servers.iter();
+    let backups = backups.filter_map(|report| report.heartbeat.as_ref()?.backup);
+    match backups.map(|stats| stats.damaged).sum::<u32>() {
+        0 => {}
+        count => drop(write!(
+            text,
+            "; {count} frames were torn when they were opened"
+        )),
+    }
     let tablets = status.tables.iter().flat_map(|table| &table.tablets);
     let unserved = tablets.filter(|tablet| tablet.state != TabletState::Normal);
     match unserved.count() {
