@@ -6,11 +6,11 @@ use std::sync::Arc;
 use ramkeep_backup::{Backup, FrameStore, MemoryStore};
 use ramkeep_coordinator::state::State;
 use ramkeep_wire::backup::{BackupRequest, BackupResponse, ReplicaInfo};
-use ramkeep_wire::coordinator::ServerState;
-use ramkeep_wire::{KeyHash, LogPosition, Micros, Party, SegmentId, ServerId, TableId, key_hash};
+use ramkeep_wire::coordinator::{ServerState, Tablet};
+use ramkeep_wire::{LogPosition, Micros, Party, SegmentId, ServerId, key_hash};
 
 use crate::check::durable::{self, Loss};
-use crate::check::log_end::{Found, MasterRecord, Refusal, log_end};
+use crate::check::log_end::{Choice, Found, MasterRecord, Refusal, log_end};
 use crate::history::Place;
 use crate::world::{Disk, World};
 
@@ -70,7 +70,6 @@ pub fn master_record(state: &State, master: ServerId) -> Option<MasterRecord> {
             .iter()
             .map(|(segment, recorded)| (*segment, recorded.epoch))
             .collect(),
-        stale: false,
     })
 }
 
@@ -91,39 +90,22 @@ pub fn shortfall(state: &State, master: ServerId) -> usize {
 
 /// The tablets that a master owns, or owned when it died; those of dropped tables are nobody's.
 #[must_use]
-pub fn tablets(state: &State, owner: ServerId) -> Vec<Owned> {
+pub fn tablets(state: &State, owner: ServerId) -> Vec<Tablet> {
     (state.tables().iter())
         .filter(|record| record.dropping.is_none())
         .flat_map(|record| &record.table.tablets)
         .filter(|tablet| tablet.owner == owner)
-        .map(|tablet| Owned {
-            table: tablet.table,
-            first: tablet.first,
-            last: tablet.last,
-            takeover: tablet.takeover,
-        })
+        .copied()
         .collect()
 }
 
-/// A tablet as its owner's log is replayed for it.
-#[derive(Clone, Copy, Debug)]
-pub struct Owned {
-    /// The table.
-    pub table: TableId,
-    /// First hash.
-    pub first: KeyHash,
-    /// Last hash, inclusive.
-    pub last: KeyHash,
-    /// Entries before it are of an earlier owner, or of a replay that was given up (SAFETY 20).
-    pub takeover: LogPosition,
-}
-
-/// The takeover of the tablet that a key is in; `None` if it is not the master's.
+/// The takeover of the tablet that a key is in; `None` if it is not the master's. Entries before it are
+/// of an earlier owner, or of a replay that was given up (SAFETY 20).
 pub type Ownership<'a> = dyn Fn(&Place) -> Option<LogPosition> + 'a;
 
 /// The tablet that a key is in.
 #[must_use]
-pub fn tablet_of<'a>(owned: &'a [Owned], (table, key): &Place) -> Option<&'a Owned> {
+pub fn tablet_of<'a>(owned: &'a [Tablet], (table, key): &Place) -> Option<&'a Tablet> {
     let hash = key_hash(*table, key);
     owned
         .iter()
@@ -243,12 +225,13 @@ fn check_without(
             })
         })
         .collect();
-    let record = &MasterRecord {
-        // A replica whose newest certificate is torn shows what the one before says.
-        stale: !world.damaged.is_empty() || world.spoiled.contains(&record.master),
-        ..record.clone()
+    // A replica whose newest certificate is torn shows what the one before says.
+    let may_be_old = !world.damaged.is_empty() || world.spoiled.contains(&record.master);
+    let choice = match may_be_old {
+        true => Choice::Longest,
+        false => Choice::Shortest,
     };
-    let log = log_end(record, &found).map_err(|why| Unsafe::NoLog {
+    let log = log_end(record, &found, choice).map_err(|why| Unsafe::NoLog {
         master: record.master,
         without: without.to_vec(),
         why,

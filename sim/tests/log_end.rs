@@ -11,7 +11,7 @@ use ramkeep_wire::{
     SegmentKind, ServerId, TableId, Version,
 };
 use sim::check::durable::{self, Loss};
-use sim::check::log_end::{Found, MasterRecord, Refusal, log_end};
+use sim::check::log_end::{Choice, Found, MasterRecord, Refusal, log_end};
 use sim::check::zones::State;
 use sim::history::{Action, History, Outcome, Place};
 
@@ -26,7 +26,6 @@ fn record() -> MasterRecord {
         key: KEY,
         floor: None,
         epochs: BTreeMap::new(),
-        stale: false,
     }
 }
 
@@ -141,7 +140,15 @@ impl Segment {
 }
 
 fn end(record: &MasterRecord, found: &[Found<'_>]) -> Result<(SegmentId, State), Refusal> {
-    let log = log_end(record, found)?;
+    end_by(Choice::Shortest, record, found)
+}
+
+fn end_by(
+    choice: Choice,
+    record: &MasterRecord,
+    found: &[Found<'_>],
+) -> Result<(SegmentId, State), Refusal> {
+    let log = log_end(record, found, choice)?;
     let last = log.segments.last().expect("a log has a head");
     Ok((
         last.claim().segment,
@@ -243,14 +250,14 @@ fn bytes_that_their_certificate_does_not_cover_never_count() {
     *damaged.last_mut().unwrap() ^= 1;
     let mut bad = head.on(2, 0, false);
     bad.contents = &damaged;
-    let log = log_end(&record(), &[bad, head.on(3, 0, false)]).unwrap();
+    let log = log_end(&record(), &[bad, head.on(3, 0, false)], Choice::Shortest).unwrap();
     assert_eq!(log.bad, [(ServerId(2), SegmentId(1))]);
     assert_eq!(log.segments.len(), 1);
 }
 
 fn replayed(segment: &Segment) -> durable::Replayed {
     let found = [segment.on(2, 0, false)];
-    let log = log_end(&record(), &found).expect("a head that counts is there");
+    let log = log_end(&record(), &found, Choice::Shortest).expect("a head that counts is there");
     durable::replay(&log.segments, &|_, _| true)
 }
 
@@ -337,14 +344,11 @@ fn two_objects_of_one_version_are_found() {
 fn what_was_brought_back_from_earlier_is_no_end_while_a_longer_one_is_there() {
     let old = Segment::new(1, &[]);
     let long = old.clone().with(&object(1, b"a"));
-    let record = MasterRecord {
-        stale: true,
-        ..record()
-    };
+    let end = |found: &[_]| end_by(Choice::Longest, &record(), found);
     let found = [old.on(2, 0, false), long.on(3, 0, false)];
-    assert_eq!(end(&record, &found), Ok((SegmentId(1), State(2))));
+    assert_eq!(end(&found), Ok((SegmentId(1), State(2))));
     let found = [old.on(2, 0, false), long.on(3, 0, true)];
-    assert_eq!(end(&record, &found), Ok((SegmentId(1), State(2))));
+    assert_eq!(end(&found), Ok((SegmentId(1), State(2))));
 }
 
 #[test]
@@ -353,7 +357,7 @@ fn entries_before_a_takeover_do_not_count() {
     let takeover = LogPosition::new(SegmentId(1), before.bytes.len() as u32);
     let head = before.with(&object(2, b"b"));
     let found = [head.on(2, 0, false)];
-    let log = log_end(&record(), &found).unwrap();
+    let log = log_end(&record(), &found, Choice::Shortest).unwrap();
     let from = |position: LogPosition| {
         durable::replay(&log.segments, &move |_, at| at >= position).state(&place())
     };

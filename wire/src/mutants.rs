@@ -151,26 +151,22 @@ mod registry {
         ACTIVE.get() == Some(mutant)
     }
 
-    /// Whether a test fails with the fault planted, that must pass without it.
-    ///
-    /// # Panics
-    /// If the test fails without it.
-    pub fn bites(mutant: Mutant, test: fn()) -> bool {
-        test();
+    /// Plants a fault in this thread, or none; returns the one before.
+    pub fn plant(mutant: Option<Mutant>) -> Option<Mutant> {
+        ACTIVE.replace(mutant)
+    }
+
+    /// Whether a test, which says so by a panic, fails with the fault planted.
+    pub fn fails(mutant: Mutant, test: fn()) -> bool {
         let before = plant(Some(mutant));
         let failed = std::panic::catch_unwind(test).is_err();
         plant(before);
         failed
     }
-
-    /// Plants a fault in this thread, or none; returns the one before.
-    pub fn plant(mutant: Option<Mutant>) -> Option<Mutant> {
-        ACTIVE.replace(mutant)
-    }
 }
 
 #[cfg(feature = "mutants")]
-pub use registry::{active, bites, plant};
+pub use registry::{active, fails, plant};
 
 /// Whether the fault is planted: never, in this build.
 #[cfg(not(feature = "mutants"))]

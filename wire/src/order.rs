@@ -31,8 +31,8 @@ pub struct LogEnd {
     pub segment: SegmentId,
     /// Bytes of it that count.
     pub length: u32,
-    /// The replication epoch that the certificate names. 0: the segment is closed; it is the end only
-    /// since an operator has given up what came after.
+    /// The replication epoch that the certificate names. 0: the segment is closed, since one of its
+    /// backups had closed it already, or since an operator has given up what came after.
     pub epoch: ReplicationEpoch,
     /// Proves those bytes, as of an open head, or of a closed segment.
     pub certificate: Certificate,

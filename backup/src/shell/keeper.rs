@@ -2,7 +2,7 @@
 //! few that are needed next, the other, with what time the machine has left, to a stock of them.
 
 use std::io;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -21,10 +21,9 @@ const LEFT_OVER: i32 = 19;
 const QUIET: Duration = Duration::from_secs(1);
 
 /// When the stock of prepared frames is filled.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stock {
     /// With what time the machine has left, after a second in which no frame was taken.
-    #[default]
     WhenQuiet,
     /// At once, and always again: twice as many.
     AtOnce,
@@ -116,21 +115,13 @@ fn prepare_all(
     quiet: Duration,
     woken: &Receiver<()>,
 ) -> Option<()> {
+    let mut wait = quiet;
     loop {
-        match woken.recv_timeout(quiet) {
-            Ok(()) => continue,
+        match woken.recv_timeout(wait) {
+            Ok(()) => wait = quiet,
             Err(RecvTimeoutError::Disconnected) => return None,
-            Err(RecvTimeoutError::Timeout) => {}
-        }
-        loop {
-            match woken.try_recv() {
-                Ok(()) => break,
-                Err(TryRecvError::Disconnected) => return None,
-                Err(TryRecvError::Empty) => {}
-            }
-            if !prepare_one(core, wanted) {
-                return Some(());
-            }
+            Err(RecvTimeoutError::Timeout) if prepare_one(core, wanted) => wait = Duration::ZERO,
+            Err(RecvTimeoutError::Timeout) => return Some(()),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Deaths that are recovered together: the kills, and the watch until all is served again.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use ramkeep_client::Table;
@@ -53,8 +54,13 @@ pub(in crate::drill) struct Deaths<'a> {
     pub(in crate::drill) next: Vec<usize>,
     /// The leading coordinator is to be killed while others are recovered.
     pub(in crate::drill) kill_leader: bool,
+    /// One of the victims that is started again at once, with frames as they were before.
+    pub(in crate::drill) revival: Option<Revival>,
     leader: Option<u32>,
 }
+
+/// A victim's place, and what is done to its directory before it is started again.
+pub(in crate::drill) type Revival = (usize, Box<dyn FnOnce(&Path) -> Result<(), Failure>>);
 
 impl<'a> Deaths<'a> {
     /// Nobody is dead.
@@ -72,6 +78,7 @@ impl<'a> Deaths<'a> {
             dead: Vec::new(),
             next: Vec::new(),
             kill_leader: false,
+            revival: None,
             leader: None,
         }
     }
@@ -85,6 +92,7 @@ impl<'a> Deaths<'a> {
         for at in victims {
             self.kill(*at).await?;
         }
+        self.revive().await?;
         let led = loop {
             let led = self.led().await?;
             self.follow(&led)?;
@@ -210,6 +218,20 @@ impl<'a> Deaths<'a> {
             reads,
         });
         Ok(())
+    }
+
+    async fn revive(&mut self) -> Result<(), Failure> {
+        let Some((at, prepare)) = self.revival.take() else {
+            return Ok(());
+        };
+        let addresses = self.cluster.addresses.clone();
+        let member = &mut self.cluster.servers[at];
+        let old = member.announcement.id;
+        prepare(&member.directory()?)?;
+        member.restart(&addresses).await?;
+        let (now, new) = (Instant::now(), member.announcement.id);
+        self.timeline.mark(now, format_args!("{old} back as {new}"));
+        self.tell(now, &format!("server {old} is back as server {new}"))
     }
 
     /// Tells what is new.

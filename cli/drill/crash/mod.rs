@@ -7,7 +7,7 @@
 
 pub(super) mod deaths;
 mod steps;
-mod summary;
+pub(super) mod summary;
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -18,6 +18,7 @@ use serde_json::Map;
 use super::Common;
 use super::cluster::Cluster;
 use super::picture;
+use super::rounds;
 use super::timeline::Timeline;
 use super::values::{MIN_VALUE, Random};
 use super::workload::{RECOVERY_DEADLINE, Workload, read_back};
@@ -80,30 +81,14 @@ impl CrashArgs {
     /// The drill.
     pub(super) async fn run(&self, global: &Global, timeline: Timeline) -> Result<(), Failure> {
         self.check()?;
-        let seed = match self.seed {
-            Some(seed) => u64::from(seed),
-            None => random_seed()?,
-        };
-        let mut outcomes = Vec::new();
-        let mut longest = Duration::ZERO;
-        for round in 1..=self.rounds {
-            let own = seed + u64::from(round) - 1;
-            timeline.tell(format_args!("round {round} of {}, seed {own}", self.rounds))?;
-            let outcome = self.round(own, longest, global, timeline).await;
-            let outcome = outcome.map_err(|failure| {
-                failure.within(format_args!("round {round}, which --seed {own} repeats"))
-            })?;
-            if self.rounds > 1 {
-                timeline.tell(outcome.text())?;
-            }
-            longest = longest.max(outcome.unavailable());
-            outcomes.push(outcome);
-        }
-        let text = match &outcomes[..] {
-            [one] => one.text(),
-            all => summary::table(all),
-        };
-        timeline.end("crash", &text, summary::totals(seed, &outcomes))
+        rounds::run(
+            "crash",
+            self.rounds,
+            self.seed,
+            timeline,
+            async |seed, longest| self.round(seed, longest, global, timeline).await,
+        )
+        .await
     }
 
     async fn round(
@@ -145,6 +130,7 @@ impl CrashArgs {
             bytes,
             lost_memory: owned,
             fields: Map::new(),
+            note: String::new(),
         };
         // Of many rounds the picture shows the longest outage.
         if outcome.unavailable() > longest {
@@ -244,13 +230,6 @@ impl CrashArgs {
         }
         Ok(())
     }
-}
-
-/// A seed that a person can type.
-pub(super) fn random_seed() -> Result<u64, Failure> {
-    let mut seed = [0; 4];
-    getrandom::fill(&mut seed).map_err(Failure::new)?;
-    Ok(u64::from(u32::from_le_bytes(seed)))
 }
 
 /// `N` or `MIN..MAX`, both inclusive.

@@ -93,7 +93,8 @@ enum Act {
         token: u64,
         request: BackupRequest,
     },
-    Propose(Command),
+    /// Of the recovery of this master.
+    Propose(ServerId, Command),
 }
 
 /// What all recoveries look at.
@@ -326,16 +327,8 @@ impl Coordinator {
                         request,
                     });
                 }
-                Act::Propose(command) => {
-                    let (Command::PlanRecovery { master, .. }
-                    | Command::AssignRecovery { master, .. }
-                    | Command::PartitionRecovered { master, .. }
-                    | Command::GiveUpPlan { master, .. }) = &command
-                    else {
-                        continue;
-                    };
-                    let origin = Origin::Recovery(*master);
-                    self.propose(&command, origin);
+                Act::Propose(master, command) => {
+                    self.propose(&command, Origin::Recovery(master));
                 }
             }
         }
@@ -429,20 +422,8 @@ impl Recoveries {
                 walk.found = Some(Found { end, bytes: 0 });
             }
             if searches {
-                // One that has just joined is asked like all others: once it is known to refuse.
-                walk.unknown = !view.is_known_crashed(*master);
-                if walk.unknown {
+                if !walk.may_search(*master, view, &mut room) {
                     continue;
-                }
-                if walk.search.is_none() {
-                    if room == 0 {
-                        walk.again = view.now + ASK_SOON;
-                        continue;
-                    }
-                    room -= 1;
-                    walk.search = Some(Search::default());
-                    // Bytes that were read before may have been damaged since.
-                    walk.finder.read_again();
                 }
                 let mut ask = |server, request| {
                     if asked.len() >= MAX_ASKED {
@@ -459,7 +440,7 @@ impl Recoveries {
                 };
                 if let Some(command) = walk.look(*master, view, &mut ask) {
                     walk.proposed += 1;
-                    acts.push(Act::Propose(command));
+                    acts.push(Act::Propose(*master, command));
                     continue;
                 }
                 replay::reassign(walk, *master, view, &budget, &mut acts);
@@ -477,6 +458,29 @@ impl Recoveries {
 }
 
 impl Walk {
+    /// Begins a search if none is under way, and if it is time and there is room for one.
+    fn may_search(&mut self, master: ServerId, view: &View<'_>, room: &mut usize) -> bool {
+        // One that has just joined is asked like all others: once it is known to refuse.
+        self.unknown = !view.is_known_crashed(master);
+        if self.unknown {
+            return false;
+        }
+        if self.search.is_some() {
+            return true;
+        }
+        if *room == 0 {
+            self.again = view.now + ASK_SOON;
+            return false;
+        }
+        *room -= 1;
+        self.search = Some(Search::default());
+        if self.moments.planned.is_some() {
+            // It can't be replayed: what was read before may have been damaged since.
+            self.finder.read_again();
+        }
+        true
+    }
+
     /// Goes on with its search. Gives what is to be decided if a plan can't be carried out any more.
     fn look(
         &mut self,

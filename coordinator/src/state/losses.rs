@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use ramkeep_wire::ServerId;
-use ramkeep_wire::coordinator::{AcceptedLoss, Loss, Refused, Tablet};
+use ramkeep_wire::coordinator::{AcceptedLoss, Loss, Refused};
 use ramkeep_wire::limits::{MAX_ASSERTED_DEAD, MAX_GIVEN_UP};
 use serde::{Deserialize, Serialize};
 
@@ -56,8 +56,9 @@ impl State {
         let AcceptedLoss { master, loss } = accepted;
         check_loss(loss)?;
         self.check_crashed(*master)?;
-        let waits = |tablet: &Tablet| tablet.owner == *master;
-        if !self.tables.lost().any(waits) {
+        let tables = &self.tables;
+        let is_waited_for = |master: ServerId| tables.lost().any(|tablet| tablet.owner == master);
+        if !is_waited_for(*master) {
             let what = format!("no tablet waits for the log of {master:?}");
             return Err(Refused::Invalid(what));
         }
@@ -68,11 +69,8 @@ impl State {
         }
         self.losses.0.insert(*master, loss.clone());
         while self.losses.0.len() > LOSSES_KEPT {
-            let needed = |master: &ServerId| {
-                let mut lost = self.tables.lost();
-                lost.any(|tablet| tablet.owner == *master)
-            };
-            let Some(oldest) = self.losses.0.keys().copied().find(|one| !needed(one)) else {
+            let mut known = self.losses.0.keys().copied();
+            let Some(oldest) = known.find(|one| !is_waited_for(*one)) else {
                 break;
             };
             self.losses.0.remove(&oldest);

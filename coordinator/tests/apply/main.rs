@@ -1,8 +1,6 @@
 //! The state machine alone: what any sequence of commands must leave true.
 #![allow(clippy::unwrap_used, reason = "helpers of tests panic like tests")]
 
-#[cfg(feature = "mutants")]
-mod planted;
 mod properties;
 mod recoveries;
 

@@ -99,7 +99,7 @@ fn a_plan_tiles_whole_tablets_that_are_down() {
 }
 
 #[test]
-pub(crate) fn nothing_is_freed_while_a_planned_tablet_waits() {
+fn nothing_is_freed_while_a_planned_tablet_waits() {
     let (mut state, dead, [b, c], table) = crashed();
     state.apply(&Command::Fenced { server: dead }).unwrap();
     let (low, high) = (range(table, 0, 99), range(table, 100, u64::MAX));
@@ -114,7 +114,7 @@ pub(crate) fn nothing_is_freed_while_a_planned_tablet_waits() {
 }
 
 #[test]
-pub(crate) fn who_was_given_up_gets_nothing() {
+fn who_was_given_up_gets_nothing() {
     let (mut state, dead, [b, c], table) = crashed();
     let whole = range(table, 0, u64::MAX);
     state.apply(&plan(dead, 7, &[(&[whole], b)])).unwrap();
@@ -293,8 +293,15 @@ fn frames_that_came_back_through_another_that_crashed_are_not_away() {
 fn planted_faults_of_recoveries_are_caught() {
     use ramkeep_wire::mutants::{self, Mutant};
 
-    mutants::plant(Some(Mutant::TakeLateRecovered));
-    let caught = std::panic::catch_unwind(who_was_given_up_gets_nothing).is_err();
-    mutants::plant(None);
-    assert!(caught);
+    let faults: [(Mutant, fn()); 2] = [
+        (Mutant::TakeLateRecovered, who_was_given_up_gets_nothing),
+        (
+            Mutant::FreedEarly,
+            nothing_is_freed_while_a_planned_tablet_waits,
+        ),
+    ];
+    for (mutant, story) in faults {
+        assert!(mutants::fails(mutant, story), "{mutant:?}");
+        story();
+    }
 }

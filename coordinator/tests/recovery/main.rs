@@ -304,6 +304,18 @@ fn masters_that_are_about_to_join_get_their_share() {
     world.until("served", World::all_served);
 }
 
+/// B alone has the closed segment, C the head; B dies, and M once that is recovered.
+fn lose_with_b(world: &mut World, m: ServerId, b: ServerId, c: ServerId) {
+    for (server, segment) in [(b, 5), (c, 6)] {
+        let fake = world.servers.get_mut(&server).unwrap();
+        fake.replicas
+            .retain(|(info, _)| info.master != m || info.segment.0 == segment);
+    }
+    world.kill(b);
+    world.until("B is recovered", |world| world.is_recovered(b));
+    world.kill(m);
+}
+
 #[test]
 fn a_missing_segment_keeps_tablets_down_until_its_backup_comes_back() {
     let Cast {
@@ -314,17 +326,7 @@ fn a_missing_segment_keeps_tablets_down_until_its_backup_comes_back() {
         table,
         ..
     } = cast();
-    // B alone has the closed segment; C the head.
-    let keep = |world: &mut World, server, segment: u64| {
-        let fake = world.servers.get_mut(&server).unwrap();
-        fake.replicas
-            .retain(|(info, _)| info.master != m || info.segment.0 == segment);
-    };
-    keep(&mut world, b, 5);
-    keep(&mut world, c, 6);
-    world.kill(b);
-    world.until("B is recovered", |world| world.is_recovered(b));
-    world.kill(m);
+    lose_with_b(&mut world, m, b, c);
     let mut stuck = None;
     for _ in 0..3_000 {
         world.run(1);
@@ -379,17 +381,7 @@ fn an_operator_who_names_just_what_is_missing_brings_back_what_is_left() {
         table,
         ..
     } = cast();
-    // Only C has the head, only B the segment before.
-    let keep = |world: &mut World, server, segment: u64| {
-        let fake = world.servers.get_mut(&server).unwrap();
-        fake.replicas
-            .retain(|(info, _)| info.master != m || info.segment.0 == segment);
-    };
-    keep(&mut world, b, 5);
-    keep(&mut world, c, 6);
-    world.kill(b);
-    world.until("B is recovered", |world| world.is_recovered(b));
-    world.kill(m);
+    lose_with_b(&mut world, m, b, c);
     let known = missing(&mut world, m);
     let right = Loss {
         dead: vec![b],

@@ -471,12 +471,7 @@ impl World {
 
     /// Gives `backups` replicas of a log of `master`: a closed segment and an open head after it.
     pub(crate) fn store_log(&mut self, master: ServerId, backups: &[ServerId]) {
-        let state = self.core.state();
-        let log = Log {
-            cluster: state.constants().unwrap().cluster,
-            master,
-            key: state.servers().by_id(master).unwrap().key,
-        };
+        let log = self.log_of(master);
         let closed = log.segment(5, &[]);
         let item = log.closed(5, &closed);
         let head = log.segment(6, &[item]);
@@ -490,14 +485,18 @@ impl World {
         }
     }
 
-    /// `backup` has the next entry of the log's head, which the others lack.
-    pub(crate) fn store_more(&mut self, master: ServerId, backup: ServerId) {
+    fn log_of(&self, master: ServerId) -> Log {
         let state = self.core.state();
-        let log = Log {
+        Log {
             cluster: state.constants().unwrap().cluster,
             master,
             key: state.servers().by_id(master).unwrap().key,
-        };
+        }
+    }
+
+    /// `backup` has the next entry of the log's head, which the others lack.
+    pub(crate) fn store_more(&mut self, master: ServerId, backup: ServerId) {
+        let log = self.log_of(master);
         let fake = self.servers.get_mut(&backup).unwrap();
         let own = |(info, _): &&mut (ReplicaInfo, Vec<u8>)| {
             info.master == master && info.segment == SegmentId(6)

@@ -17,6 +17,7 @@
 //! the log and what the backups acknowledged. A pure state machine; the shell sends what comes out.
 
 mod acks;
+mod damaged;
 pub mod lease;
 mod members;
 mod orphans;
@@ -36,6 +37,7 @@ use ramkeep_wire::replicate::Replicate;
 use ramkeep_wire::{Certificate, Micros, ReplicationEpoch, SegmentId, SegmentKind, ServerId};
 
 pub use acks::AckEffect;
+use damaged::Damaged;
 use lease::Leases;
 use orphans::Orphans;
 use placement::Backups;
@@ -153,6 +155,8 @@ pub struct Replication {
     looked_at: SegmentId,
     /// Replicas left behind by changes, to be freed once they are not needed.
     orphans: Orphans,
+    /// Replicas that are not what they should be.
+    damaged: Damaged,
     /// Whose frames a server took over by restarting with their directory, back to the first.
     frames_of: BTreeMap<ServerId, ServerId>,
     /// Acknowledgements on their way that are of replicas given up since: they say nothing of a
@@ -184,6 +188,7 @@ impl Replication {
             lacking: BTreeSet::new(),
             looked_at: SegmentId(0),
             orphans: Orphans::default(),
+            damaged: Damaged::default(),
             frames_of: BTreeMap::new(),
             late_acks: BTreeMap::new(),
             recovering_since: None,
@@ -214,6 +219,7 @@ impl Replication {
         }
         self.note_own_pause(now);
         self.replace_slow(now);
+        self.free_damaged(send);
         self.begin_copies(now);
         let mut moved = false;
         let mut cursor = None;
@@ -266,6 +272,7 @@ impl Replication {
     fn forget(&mut self, id: SegmentId) {
         self.active.remove(&id);
         self.lacking.remove(&id);
+        self.damaged.left_log(id);
         if let Some(segment) = self.segments.remove(&id) {
             for replica in segment.replicas {
                 self.orphans.add(replica.backup, id);

@@ -11,7 +11,7 @@ use ramkeep_wire::{Party, ServerId};
 
 use super::MasterShell;
 use super::coordinators::Coordinators;
-use super::recovery;
+use super::{recovery, scrub};
 
 /// How often time is let pass.
 const TICK: Duration = Duration::from_millis(10);
@@ -74,6 +74,7 @@ pub async fn run_control(shell: Arc<MasterShell>, config: ControlConfig) -> Cont
     let config = Arc::new(config);
     populate_ahead(&shell, config.prefault);
     let recovering = tokio::spawn(recovery::run(shell.clone()));
+    let scrubbing = tokio::spawn(scrub::run(shell.clone()));
     let reporting = tokio::spawn(report(shell.clone(), config.clone()));
     while !shell.master.is_fenced() {
         tick.tick().await;
@@ -85,6 +86,7 @@ pub async fn run_control(shell: Arc<MasterShell>, config: ControlConfig) -> Cont
         }
     }
     recovering.abort();
+    scrubbing.abort();
     reporting.abort();
     ControlEnd::Fenced
 }

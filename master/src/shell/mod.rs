@@ -6,6 +6,7 @@ pub mod coordinators;
 mod links;
 mod recovery;
 mod replaying;
+mod scrub;
 mod service;
 
 use std::fmt;

@@ -97,6 +97,13 @@ async fn caller(shell: &MasterShell, server: ServerId) -> Option<Caller> {
     if let Some(caller) = known.filter(|caller| !caller.link().is_closed()) {
         return Some(caller);
     }
+    let caller = connect(shell, server).await?;
+    shell.recovery.callers.lock().insert(server, caller.clone());
+    Some(caller)
+}
+
+/// A connection to a backup for requests that replication is not to wait behind.
+pub(super) async fn connect(shell: &MasterShell, server: ServerId) -> Option<Caller> {
     // Local sockets come last in the list and are the quicker ones.
     for address in shell.master.addresses_of(server).iter().rev() {
         let Ok(address) = address.parse::<Address>() else {
@@ -104,11 +111,7 @@ async fn caller(shell: &MasterShell, server: ServerId) -> Option<Caller> {
         };
         let to = Party::server(server);
         match Link::connect(&address, &shell.identity, to, PollMode::Never).await {
-            Ok(link) => {
-                let caller = Caller::new(link);
-                shell.recovery.callers.lock().insert(server, caller.clone());
-                return Some(caller);
-            }
+            Ok(link) => return Some(Caller::new(link)),
             Err(error) => tracing::debug!(%server, %address, %error, "can't connect to a backup"),
         }
     }

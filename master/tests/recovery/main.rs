@@ -346,8 +346,5 @@ fn planted_faults_of_recovery_masters_are_caught() {
     use ramkeep_wire::mutants::{self, Mutant};
 
     let story = segments_spread_over_backups_are_recovered_once_all_is_durable;
-    mutants::plant(Some(Mutant::RecoveredBeforeDurable));
-    let caught = std::panic::catch_unwind(story).is_err();
-    mutants::plant(None);
-    assert!(caught);
+    assert!(mutants::fails(Mutant::RecoveredBeforeDurable, story));
 }

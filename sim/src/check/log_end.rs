@@ -32,8 +32,15 @@ pub struct MasterRecord {
     pub floor: Option<(SegmentId, ReplicationEpoch)>,
     /// Replication epochs recorded for its heads.
     pub epochs: BTreeMap<SegmentId, ReplicationEpoch>,
-    /// Whether a replica may be an old one that was brought back.
-    pub stale: bool,
+}
+
+/// Which replica of the last head is the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// The one that loses most.
+    Shortest,
+    /// The one that loses least, open or closed.
+    Longest,
 }
 
 /// A replica as found on a backup.
@@ -86,7 +93,11 @@ struct Head<'a> {
 }
 
 /// Finds the log's end and collects the segments that its digest names.
-pub fn log_end<'a>(record: &MasterRecord, found: &[Found<'a>]) -> Result<Log<'a>, Refusal> {
+pub fn log_end<'a>(
+    record: &MasterRecord,
+    found: &[Found<'a>],
+    choice: Choice,
+) -> Result<Log<'a>, Refusal> {
     let mut bad = Vec::new();
     let mut heads: BTreeMap<SegmentId, Head<'a>> = BTreeMap::new();
     for replica in found.iter().filter(|f| counts_as_head(record, f)) {
@@ -94,7 +105,7 @@ pub fn log_end<'a>(record: &MasterRecord, found: &[Found<'a>]) -> Result<Log<'a>
             bad.push((replica.backup, replica.info.segment));
             continue;
         };
-        keep(&mut heads, segment, record.stale);
+        keep(&mut heads, segment, choice);
     }
     let end = heads
         .iter()
@@ -103,10 +114,10 @@ pub fn log_end<'a>(record: &MasterRecord, found: &[Found<'a>]) -> Result<Log<'a>
         .or_else(|| heads.iter().next())
         .map(|(id, _)| *id)
         .ok_or(Refusal::NoHead)?;
-    if record.stale {
+    if choice == Choice::Longest {
         for replica in found.iter().filter(|f| is_closed(record, f, end)) {
             match verified(record, replica) {
-                Some(segment) => keep(&mut heads, segment, true),
+                Some(segment) => keep(&mut heads, segment, choice),
                 None => bad.push((replica.backup, end)),
             }
         }
@@ -174,16 +185,17 @@ fn is_closed(record: &MasterRecord, replica: &Found<'_>, segment: SegmentId) -> 
 fn keep<'a>(
     heads: &mut BTreeMap<SegmentId, Head<'a>>,
     segment: VerifiedSegment<'a>,
-    longest: bool,
+    choice: Choice,
 ) {
     let new = read_head(segment);
     let id = segment.claim().segment;
     let rank = |head: &Head<'_>| {
         let length = head.segment.claim().length;
-        (
-            head.active,
-            if longest { length } else { u32::MAX - length },
-        )
+        let rank = match choice {
+            Choice::Shortest => u32::MAX - length,
+            Choice::Longest => length,
+        };
+        (head.active, rank)
     };
     if heads.get(&id).is_none_or(|held| rank(&new) > rank(held)) {
         heads.insert(id, new);

@@ -7,10 +7,8 @@ use ramkeep_wire::coordinator::{Tablet, TabletState};
 use ramkeep_wire::data::RejectRules;
 use ramkeep_wire::{Micros, SegmentId, ServerId};
 
-use crate::history::Place;
-
 use super::{CONVERGENCE, LOOK, Run, STEP_LOOK};
-use crate::history::{Action, Operation, Outcome};
+use crate::history::{Action, Operation, Outcome, Place};
 use crate::node::Node;
 use crate::workload::Step;
 use crate::{faults, inspect};

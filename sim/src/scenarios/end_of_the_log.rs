@@ -6,7 +6,7 @@ use ramkeep_wire::SegmentId;
 
 use super::Outcome as Played;
 use super::stage::{Stage, ensure};
-use crate::check::log_end::{Found, Refusal, log_end};
+use crate::check::log_end::{Choice, Found, Refusal, log_end};
 use crate::check::{durable, zones::State};
 use crate::inspect::Held;
 use crate::network::Direction;
@@ -132,11 +132,11 @@ pub(super) fn before_a_reboot(lines: Lines) -> Played {
             .collect()
     };
     ensure(
-        log_end(&record, &found(false)).is_err_and(|why| why == Refusal::NoHead),
+        log_end(&record, &found(false), Choice::Shortest).is_err_and(|why| why == Refusal::NoHead),
         "old pages alone were taken for the log's end",
     )?;
     let trusting = found(true);
-    let log = log_end(&record, &trusting).map_err(|why| why.to_string())?;
+    let log = log_end(&record, &trusting, Choice::Shortest).map_err(|why| why.to_string())?;
     let state = durable::replay(&log.segments, &|_, _| true).state(&(stage.table(), b"k".to_vec()));
     ensure(
         state < told && state > State::INITIAL,

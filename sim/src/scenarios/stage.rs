@@ -13,7 +13,8 @@ use ramkeep_wire::{LogPosition, Micros, SegmentId, ServerId, TableId};
 
 use super::Outcome as Played;
 use crate::check::check_history;
-use crate::history::{Action, Operation, Outcome};
+use crate::check::log_end::MasterRecord;
+use crate::history::{Action, Operation, Outcome, Place};
 use crate::inspect::{self, Held};
 use crate::network::{Delays, Direction, ProcessId};
 use crate::node::Node;
@@ -321,7 +322,7 @@ impl Stage {
     }
 
     /// What the coordinator has recorded of the master.
-    pub fn record(&self) -> Result<crate::check::log_end::MasterRecord, String> {
+    pub fn record(&self) -> Result<MasterRecord, String> {
         let coordinator =
             inspect::recorded(&self.world).ok_or("the coordinators have decided nothing")?;
         inspect::master_record(&coordinator, self.master_id())
@@ -336,18 +337,18 @@ impl Stage {
     /// The same, and the loss of any `more` machines.
     pub fn survives_and(&mut self, down: &[usize], more: usize) -> Played {
         let record = self.record()?;
-        let held = self.held();
+        self.is_replayed_by(&record, down, more)
+    }
+
+    /// The same, by what the coordinator had recorded.
+    pub fn is_replayed_by(&mut self, record: &MasterRecord, down: &[usize], more: usize) -> Played {
+        let held = inspect::held(&mut self.world, record.master);
         let down: BTreeSet<usize> = down.iter().copied().collect();
-        inspect::check_master(
-            &self.world,
-            &held,
-            &record,
-            &|_| Some(LogPosition::ZERO),
-            &down,
-            more,
-        )
-        .map(|_| ())
-        .map_err(|why| why.to_string())
+        // Every key is the master's, and nobody had it before.
+        let owned = |_: &Place| Some(LogPosition::ZERO);
+        inspect::check_master(&self.world, &held, record, &owned, &down, more)
+            .map(|_| ())
+            .map_err(|why| why.to_string())
     }
 
     /// Begins to write more than the head has room for.

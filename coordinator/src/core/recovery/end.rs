@@ -141,9 +141,8 @@ impl Dead {
     fn counts(&self, held: &Held) -> bool {
         let replica = &held.replica;
         let recorded = self.epochs.get(&replica.segment);
-        replica.kind == SegmentKind::Head
+        is_certified_head(replica)
             && !replica.closed
-            && replica.certificate.is_some()
             && (recorded.is_none_or(|epoch| replica.epoch >= *epoch)
                 || mutants::active(Mutant::EndIgnoresEpoch))
             && (self
@@ -215,7 +214,8 @@ impl Finder {
         let open = heads.remove(&last).into_iter().flatten();
         let closed = shown.iter().filter(|held| {
             let replica = &held.replica;
-            replica.segment == last && is_closed_head(replica) && self.may_be_proved(held)
+            let is_last = replica.segment == last && replica.closed;
+            is_last && is_certified_head(replica) && self.may_be_proved(held)
         });
         let Some(longest) = longest(open.chain(closed)) else {
             return self.without_head(dead, shown, gone);
@@ -319,12 +319,9 @@ impl Finder {
     /// No head counts: what was written last is lost, unless a backup comes back. What is left then
     /// ends with the newest head, open or closed, that can be proved.
     fn without_head(&self, dead: &Dead, shown: &[Held], gone: &Gone) -> Step {
-        let left = shown.iter().filter(|held| {
-            let replica = &held.replica;
-            replica.kind == SegmentKind::Head
-                && replica.certificate.is_some()
-                && self.may_be_proved(held)
-        });
+        let left = shown
+            .iter()
+            .filter(|held| is_certified_head(&held.replica) && self.may_be_proved(held));
         let rank = |held: &&Held| {
             let ReplicaInfo {
                 segment,
@@ -421,8 +418,8 @@ impl Finder {
     }
 }
 
-fn is_closed_head(replica: &ReplicaInfo) -> bool {
-    replica.closed && replica.kind == SegmentKind::Head && replica.certificate.is_some()
+fn is_certified_head(replica: &ReplicaInfo) -> bool {
+    replica.kind == SegmentKind::Head && replica.certificate.is_some()
 }
 
 /// The one with the most bytes; of several, an open one, under whose certificate others serve, too.

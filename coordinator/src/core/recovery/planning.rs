@@ -211,7 +211,10 @@ impl Walk {
         for parts in plan::plan(&down, masters, &sizes, tables.room()) {
             self.proposed += 1;
             let end = found.end;
-            acts.push(Act::Propose(Command::PlanRecovery { master, end, parts }));
+            acts.push(Act::Propose(
+                master,
+                Command::PlanRecovery { master, end, parts },
+            ));
         }
     }
 }

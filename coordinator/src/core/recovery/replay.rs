@@ -71,11 +71,12 @@ pub(super) fn reassign(
         let Some(next) = next else { continue };
         replay.proposed = true;
         walk.proposed += 1;
-        acts.push(Act::Propose(Command::AssignRecovery {
+        let command = Command::AssignRecovery {
             master,
             attempt: part.attempt,
             by: next.server,
-        }));
+        };
+        acts.push(Act::Propose(master, command));
     }
 }
 

@@ -8,7 +8,7 @@ use ramkeep_wire::certificate::Claim;
 use ramkeep_wire::limits::MAX_REPLICATE_BYTES;
 use ramkeep_wire::{Certificate, Micros, SegmentId, SegmentKind, ServerId};
 
-use super::{AskId, Asked, Fetched, Gather, Job, MAX_BYTES, Needed};
+use super::{AskId, Asked, Fetched, Gather, Inventory, Job, MAX_BYTES, Needed};
 
 /// Bytes asked for at a time. With its header the answer fits the buffers of connections as they are,
 /// and a backup has others to answer in between.
@@ -205,16 +205,18 @@ impl Gather {
     }
 
     pub(super) fn give_up_fetches(&mut self, server: ServerId) {
-        let of_server = |fetch: &&Fetch| fetch.from == server;
-        let segments: Vec<_> = self
-            .fetches
-            .iter()
-            .filter(of_server)
-            .map(|f| f.segment)
-            .collect();
-        segments
-            .into_iter()
-            .for_each(|segment| self.give_up_fetch(segment));
+        self.give_up_where(|_, fetch| fetch.from == server);
+    }
+
+    pub(super) fn leave_lost(&mut self) {
+        self.give_up_where(|inventory, fetch| inventory.is_lost(fetch.from));
+    }
+
+    fn give_up_where(&mut self, given_up: impl Fn(&Inventory, &Fetch) -> bool) {
+        let inventory = &self.inventory;
+        let is_given_up = |fetch: &mut Fetch| given_up(inventory, fetch);
+        let fetches: Vec<_> = self.fetches.extract_if(.., is_given_up).collect();
+        fetches.iter().for_each(|fetch| self.release(fetch.segment));
     }
 
     /// A segment is neither being fetched nor with the replayer any more.
@@ -224,18 +226,5 @@ impl Gather {
         {
             self.bytes -= needed.length as usize;
         }
-    }
-
-    pub(super) fn leave_lost(&mut self) {
-        let lost = |fetch: &&Fetch| self.inventory.is_lost(fetch.from);
-        let servers: Vec<_> = self
-            .fetches
-            .iter()
-            .filter(lost)
-            .map(|fetch| fetch.from)
-            .collect();
-        servers
-            .into_iter()
-            .for_each(|server| self.give_up_fetches(server));
     }
 }

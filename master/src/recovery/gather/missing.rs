@@ -30,8 +30,7 @@ impl Gather {
         let usable = |(server, info): (ServerId, &ReplicaInfo)| {
             !self.inventory.is_lost(server) && self.fits(segment, needed, info)
         };
-        let copies = || self.inventory.copies(segment);
-        self.inventory.is_settled() && !needed.taken && !copies().any(usable)
+        self.inventory.is_settled() && !needed.taken && !self.inventory.copies(segment).any(usable)
     }
 
     /// Fails if a segment is to be had from nobody.
