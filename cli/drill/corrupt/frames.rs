@@ -11,7 +11,7 @@ use std::path::Path;
 use ramkeep_backup::layout::{
     FRAME_FILE, Geometry, HEADER, Header, SUPERBLOCK_AREA, Slot, Superblock,
 };
-use ramkeep_wire::{SegmentId, ServerId};
+use ramkeep_wire::{ReplicationEpoch, SegmentId, ServerId};
 
 use crate::drill::values::Random;
 use crate::failure::Failure;
@@ -45,6 +45,10 @@ pub(super) struct Saved {
 impl Held {
     pub(super) fn segment(&self) -> SegmentId {
         self.slot.segment
+    }
+
+    pub(super) fn epoch(&self) -> ReplicationEpoch {
+        self.slot.epoch
     }
 
     pub(super) fn is_closed(&self) -> bool {

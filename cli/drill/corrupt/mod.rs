@@ -4,6 +4,7 @@
 //! # Invariants
 //! 1. Of each segment one copy at least is left as it is.
 //! 2. What is damaged is damaged before the kill, and nothing is written over it by the drill after.
+//! 3. Who is to leave one copy of each segment is stopped first: which copies count stays as it is.
 
 mod frames;
 
@@ -14,12 +15,14 @@ use std::time::{Duration, Instant};
 use clap::{Args, ValueEnum};
 use ramkeep_wire::coordinator::{ClusterStatus, DamagedReplica};
 use ramkeep_wire::{SegmentId, ServerId};
+use rustix::process::Signal;
 use serde_json::{Map, Value};
 
 use super::Common;
 use super::cluster::{Cluster, Shape};
 use super::counts::ms;
 use super::crash::deaths::{Deaths, Revival};
+use super::crash::healing::lacking;
 use super::crash::summary::Outcome;
 use super::timeline::Timeline;
 use super::values::Random;
@@ -110,6 +113,10 @@ impl CorruptArgs {
 
         let victim = (random.next() % cluster.servers.len() as u64) as usize;
         let dead = cluster.servers[victim].announcement.id;
+        if matches!(self.copies, Copies::One | Copies::AllButOne) {
+            // From here to its death it changes no backups: the copy that is left would not count.
+            cluster.servers[victim].signal(Signal::STOP)?;
+        }
         let holders = holders(&cluster, ServerId(dead))?;
         let (mut victims, mut revival, mut damaged) = (vec![victim], None, BTreeSet::new());
         match self.copies {
@@ -118,7 +125,7 @@ impl CorruptArgs {
                 damaged = damage(liar, |_| true, ServerId(dead), &mut random)?;
             }
             Copies::AllButOne => {
-                damaged = damage_all_but_one(&holders, ServerId(dead), &mut random)?;
+                damaged = self.damage_all_but_one(&holders, ServerId(dead), &mut random)?;
             }
             Copies::Healed => {
                 let liar = random.pick(&holders);
@@ -168,6 +175,44 @@ impl CorruptArgs {
         Ok(outcome)
     }
 
+    /// Damages every copy of each segment but one. Segments whose backups are just being changed are
+    /// left alone: which of their copies count is not seen from here.
+    fn damage_all_but_one(
+        &self,
+        holders: &[Holder],
+        master: ServerId,
+        random: &mut Random,
+    ) -> Result<BTreeSet<DamagedReplica>, Failure> {
+        let mut copies: BTreeMap<SegmentId, Vec<(&Holder, &Held)>> = BTreeMap::new();
+        let all = holders
+            .iter()
+            .flat_map(|holder| holder.held.iter().map(move |held| (holder, held)));
+        for (holder, held) in all {
+            copies
+                .entry(held.segment())
+                .or_default()
+                .push((holder, held));
+        }
+        let mut damaged = BTreeSet::new();
+        for (segment, mut all) in copies {
+            let epochs: BTreeSet<_> = all.iter().map(|(_, held)| held.epoch()).collect();
+            if all.len() != usize::from(self.common.replicas) || epochs.len() != 1 {
+                continue;
+            }
+            let honest = random.next() % all.len() as u64;
+            all.swap_remove(honest as usize);
+            for (holder, held) in all {
+                holder.file.damage(held, random)?;
+                damaged.insert(DamagedReplica {
+                    backup: holder.id,
+                    master,
+                    segment,
+                });
+            }
+        }
+        Ok(damaged)
+    }
+
     /// Waits until all that is damaged is named, and no segment lacks a copy.
     async fn until_healed(
         &self,
@@ -180,7 +225,7 @@ impl CorruptArgs {
         loop {
             let status = cluster.led().await?.status;
             let found = damaged.intersection(&named(&status)).count();
-            if found == damaged.len() && lacking(&status) == 0 {
+            if found == damaged.len() && lacking(&status, 0) == Some(0) {
                 return timeline.tell(format_args!(
                     "all of them are named and replicated anew, {} ms later",
                     ms(began.elapsed())
@@ -292,37 +337,6 @@ fn tell_damage(damaged: &BTreeSet<DamagedReplica>, timeline: Timeline) -> Result
     ))
 }
 
-/// Damages every copy of each segment but one. A segment with a single copy is just being replicated.
-fn damage_all_but_one(
-    holders: &[Holder],
-    master: ServerId,
-    random: &mut Random,
-) -> Result<BTreeSet<DamagedReplica>, Failure> {
-    let mut copies: BTreeMap<SegmentId, Vec<(&Holder, &Held)>> = BTreeMap::new();
-    for holder in holders {
-        for held in &holder.held {
-            copies
-                .entry(held.segment())
-                .or_default()
-                .push((holder, held));
-        }
-    }
-    let mut damaged = BTreeSet::new();
-    for (segment, mut all) in copies {
-        let honest = random.next() % all.len() as u64;
-        all.swap_remove(honest as usize);
-        for (holder, held) in all {
-            holder.file.damage(held, random)?;
-            damaged.insert(DamagedReplica {
-                backup: holder.id,
-                master,
-                segment,
-            });
-        }
-    }
-    Ok(damaged)
-}
-
 /// Copies the frames of one that has an open head of the victim. Its place, and the frames.
 fn save_head(holders: &[Holder], random: &mut Random) -> Result<(usize, Vec<Saved>), Failure> {
     let mut with_head = holders.iter().collect::<Vec<_>>();
@@ -352,13 +366,6 @@ fn revive(at: usize, stale: Vec<Saved>, timeline: Timeline) -> Revival {
         Ok(())
     };
     (at, Box::new(prepare))
-}
-
-/// Segments that lack a copy.
-fn lacking(status: &ClusterStatus) -> u32 {
-    let masters = status.servers.iter();
-    let masters = masters.filter_map(|one| one.heartbeat.as_ref()?.master);
-    masters.map(|master| master.under_replicated).sum()
 }
 
 /// What status names.

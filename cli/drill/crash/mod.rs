@@ -6,14 +6,15 @@
 //! 2. Who is killed, and how long the workload has run before, follow from the round's seed.
 
 pub(super) mod deaths;
+pub(super) mod healing;
 mod steps;
 pub(super) mod summary;
 
 use std::ops::RangeInclusive;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
-use serde_json::Map;
+use serde_json::{Map, Value};
 
 use super::Common;
 use super::cluster::Cluster;
@@ -21,7 +22,7 @@ use super::picture;
 use super::rounds;
 use super::timeline::Timeline;
 use super::values::{MIN_VALUE, Random};
-use super::workload::{RECOVERY_DEADLINE, Workload, read_back};
+use super::workload::{RECOVERY_DEADLINE, Shared, Workload, read_back};
 use crate::args::Global;
 use crate::failure::Failure;
 use crate::units::Size;
@@ -73,6 +74,10 @@ pub(crate) struct CrashArgs {
     /// Bytes of a loaded value: N or MIN..MAX
     #[arg(long, default_value = "1000", value_name = "MIN..MAX", value_parser = sizes)]
     value_size: RangeInclusive<usize>,
+    /// Wait until every segment has all its copies again, and compare the latency meanwhile with the
+    /// healthy one. With --role backup it is so always
+    #[arg(long)]
+    heal: bool,
     #[command(flatten)]
     common: Common,
 }
@@ -106,6 +111,7 @@ impl CrashArgs {
         let addresses = cluster.addresses.clone();
         let workload = Workload::start_with(&addresses, bytes, sizes, RECOVERY_DEADLINE).await?;
         timeline.tell(format_args!("{} loaded, workload runs", Size(bytes)))?;
+        let calm = Instant::now();
         tokio::time::sleep(self.steady).await;
         let victims = self.victims(&cluster, &mut random);
         let recovered = self
@@ -122,6 +128,7 @@ impl CrashArgs {
             Victims::Server => self.common.size.0 * u64::from(self.kills),
             Victims::Backup => 0,
         };
+        let (note, fields) = felt(&recovered, &shared, calm);
         let outcome = Outcome {
             seed,
             recovered,
@@ -129,8 +136,8 @@ impl CrashArgs {
             objects,
             bytes,
             lost_memory: owned,
-            fields: Map::new(),
-            note: String::new(),
+            fields,
+            note,
         };
         // Of many rounds the picture shows the longest outage.
         if outcome.unavailable() > longest {
@@ -199,6 +206,7 @@ impl CrashArgs {
                 deaths.next = std::mem::take(&mut victims);
             }
             deaths.kill_leader = kill_leader;
+            deaths.heal = self.heal;
             recovered.extend(match self.role {
                 Victims::Server => deaths.run(&now).await?,
                 Victims::Backup => deaths.run_backups(&now).await?,
@@ -230,6 +238,18 @@ impl CrashArgs {
         }
         Ok(())
     }
+}
+
+/// What clients felt of healing after the first death, in words and numbers; nothing if nobody
+/// waited for that.
+fn felt(recovered: &[Recovered], shared: &Shared, calm: Instant) -> (String, Map<String, Value>) {
+    let first = recovered.first();
+    let Some((first, healing)) = first.and_then(|one| Some((one, one.healing?))) else {
+        return (String::new(), Map::new());
+    };
+    let felt = healing.felt(&shared.samples, calm, first.killed);
+    let fields = [("healing".to_owned(), felt.json())];
+    (felt.text(), fields.into_iter().collect())
 }
 
 /// `N` or `MIN..MAX`, both inclusive.

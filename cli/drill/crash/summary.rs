@@ -206,6 +206,8 @@ pub(in crate::drill) fn table(outcomes: &[Outcome]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
 
     fn outcome(seed: u64, unavailable: u64, lost_writes: u64) -> Outcome {
@@ -214,6 +216,8 @@ mod tests {
             seed,
             recovered: vec![Recovered {
                 id: seed,
+                killed: Instant::now(),
+                healing: None,
                 detect: ms(unavailable / 2),
                 first_read: ms(unavailable),
                 recover: ms(unavailable),

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::Scene;
+use crate::drill::samples::percentile;
 
 /// Longest span that is drawn in the narrow windows.
 const NARROW_UP_TO: Duration = Duration::from_secs(12);
@@ -63,11 +64,8 @@ pub(super) fn windows(scene: &Scene<'_>, from: Instant, to: Instant) -> Windows 
 
 fn latency(mut took: Vec<Duration>) -> Option<[f64; 3]> {
     took.sort_unstable();
-    let at = |percent: usize| -> Option<f64> {
-        let place = (took.len() * percent).div_ceil(100).max(1) - 1;
-        took.get(place).map(|took| took.as_secs_f64() * 1e3)
-    };
-    Some([at(50)?, at(99)?, at(100)?])
+    let at = |percent: usize| percentile(&took, percent).as_secs_f64() * 1e3;
+    (!took.is_empty()).then(|| [at(50), at(99), at(100)])
 }
 
 #[cfg(test)]
