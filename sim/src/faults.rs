@@ -188,9 +188,11 @@ impl Faults {
         self.enabled.iter().any(|fault| kills.contains(fault))
     }
 
-    /// Whatever the promise says.
+    /// Whatever the promise says. Then nobody can tell old pages from what was acknowledged: where they
+    /// are all that is left, nothing is refused.
     pub fn go_beyond(&mut self) {
         self.beyond = true;
+        self.enabled.retain(|fault| *fault != Fault::OldPages);
     }
 
     /// So many copies may a living master lack.
@@ -483,7 +485,7 @@ pub fn note_recovered(world: &mut World) {
             })
         })
     };
-    if masters::dead_with_tablets(world) > 0 {
+    if masters::dead_with_logs(world) > 0 {
         return;
     }
     let mut wiped = std::mem::take(&mut world.wiped);

@@ -10,7 +10,7 @@
 
 use std::collections::BTreeSet;
 
-use ramkeep_coordinator::state::State;
+use ramkeep_coordinator::state::{Server, State};
 use ramkeep_wire::ServerId;
 
 use crate::faults;
@@ -132,11 +132,16 @@ fn replicas(state: &State) -> usize {
         .map_or(0, |c| usize::from(c.settings.replicas))
 }
 
-/// Masters that own tablets, or did when they died.
-fn with_logs(world: &World, state: &State) -> Vec<ServerId> {
-    let all = state.servers().iter().map(|(server, _)| server);
+/// Masters that own tablets, or did when they died, or may get some: who has died since, before anybody
+/// has decided so, may be given a table.
+#[must_use]
+pub fn with_logs(world: &World, state: &State) -> Vec<ServerId> {
+    let may_get = |found: &Server| found.roles.master && !found.is_crashed();
+    let all = state.servers().iter();
+    let has_log = |server, found: &_| may_get(found) || !inspect::tablets(state, server).is_empty();
     let mut found: Vec<_> = all
-        .filter(|server| !inspect::tablets(state, *server).is_empty())
+        .filter(|(server, found)| has_log(*server, found))
+        .map(|(server, _)| server)
         .collect();
     // What is recovered may be taken over before that is decided.
     found.extend(running(world, |machine| faults::is_master(world, machine)));

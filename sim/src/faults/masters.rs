@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use ramkeep_wire::ServerId;
+
 use super::{Fault, Faults, is_master, process};
 use crate::world::{Death, Event, World};
 use crate::{inspect, promise};
@@ -77,8 +79,8 @@ pub(super) fn has_frames(world: &World, machine: usize) -> bool {
     world.has_frames(machine)
 }
 
-/// Masters that own tablets, and are decided crashed or have no process.
-pub(super) fn dead_with_tablets(world: &World) -> usize {
+/// Masters with a log that are decided crashed or have no process.
+pub(super) fn dead_with_logs(world: &World) -> usize {
     let Some(state) = inspect::recorded(world) else {
         return 0;
     };
@@ -86,9 +88,10 @@ pub(super) fn dead_with_tablets(world: &World) -> usize {
         .server_machines()
         .filter_map(|m| Some(world.server(m)?.server()))
         .collect();
-    let dead = state.servers().iter().filter(|(server, found)| {
-        (found.is_crashed() || !running.contains(server))
-            && !inspect::tablets(&state, *server).is_empty()
-    });
-    dead.count()
+    let is_dead = |server: &ServerId| {
+        let found = state.servers().by_id(*server);
+        found.is_some_and(|found| found.is_crashed()) || !running.contains(server)
+    };
+    let all = promise::with_logs(world, &state);
+    all.iter().filter(|server| is_dead(server)).count()
 }
