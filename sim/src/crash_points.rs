@@ -71,9 +71,25 @@ pub struct Decisions {
     waiting: BTreeMap<ServerId, bool>,
     /// Owners of tablets that were recovered.
     owners: BTreeMap<(TableId, u64), ServerId>,
+    most: Most,
+}
+
+/// How much there was at a time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Most {
+    /// Crashed masters that waited for their logs.
+    pub masters: usize,
+    /// Partitions of one log.
+    pub partitions: usize,
 }
 
 impl Decisions {
+    /// How much of it there was at a time.
+    #[must_use]
+    pub fn most(&self) -> Most {
+        self.most
+    }
+
     /// What a newer state has decided since, and about whom: the new owner, else the crashed master.
     pub fn follow(&mut self, state: &State) -> Vec<(CrashPoint, ServerId)> {
         let mut points = Vec::new();
@@ -102,6 +118,12 @@ impl Decisions {
             }
         }
         points.dedup();
+        let recoveries = state.recoveries().iter();
+        let partitions = recoveries.map(|(_, record)| record.partitions.len()).max();
+        self.most = Most {
+            masters: self.most.masters.max(waiting.len()),
+            partitions: self.most.partitions.max(partitions.unwrap_or(0)),
+        };
         (self.waiting, self.owners) = (waiting, owners);
         points
     }

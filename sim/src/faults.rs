@@ -121,6 +121,8 @@ pub struct Faults {
     most_lost: usize,
     beyond: bool,
     masters_killed: usize,
+    /// How often another master dies with one, percent.
+    pairs: u64,
     /// Snapshots that pages may come back from.
     older: frames::Older,
     /// The next master that is decided dead keeps one copy of each segment.
@@ -159,6 +161,7 @@ impl Faults {
             most_lost,
             beyond: false,
             masters_killed: 0,
+            pairs: 30,
             older: frames::Older::new(),
             spoils: false,
             wiped: BTreeSet::new(),
@@ -193,6 +196,19 @@ impl Faults {
     pub fn go_beyond(&mut self) {
         self.beyond = true;
         self.enabled.retain(|fault| *fault != Fault::OldPages);
+    }
+
+    /// Masters die, and mostly two at once.
+    pub fn kill_in_pairs(&mut self) {
+        self.pairs = 80;
+        self.enable(Fault::KillMaster);
+    }
+
+    /// This happens, too.
+    fn enable(&mut self, fault: Fault) {
+        if !self.enabled.contains(&fault) {
+            self.enabled.push(fault);
+        }
     }
 
     /// So many copies may a living master lack.

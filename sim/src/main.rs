@@ -183,6 +183,9 @@ struct Totals {
     virtual_seconds: f64,
     struck: BTreeMap<(CrashPoint, Dying), u32>,
     reached: BTreeMap<CrashPoint, u32>,
+    /// Seeds within the promise in which masters were recovered, several at a time, and a log in several
+    /// partitions.
+    recovered: [u64; 3],
 }
 
 impl Totals {
@@ -195,6 +198,13 @@ impl Totals {
         self.undecided += report.undecided;
         self.faults += report.faults;
         self.virtual_seconds += report.virtual_seconds;
+        if !report.beyond {
+            let most = report.most;
+            let had = [most.masters > 0, most.masters > 1, most.partitions > 1];
+            for (seeds, had) in self.recovered.iter_mut().zip(had) {
+                *seeds += u64::from(had);
+            }
+        }
         for (struck, times) in &report.struck {
             *self.struck.entry(*struck).or_default() += times;
         }
@@ -226,6 +236,11 @@ impl Totals {
             self.recoveries,
             self.undecided,
             self.virtual_seconds,
+        );
+        let [some, several, shared] = self.recovered;
+        println!(
+            "within the promise: {some} seeds with a master to recover, {several} with several at a time, \
+             {shared} with a log in several partitions"
         );
         for point in CrashPoint::ALL {
             let struck = Dying::ALL.map(|role| self.struck.get(&(*point, role)).unwrap_or(&0));

@@ -15,7 +15,7 @@ use ramkeep_wire::{Micros, ServerId};
 
 use crate::check::check_history;
 use crate::check::log_end::MasterRecord;
-use crate::crash_points::{CrashPoint, Decisions, Reached};
+use crate::crash_points::{CrashPoint, Decisions, Most, Reached};
 use crate::faults::{self, Dying, Faults};
 use crate::network::Delays;
 use crate::node::admin::AdminConfig;
@@ -75,6 +75,10 @@ pub struct Report {
     pub refused: u64,
     /// How often who died in which moment of a recovery.
     pub struck: BTreeMap<(CrashPoint, Dying), u32>,
+    /// How much there was to recover at a time.
+    pub most: Most,
+    /// More was lost than the promise covers.
+    pub beyond: bool,
     /// Moments of recoveries that came.
     pub reached: BTreeMap<CrashPoint, u32>,
     /// The last lines of the trace, if kept.
@@ -200,6 +204,8 @@ impl Run {
         let replicas = *rng.choose(&[1, 2, 2, 2, 3]);
         let group_only = rng.percent(10);
         let mut settings = settings(&mut rng, replicas as u8);
+        // Logs of several masters at a time, in several partitions.
+        let crowded = !group_only && rng.percent(25);
         let mut late_per_mille = *rng.choose(&[0, 10, 50]);
         if group_only {
             // Nothing but the coordinators may give a master reason to change its backups.
@@ -216,14 +222,21 @@ impl Run {
             },
             sync: (0..5).map(|_| *rng.choose(&SYNCS)).collect(),
             timing: Timing::default(),
-            partition_bytes: *rng.choose(&[4 << 10, 64 << 10, 1 << 30]),
+            partition_bytes: match crowded {
+                true => *rng.choose(&[512, 2 << 10, 4 << 10]),
+                false => *rng.choose(&[4 << 10, 64 << 10, 1 << 30]),
+            },
             reconnect: Duration::from_millis(*rng.choose(&[1, 10, 50])),
             lines: options.lines,
         });
         let group = *rng.choose(&[1, 3, 3, 3, 3, 3, 3, 5]);
         world.add_coordinators(group);
         let memory = SEGMENTS * u64::from(world.config.settings.segment_size);
-        for _ in 0..rng.below(1..5) {
+        let masters = match crowded {
+            true => rng.below(3..7),
+            false => rng.below(1..5),
+        };
+        for _ in 0..masters {
             let backup = rng.percent(50);
             let master = true;
             world.add_server(Roles { master, backup }, FRAMES, memory);
@@ -253,6 +266,9 @@ impl Run {
         } else {
             Faults::new(rng.fork(5), (replicas - 1).max(1))
         };
+        if crowded {
+            faults.kill_in_pairs();
+        }
         if beyond {
             faults.go_beyond();
         } else if deep || faults.kills_masters() {
@@ -445,6 +461,8 @@ impl Run {
         self.report.virtual_seconds = self.world.events.now().0 as f64 / 1e6;
         self.report.faults = self.faults.done.values().sum();
         self.report.struck = self.faults.struck.clone();
+        self.report.most = self.decisions.most();
+        self.report.beyond = self.beyond;
         self.report.lines = self.world.trace.kept().map(str::to_owned).collect();
         self.report
     }

@@ -21,7 +21,7 @@ impl Faults {
     fn kill_master(&mut self, world: &mut World) -> Option<()> {
         let mut dying = vec![self.pick(world, is_master)?];
         for (percent, wanted) in [
-            (30, is_master as fn(&World, usize) -> bool),
+            (self.pairs, is_master as fn(&World, usize) -> bool),
             (40, has_frames),
         ] {
             if self.rng.percent(percent) {

@@ -14,9 +14,7 @@ impl Faults {
     /// From now on somebody dies in such a moment, now and then.
     pub fn strike_at(&mut self, point: CrashPoint) {
         self.at = Some(point);
-        if !self.enabled.contains(&super::Fault::KillMaster) {
-            self.enabled.push(super::Fault::KillMaster);
-        }
+        self.enable(super::Fault::KillMaster);
     }
 
     /// Whether somebody does.
