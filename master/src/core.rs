@@ -178,6 +178,12 @@ impl Master {
         (settings.replicas == 0).then(|| Duration::from_micros(part))
     }
 
+    /// Whether segments are copied anew: [`Master::pump`] is then to be called every millisecond.
+    #[must_use]
+    pub fn is_healing(&self) -> bool {
+        self.control.lock().replication.is_healing()
+    }
+
     /// Sends what is due to backups. Returns whether more has become durable: held replies may go.
     pub fn pump(&self, now: Micros, sink: &mut impl Sink) -> bool {
         if self.is_fenced() {

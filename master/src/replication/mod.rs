@@ -11,13 +11,15 @@
 //! 4. A replica that replaces another counts only when it is complete (SAFETY 3).
 //! 5. A segment that is neither active nor lacking is closed on k backups, so far as they live.
 //! 6. Reads are answered under a lease from whoever recovery could have a head from: `lease.rs`.
-//! 7. What `pump` does is bounded by what is open or being copied, not by the log's size.
+//! 7. Copies of closed segments leave most of the way to backups to clients: `healing.rs`.
+//! 8. What `pump` does is bounded by what is open or being copied, not by the log's size.
 //!
 //! Driven by progress: [`Replication::pump`] derives the next messages from the difference between
 //! the log and what the backups acknowledged. A pure state machine; the shell sends what comes out.
 
 mod acks;
 mod damaged;
+mod healing;
 pub mod lease;
 mod members;
 mod orphans;
@@ -38,6 +40,7 @@ use ramkeep_wire::{Certificate, Micros, ReplicationEpoch, SegmentId, SegmentKind
 
 pub use acks::AckEffect;
 use damaged::Damaged;
+use healing::Pace;
 use lease::Leases;
 use orphans::Orphans;
 use placement::Backups;
@@ -153,6 +156,8 @@ pub struct Replication {
     lacking: BTreeSet<SegmentId>,
     /// The last of them that was looked at.
     looked_at: SegmentId,
+    /// How fast they are copied.
+    pace: Pace,
     /// Replicas left behind by changes, to be freed once they are not needed.
     orphans: Orphans,
     /// Replicas that are not what they should be.
@@ -187,6 +192,7 @@ impl Replication {
             active: BTreeSet::new(),
             lacking: BTreeSet::new(),
             looked_at: SegmentId(0),
+            pace: Pace::default(),
             orphans: Orphans::default(),
             damaged: Damaged::default(),
             frames_of: BTreeMap::new(),

@@ -1,5 +1,6 @@
 //! Replication against a model: see `world`.
 
+mod healing;
 mod lease;
 mod world;
 
