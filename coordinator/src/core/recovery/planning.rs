@@ -11,8 +11,10 @@ use std::collections::BTreeMap;
 use ramkeep_wire::coordinator::{BackupStats, Heartbeat, ServerState, Tablet, TabletState};
 use ramkeep_wire::{ServerId, TableId};
 
+use super::View;
 use super::plan::{self, Candidate};
-use super::{Act, View, Walk};
+use super::round::Act;
+use super::walk::Walk;
 use crate::command::Command;
 use crate::limits::{ASK_SOON, JOIN_WAIT};
 
