@@ -54,6 +54,7 @@ stories! {
     safety_12_a_missing_segment_keeps_the_tablets_down,
     safety_14_old_pages_are_not_served,
     safety_16_one_honest_copy_of_each_segment_is_enough,
+    safety_16_a_damaged_copy_of_a_living_master_is_replaced,
     safety_17_what_a_recovery_master_owns_is_durable,
     safety_18_a_plan_outlives_leaders,
     safety_19_a_loss_is_accepted_only_as_a_whole,

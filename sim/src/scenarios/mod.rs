@@ -149,6 +149,10 @@ pub const ALL: &[Scenario] = &[
         play: recovery::one_honest_copy_is_enough,
     },
     Scenario {
+        name: "safety_16_a_damaged_copy_of_a_living_master_is_replaced",
+        play: recovery::a_damaged_copy_is_replaced,
+    },
+    Scenario {
         name: "safety_17_what_a_recovery_master_owns_is_durable",
         play: recovery::what_is_owned_is_durable,
     },

@@ -187,6 +187,35 @@ pub(super) fn one_honest_copy_is_enough(lines: Lines) -> Played {
     Ok(())
 }
 
+/// A copy of a living master is damaged: it is found, and replaced before the honest one is lost.
+pub(super) fn a_damaged_copy_is_replaced(lines: Lines) -> Played {
+    let mut stage = Stage::new(3, lines)?;
+    let heir = stage.add_master()?;
+    stage.write("k", "in the first segment")?;
+    let first = stage.head();
+    stage.roll()?;
+    stage.roll()?;
+    stage.pass(100);
+    let (master, holders) = (stage.master_id(), stage.backups_of(first));
+    let [liar, honest] = holders[..] else {
+        return Err(format!("it has two copies: {holders:?}"));
+    };
+    flip(&mut stage, liar, master, first);
+    stage.until("the damaged copy is found and replaced", |stage| {
+        let node = stage.world.server(stage.master);
+        let report = node.and_then(|node| Some(node.master()?.heartbeat()));
+        report.is_some_and(|report| {
+            let whole = report.master.is_some_and(|one| one.under_replicated == 0);
+            whole && report.damaged.iter().any(|one| one.segment == first)
+        })
+    })?;
+    stage.kill_master();
+    stage.world.kill(stage.process(honest), Death::PowerLoss);
+    stage.until_served_by(heir)?;
+    stage.reads("k", "in the first segment")?;
+    stage.close()
+}
+
 /// *R takes ownership, the dead master's replicas are freed, R dies: what it had replayed is durable.*
 pub(super) fn what_is_owned_is_durable(lines: Lines) -> Played {
     let mut stage = Stage::new(3, lines)?;
@@ -327,21 +356,26 @@ pub(super) fn an_abandoned_try_does_not_count(lines: Lines) -> Played {
 /// One bit of each copy flips; once more, and it is as it was.
 fn flip_all(stage: &mut Stage, master: ServerId, segment: SegmentId) {
     for machine in stage.backups.clone() {
-        let process = stage.process(machine);
-        stage.world.with(process, |node, _| {
-            let crate::node::Node::Server(node) = node else {
-                return;
-            };
-            let Some(backup) = node.backup_mut() else {
-                return;
-            };
-            if let Some(area) = backup.area_of(master, segment) {
-                let geometry = backup.store().geometry();
-                let header = geometry.frame_len() - geometry.segment_size() as usize;
-                backup.store_mut().flip(area, header + 100, 3);
-            }
-        });
+        flip(stage, machine, master, segment);
     }
+}
+
+/// One bit of the copy on a machine flips, if there is one.
+fn flip(stage: &mut Stage, machine: usize, master: ServerId, segment: SegmentId) {
+    let process = stage.process(machine);
+    stage.world.with(process, |node, _| {
+        let crate::node::Node::Server(node) = node else {
+            return;
+        };
+        let Some(backup) = node.backup_mut() else {
+            return;
+        };
+        if let Some(area) = backup.area_of(master, segment) {
+            let geometry = backup.store().geometry();
+            let header = geometry.frame_len() - geometry.segment_size() as usize;
+            backup.store_mut().flip(area, header + 100, 3);
+        }
+    });
 }
 
 /// *k@5 is in R's log, M's tombstone names M's segment; k is back after R's own recovery.*

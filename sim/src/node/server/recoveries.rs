@@ -1,4 +1,5 @@
 //! A server's recoveries: what they ask of backups, over connections of their own, and their replay.
+//! Scrubbing goes the same way.
 //!
 //! # Invariants
 //! 1. Every request of the core is answered, if only with nothing.
@@ -8,9 +9,11 @@
 use std::collections::btree_map::{BTreeMap, Entry};
 use std::time::Duration;
 
-use ramkeep_master::core::Master;
-use ramkeep_master::recovery::{Ask, Next, Outcome, Recoveries, RecoveryId, Replayer, Stepped};
-use ramkeep_wire::backup::BackupResponse;
+use ramkeep_master::core::{Master, ScrubAsk};
+use ramkeep_master::recovery::{
+    Ask, AskId, Next, Outcome, Recoveries, RecoveryId, Replayer, Stepped,
+};
+use ramkeep_wire::backup::{BackupRequest, BackupResponse};
 use ramkeep_wire::envelope::{Header, Kind};
 use ramkeep_wire::{LogPosition, Micros, Party, ServerId, postcards};
 
@@ -25,10 +28,20 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const STEPS: [usize; 4] = [1, 3, 3, 20];
 /// A replayer that has work goes on after so long, microseconds.
 const PACES: [u64; 5] = [30, 300, 300, 2_000, 8_000];
+/// A replica is read back every so many milliseconds.
+const SCRUBS: [u64; 4] = [10, 50, 200, 1_000];
+
+/// For whom something is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum For {
+    Recovery((RecoveryId, AskId)),
+    Scrub,
+}
 
 #[derive(Debug)]
 struct Asked {
-    ask: Ask,
+    by: For,
+    request: BackupRequest,
     /// Its number on the connection, once it is sent.
     number: Option<u64>,
     since: Micros,
@@ -51,6 +64,10 @@ pub(super) struct RecoveryLinks {
     pace: Duration,
     /// Where the log must be durable for what was replayed to be so.
     finished: Vec<LogPosition>,
+    scrub_every: Duration,
+    next_scrub: Micros,
+    /// What scrubbing asked is not answered yet.
+    scrubs: bool,
 }
 
 impl RecoveryLinks {
@@ -64,6 +81,9 @@ impl RecoveryLinks {
             steps: *rng.choose(&STEPS),
             pace: Duration::from_micros(*rng.choose(&PACES)),
             finished: Vec::new(),
+            scrub_every: Duration::from_millis(*rng.choose(&SCRUBS)),
+            next_scrub: Micros(0),
+            scrubs: false,
         }
     }
 
@@ -99,11 +119,38 @@ impl RecoveryLinks {
     }
 
     /// Nothing more comes over the connection to a backup.
-    fn cut(&mut self, server: ServerId, now: Micros, recoveries: &mut Recoveries) {
+    fn cut(&mut self, server: ServerId, now: Micros, master: &Master) {
         let asked = self.links.remove(&server).map(|link| link.asked);
         for asked in asked.into_iter().flatten() {
-            recoveries.handle_answer(now, asked.ask.id, None);
+            self.answer(now, master, asked.by, None);
         }
+    }
+
+    fn answer(
+        &mut self,
+        now: Micros,
+        master: &Master,
+        by: For,
+        answer: Option<(BackupResponse, &[u8])>,
+    ) {
+        match by {
+            For::Recovery(id) => master.recoveries().handle_answer(now, id, answer),
+            For::Scrub => {
+                self.scrubs = false;
+                master.handle_scrubbed(answer.as_ref());
+            }
+        }
+    }
+
+    /// What scrubbing asks next, if it is time.
+    fn scrub(&mut self, now: Micros, master: &Master) -> Option<ScrubAsk> {
+        if self.scrubs || now < self.next_scrub {
+            return None;
+        }
+        self.next_scrub = now + self.scrub_every;
+        let ask = master.poll_scrub();
+        self.scrubs = ask.is_some();
+        ask
     }
 
     fn replay(&mut self, master: &Master) -> Option<CrashPoint> {
@@ -171,14 +218,18 @@ impl ServerNode {
     /// Drives the recoveries: replays a little, and asks for what is wanted next.
     pub(super) fn recover(&mut self, context: &mut Context<'_>) {
         let Some(master) = &self.master else { return };
+        let scrub = self.recovery.scrub(context.now, master);
         let over = master.recoveries().is_idle() && self.recovery.links.is_empty();
         // A replayer whose recovery is gone hears so when it asks for work.
-        if over && !self.recovery.is_busy() {
+        if over && !self.recovery.is_busy() && scrub.is_none() {
             return;
         }
         let point = self.recovery.replay(master);
         self.points.extend(point);
         self.expire_fetches(context);
+        if let Some(ScrubAsk { to, request }) = scrub {
+            self.put(context, to, For::Scrub, request);
+        }
         self.poll_fetches(context);
         self.send_fetches(context);
     }
@@ -187,61 +238,61 @@ impl ServerNode {
         let Some(master) = &self.master else { return };
         let idle = master.recoveries().is_idle();
         let late = |asked: &Asked| context.now.since(asked.since) >= PATIENCE;
+        let scrubs = |asked: &Asked| asked.by == For::Scrub;
         let links = self.recovery.links.iter();
         let over: Vec<(ServerId, ConnectionId)> = links
-            .filter(|(_, link)| idle || link.asked.iter().any(late))
+            .filter(|(_, link)| {
+                link.asked.iter().any(late) || (idle && !link.asked.iter().any(scrubs))
+            })
             .map(|(server, link)| (*server, link.connection))
             .collect();
         for (server, connection) in over {
             context.close(connection);
-            self.recovery
-                .cut(server, context.now, &mut master.recoveries());
+            self.recovery.cut(server, context.now, master);
         }
     }
 
     fn poll_fetches(&mut self, context: &mut Context<'_>) {
-        while let Some(ask) = self
+        while let Some(Ask { to, id, request }) = self
             .master
             .as_ref()
             .and_then(|master| master.recoveries().poll_ask(context.now))
         {
-            let to = ask.to;
-            if to == self.server {
-                self.ask_myself(context.now, ask);
-                continue;
-            }
-            let Some(master) = &self.master else { return };
-            let link = match self.recovery.links.entry(to) {
-                Entry::Occupied(link) => link.into_mut(),
-                Entry::Vacant(none) => {
-                    let Some(address) = master.addresses_of(to).first().cloned() else {
-                        master.recoveries().handle_answer(context.now, ask.id, None);
-                        continue;
-                    };
-                    none.insert(FetchLink {
-                        connection: context.connect(&address),
-                        open: false,
-                        asked: Vec::new(),
-                    })
-                }
-            };
-            link.asked.push(Asked {
-                ask,
-                number: None,
-                since: context.now,
-            });
+            self.put(context, to, For::Recovery(id), request);
         }
     }
 
-    /// Its own backup is no further than a call. Nobody but the network is between the others.
-    fn ask_myself(&mut self, now: Micros, ask: Ask) {
+    /// Asks a backup, itself or over a connection.
+    fn put(&mut self, context: &mut Context<'_>, to: ServerId, by: For, request: BackupRequest) {
         let Some(master) = &self.master else { return };
-        let from = Party::server(self.server);
-        let answer = (self.backup.as_mut()).map(|backup| {
-            let answer = backup.handle_request(now, from, ask.request);
-            (answer.response, answer.bytes)
+        if to == self.server {
+            // Its own backup is no further than a call. Nobody but the network is between the others.
+            let from = Party::server(self.server);
+            let answer = (self.backup.as_mut()).map(|backup| {
+                let answer = backup.handle_request(context.now, from, request);
+                (answer.response, answer.bytes)
+            });
+            return self.recovery.answer(context.now, master, by, answer);
+        }
+        let link = match self.recovery.links.entry(to) {
+            Entry::Occupied(link) => link.into_mut(),
+            Entry::Vacant(none) => {
+                let Some(address) = master.addresses_of(to).first().cloned() else {
+                    return self.recovery.answer(context.now, master, by, None);
+                };
+                none.insert(FetchLink {
+                    connection: context.connect(&address),
+                    open: false,
+                    asked: Vec::new(),
+                })
+            }
+        };
+        link.asked.push(Asked {
+            by,
+            request,
+            number: None,
+            since: context.now,
         });
-        master.recoveries().handle_answer(now, ask.id, answer);
     }
 
     fn send_fetches(&mut self, context: &mut Context<'_>) {
@@ -252,7 +303,7 @@ impl ServerNode {
                 *last += 1;
                 asked.number = Some(*last);
                 let header = Header::new(Kind::BackupRequest, *last, Party::server(*server), from);
-                let payload = postcards::encode(&asked.ask.request);
+                let payload = postcards::encode(&asked.request);
                 context.send_payload(link.connection, header, &payload);
             }
         }
@@ -277,15 +328,14 @@ impl ServerNode {
         let Some(at) = asked.position(|asked| asked.number == Some(number)) else {
             return;
         };
-        let id = link.asked.remove(at).ask.id;
+        let by = link.asked.remove(at).by;
         let answer = BackupResponse::read(payload).ok();
-        master.recoveries().handle_answer(context.now, id, answer);
+        self.recovery.answer(context.now, master, by, answer);
     }
 
     /// A connection to a backup for recoveries is gone.
     pub(super) fn fetches_lost(&mut self, context: &Context<'_>, server: ServerId) {
         let Some(master) = &self.master else { return };
-        self.recovery
-            .cut(server, context.now, &mut master.recoveries());
+        self.recovery.cut(server, context.now, master);
     }
 }
