@@ -165,3 +165,79 @@ fn running(world: &World, stays: impl Fn(usize) -> bool) -> BTreeSet<ServerId> {
         .filter(|server| *server != ServerId(0))
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use paxos::limits::Timing;
+    use ramkeep_wire::coordinator::Roles;
+
+    use super::with_logs;
+    use crate::inspect;
+    use crate::network::Delays;
+    use crate::rng::Rng;
+    use crate::run::{FRAMES, SEGMENTS, settings};
+    use crate::trace::Lines;
+    use crate::world::{Death, World, WorldConfig};
+
+    fn world() -> World {
+        World::new(WorldConfig {
+            seed: 1,
+            settings: settings(&mut Rng::new(1), 1),
+            delays: Delays {
+                usual: (10, 50),
+                late_per_mille: 0,
+                late: (500, 8_000),
+            },
+            sync: vec![(100, 500)],
+            timing: Timing::default(),
+            partition_bytes: 1 << 30,
+            reconnect: Duration::from_millis(1),
+            lines: Lines::No,
+        })
+    }
+
+    #[test]
+    fn a_master_that_died_without_a_tablet_counts_until_it_is_decided_dead() {
+        let mut world = world();
+        world.add_coordinators(1);
+        let memory = SEGMENTS * u64::from(world.config.settings.segment_size);
+        let [master, backup] = [(true, false), (false, true)];
+        let add = |world: &mut World, (master, backup)| {
+            world.add_server(Roles { master, backup }, FRAMES, memory)
+        };
+        add(&mut world, backup);
+        let machine = add(&mut world, master);
+        let until = |world: &mut World, is: &dyn Fn(&World) -> bool| {
+            for _ in 0..1_000_000 {
+                if is(world) {
+                    return;
+                }
+                world.step();
+            }
+            panic!("it does not come to that");
+        };
+        let enlisted = |world: &World| {
+            let server = world.server(machine).map(|node| node.server());
+            let state = inspect::recorded(world);
+            state.is_some_and(|state| server.is_some_and(|s| state.servers().by_id(s).is_some()))
+        };
+        until(&mut world, &enlisted);
+        let server = world.server(machine).map(|node| node.server()).unwrap();
+        let process = world.machines[machine].process.unwrap();
+        world.kill(process, Death::Kill);
+
+        let counts = |world: &World| {
+            let state = inspect::recorded(world).unwrap();
+            assert!(inspect::tablets(&state, server).is_empty());
+            with_logs(world, &state).contains(&server)
+        };
+        assert!(counts(&world), "it may be given a table");
+        until(&mut world, &|world| {
+            let state = inspect::recorded(world).unwrap();
+            state.servers().by_id(server).unwrap().is_crashed()
+        });
+        assert!(!counts(&world), "nothing of it is needed");
+    }
+}
