@@ -111,6 +111,8 @@ mutants! {
     ShortestEnd = "shortest-end",
     /// Coordinator and recovery master: a segment that nobody has is left out.
     MissingSegmentIgnored = "missing-segment-ignored",
+    /// Coordinator: a server that another takes for dead is declared crashed unverified.
+    BelievePeers = "believe-peers",
     /// Coordinator: a partition is given to who had replayed it after it was given up.
     TakeLateRecovered = "take-late-recovered",
     /// Backup: frees the replicas of a crashed master at once.

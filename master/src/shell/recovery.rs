@@ -9,10 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use ramkeep_rpc::{Address, Caller, Link, PollMode, clock};
+use ramkeep_rpc::{Caller, Link, PollMode, clock};
 use ramkeep_wire::backup::BackupResponse;
 use ramkeep_wire::envelope::Kind;
-use ramkeep_wire::{Party, ServerId, postcards};
+use ramkeep_wire::{ServerId, postcards};
 use tokio::sync::Notify;
 
 use super::MasterShell;
@@ -97,20 +97,9 @@ async fn caller(shell: &MasterShell, server: ServerId) -> Option<Caller> {
     if let Some(caller) = known.filter(|caller| !caller.link().is_closed()) {
         return Some(caller);
     }
-    // Local sockets come last in the list and are the quicker ones.
-    for address in shell.master.addresses_of(server).iter().rev() {
-        let Ok(address) = address.parse::<Address>() else {
-            continue;
-        };
-        let to = Party::server(server);
-        match Link::connect(&address, &shell.identity, to, PollMode::Never).await {
-            Ok(link) => {
-                let caller = Caller::new(link);
-                shell.recovery.callers.lock().insert(server, caller.clone());
-                return Some(caller);
-            }
-            Err(error) => tracing::debug!(%server, %address, %error, "can't connect to a backup"),
-        }
-    }
-    None
+    let addresses = shell.master.addresses_of(server);
+    let link = Link::reach(server, &addresses, &shell.identity, PollMode::Never);
+    let caller = Caller::new(link.await.ok()?);
+    shell.recovery.callers.lock().insert(server, caller.clone());
+    Some(caller)
 }
