@@ -14,6 +14,7 @@ mod coordinator;
 mod counts;
 mod crash;
 mod ledger;
+mod load;
 mod metadata;
 mod outage;
 mod pause;
@@ -54,6 +55,8 @@ pub(crate) enum DrillArgs {
     Outage(outage::OutageArgs),
     /// Empty a coordinator's disk and see it come back
     Rejoin(rejoin::RejoinArgs),
+    /// Keep every core busy for long, and see nobody taken for dead
+    Load(load::LoadArgs),
 }
 
 /// Flags of every drill.
@@ -130,6 +133,7 @@ pub(crate) fn run(args: &DrillArgs, global: &Global) -> Result<(), Failure> {
                 DrillArgs::Pause(args) => args.run(global, timeline).await,
                 DrillArgs::Outage(args) => args.run(global, timeline).await,
                 DrillArgs::Rejoin(args) => args.run(global, timeline).await,
+                DrillArgs::Load(args) => args.run(global, timeline).await,
             }
         };
         tokio::select! {

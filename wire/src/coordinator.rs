@@ -381,6 +381,18 @@ pub struct SuspicionCounts {
     pub probes: u64,
 }
 
+impl SuspicionCounts {
+    /// Both together.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            reports: self.reports + other.reports,
+            suspicions: self.suspicions + other.suspicions,
+            probes: self.probes + other.probes,
+        }
+    }
+}
+
 /// A coordinator as the leader sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CoordinatorReport {
