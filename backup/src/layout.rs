@@ -33,6 +33,8 @@ use ramkeep_wire::{
     BootId, Certificate, ClusterId, ReplicationEpoch, SegmentId, SegmentKind, ServerId,
 };
 
+/// The file's name in a backup's directory.
+pub const FRAME_FILE: &str = "frames";
 /// First bytes of either superblock slot.
 pub const MAGIC: [u8; 8] = *b"RKFRAMES";
 /// The layout drawn above. Changed with every change of it.

@@ -10,6 +10,7 @@ use super::asking::first_led;
 use super::cluster::{Cluster, PATIENCE};
 use super::counts::ms;
 use super::metadata::Metadata;
+use super::samples::percentile;
 use super::timeline::Timeline;
 use super::workload::{Workload, read_back};
 use crate::args::Global;
@@ -115,23 +116,4 @@ async fn depose(cluster: &mut Cluster, kill: u64, timeline: Timeline) -> Result<
         ms(restarted.elapsed()),
     ))?;
     Ok(elected)
-}
-
-/// `sorted` is not empty.
-fn percentile(sorted: &[Duration], percent: usize) -> Duration {
-    let at = (sorted.len() * percent).div_ceil(100).max(1) - 1;
-    sorted.get(at).copied().unwrap_or_default()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn percentiles_are_values_that_were_measured() {
-        let sorted: Vec<Duration> = (1..=10).map(Duration::from_millis).collect();
-        let at = |percent| percentile(&sorted, percent).as_millis();
-        assert_eq!([at(50), at(90), at(100)], [5, 9, 10]);
-        assert_eq!(percentile(&sorted[..1], 50).as_millis(), 1);
-    }
 }

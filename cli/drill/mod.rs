@@ -6,11 +6,13 @@
 //! 2. Every key has one writer, so that what a read may return is known (`record`).
 //! 3. No process of a drill outlives it.
 
+mod all;
 mod asking;
 mod background;
 mod cluster;
 mod cold;
 mod coordinator;
+mod corrupt;
 mod counts;
 mod crash;
 mod ledger;
@@ -21,6 +23,7 @@ mod pause;
 mod picture;
 mod record;
 mod rejoin;
+mod rounds;
 mod samples;
 mod timeline;
 mod values;
@@ -45,6 +48,8 @@ use timeline::Timeline;
 pub(crate) enum DrillArgs {
     /// Kill servers, and see their tablets served by others with nothing lost
     Crash(crash::CrashArgs),
+    /// Damage copies of a server's segments, kill it, and see the honest copies used and the others named
+    Corrupt(corrupt::CorruptArgs),
     /// Kill everything at once, and see it all come back from frames and journals
     Cold(cold::ColdArgs),
     /// Kill the leading coordinator, again and again, while tables are made and dropped
@@ -57,6 +62,8 @@ pub(crate) enum DrillArgs {
     Rejoin(rejoin::RejoinArgs),
     /// Keep every core busy for long, and see nobody taken for dead
     Load(load::LoadArgs),
+    /// Crash, damage and cold start, each several times, and one table of what came of it
+    All(all::AllArgs),
 }
 
 /// Flags of every drill.
@@ -128,12 +135,14 @@ pub(crate) fn run(args: &DrillArgs, global: &Global) -> Result<(), Failure> {
         let drill = async {
             match args {
                 DrillArgs::Crash(args) => args.run(global, timeline).await,
+                DrillArgs::Corrupt(args) => args.run(global, timeline).await,
                 DrillArgs::Cold(args) => args.run(global, timeline).await,
                 DrillArgs::Coordinator(args) => args.run(global, timeline).await,
                 DrillArgs::Pause(args) => args.run(global, timeline).await,
                 DrillArgs::Outage(args) => args.run(global, timeline).await,
                 DrillArgs::Rejoin(args) => args.run(global, timeline).await,
                 DrillArgs::Load(args) => args.run(global, timeline).await,
+                DrillArgs::All(args) => args.run(timeline).await,
             }
         };
         tokio::select! {

@@ -43,3 +43,22 @@ impl Samples {
         all[first..after.max(first)].to_vec()
     }
 }
+
+/// The value of `sorted` that so many percent of them do not exceed; nothing of nothing.
+pub(super) fn percentile(sorted: &[Duration], percent: usize) -> Duration {
+    let at = (sorted.len() * percent).div_ceil(100).max(1) - 1;
+    sorted.get(at).copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_values_that_were_measured() {
+        let sorted: Vec<Duration> = (1..=10).map(Duration::from_millis).collect();
+        let at = |percent| percentile(&sorted, percent).as_millis();
+        assert_eq!([at(50), at(90), at(100)], [5, 9, 10]);
+        assert_eq!(percentile(&sorted[..1], 50).as_millis(), 1);
+    }
+}

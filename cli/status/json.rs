@@ -2,8 +2,8 @@
 
 use ramkeep_wire::Ballot;
 use ramkeep_wire::coordinator::{
-    BackupStats, ClusterStatus, MasterStats, RecoveryReport, Roles, ServerReport, ServerState,
-    Table, Tablet, TabletState,
+    BackupStats, ClusterStatus, DamagedReplica, MasterStats, RecoveryReport, Roles, ServerReport,
+    ServerState, Table, Tablet, TabletState,
 };
 use serde_json::{Value, json};
 
@@ -30,7 +30,8 @@ pub(super) fn status(status: &ClusterStatus, ballot: Ballot) -> Value {
             "decided": coordinator.decided,
             "silent_ms": coordinator.silent_us.map(|us| us / 1_000),
         })).collect::<Vec<_>>(),
-        "servers": status.servers.iter().map(server).collect::<Vec<_>>(),
+        "servers": status.servers.iter()
+            .map(|report| server(report, &status.damaged)).collect::<Vec<_>>(),
         "memory": memory(&total(masters)),
         "tables": status.tables.iter().map(table).collect::<Vec<_>>(),
         "tablets": status.tables.iter()
@@ -38,6 +39,11 @@ pub(super) fn status(status: &ClusterStatus, ballot: Ballot) -> Value {
             .collect::<Vec<_>>(),
         "recoveries": status.recoveries.iter().map(recovery).collect::<Vec<_>>(),
         "losses": losses(status),
+        "damaged_replicas": status.damaged.iter().map(|replica| json!({
+            "backup": replica.backup.0,
+            "master": replica.master.0,
+            "segment": replica.segment.0,
+        })).collect::<Vec<_>>(),
     })
 }
 
@@ -88,8 +94,10 @@ pub(super) fn reason(tablet: &Tablet, recoveries: &[RecoveryReport]) -> Option<S
     })
 }
 
-fn server(report: &ServerReport) -> Value {
+fn server(report: &ServerReport, damaged: &[DamagedReplica]) -> Value {
     let heartbeat = report.heartbeat.as_ref();
+    let own = damaged.iter();
+    let own = own.filter(|replica| replica.backup == report.entry.server);
     json!({
         "id": report.entry.server.0,
         "roles": roles(report.entry.roles),
@@ -106,6 +114,7 @@ fn server(report: &ServerReport) -> Value {
             "suspicions": report.suspected.suspicions,
             "probes": report.suspected.probes,
         },
+        "damaged_replicas": own.count(),
     })
 }
 
@@ -125,7 +134,7 @@ fn memory(stats: &MasterStats) -> Value {
 }
 
 fn frames(stats: &BackupStats) -> Value {
-    json!({ "total": stats.frames, "used": stats.used, "inherited": stats.inherited })
+    json!({ "total": stats.frames, "used": stats.used, "inherited": stats.inherited, "damaged": stats.damaged })
 }
 
 /// Hashes are hexadecimal text: they go past what a JSON number holds exactly.

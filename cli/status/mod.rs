@@ -1,6 +1,7 @@
 //! `ramkeep status`: how the cluster is.
 
 mod json;
+mod prometheus;
 mod server;
 mod text;
 
@@ -22,12 +23,20 @@ pub(crate) struct StatusArgs {
     /// Ask this server itself, not the coordinator
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) server: Option<Address>,
+    /// As text for Prometheus
+    #[arg(long, conflicts_with = "server")]
+    pub(crate) prometheus: bool,
     #[command(flatten)]
     pub(crate) connect: ConnectArgs,
 }
 
 /// Asks the coordinator, or one server, and prints the answer.
 pub(crate) fn run(args: &StatusArgs, output: Output) -> Result<(), Failure> {
+    if args.prometheus && output.is_json() {
+        return Err(Failure::usage(
+            "--prometheus is a format of its own: leave --json out",
+        ));
+    }
     if let Some(address) = &args.server {
         let identity = Identity::new(shared_key(args.connect.key_file.as_deref())?);
         let asked = server::ask(address, &identity, args.connect.deadline);
@@ -41,6 +50,10 @@ pub(crate) fn run(args: &StatusArgs, output: Output) -> Result<(), Failure> {
             "the coordinator's answer to a status request makes no sense",
         ));
     };
+    if args.prometheus {
+        let text = prometheus::status(status, response.ballot).map_err(Failure::new)?;
+        return Ok(output.line(text.trim_end(), &serde_json::Value::Null)?);
+    }
     let text = text::status(status, response.ballot);
     Ok(output.line(text.trim_end(), &json::status(status, response.ballot))?)
 }

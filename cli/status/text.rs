@@ -1,9 +1,10 @@
 //! `status` for people.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use ramkeep_wire::Ballot;
-use ramkeep_wire::coordinator::{ClusterStatus, ServerReport, TabletState};
+use ramkeep_wire::coordinator::{ClusterStatus, DamagedReplica, ServerReport, TabletState};
+use ramkeep_wire::{Ballot, ServerId};
 
 use super::json::{reason, roles, server_state, tablet_state};
 use super::{overhead_per_object, total};
@@ -32,6 +33,9 @@ pub(super) fn status(status: &ClusterStatus, ballot: Ballot) -> String {
     }
     if !status.recoveries.is_empty() {
         let _ = writeln!(text, "Recoveries\n{}", recoveries(status));
+    }
+    if !status.damaged.is_empty() {
+        let _ = writeln!(text, "Damaged replicas\n{}", damaged(&status.damaged));
     }
     match notes(status) {
         notes if notes.is_empty() => {}
@@ -158,6 +162,21 @@ pub(crate) fn recoveries(status: &ClusterStatus) -> Columns<5> {
     columns
 }
 
+/// Who holds replicas that are not what they should be. The last found comes last.
+fn damaged(all: &[DamagedReplica]) -> Columns<3> {
+    let mut by_backup: BTreeMap<ServerId, Vec<&DamagedReplica>> = BTreeMap::new();
+    for replica in all {
+        by_backup.entry(replica.backup).or_default().push(replica);
+    }
+    let mut columns = Columns::new([">on server", ">found", "last"]);
+    for (backup, replicas) in by_backup {
+        let last = replicas.last();
+        let last = last.map(|last| format!("segment {} of server {}", last.segment, last.master));
+        columns.row([backup.to_string(), replicas.len().to_string(), shown(last)]);
+    }
+    columns
+}
+
 fn summary(status: &ClusterStatus) -> String {
     let sum = total(
         status
@@ -178,6 +197,15 @@ fn summary(status: &ClusterStatus) -> String {
     }
     if sum.under_replicated > 0 {
         let _ = write!(text, "; {} segments lack a copy", sum.under_replicated);
+    }
+    let backups = status.servers.iter();
+    let backups = backups.filter_map(|report| report.heartbeat.as_ref()?.backup);
+    match backups.map(|stats| stats.damaged).sum::<u32>() {
+        0 => {}
+        count => drop(write!(
+            text,
+            "; {count} frames were torn when they were opened"
+        )),
     }
     let tablets = status.tables.iter().flat_map(|table| &table.tablets);
     let unserved = tablets.filter(|tablet| tablet.state != TabletState::Normal);

@@ -9,6 +9,8 @@
 //!
 //! Pure: the shell brings the time, carries what comes out, and brings back what was answered.
 
+mod scrub;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -19,17 +21,21 @@ use ramkeep_wire::coordinator::{
     Answer, Heartbeat, MasterStats, Refused, Request, Response, ServerEntry, ServerList,
     ServerState, Settings,
 };
+use ramkeep_wire::limits::MAX_DAMAGED_REPORTED;
 use ramkeep_wire::order::{Command, Order, OrderReply, Recovery, TabletGrant};
 use ramkeep_wire::replicate::{Replicate, ReplicateAck};
 use ramkeep_wire::{
     Ballot, ClusterId, ListVersion, LogPosition, Micros, ReplicationEpoch, SegmentId, ServerId,
 };
 
+pub use scrub::{CHUNK, ScrubAsk};
+
 use crate::lease::LeaseEnd;
 use crate::recovery::Recoveries;
 use crate::replication::lease::{RENEWALS_PER_LEASE, SUSPECT_EIGHTHS};
 use crate::replication::{AckEffect, Config, LogSegment, Output, ReplicatedLog, Replication};
 use crate::store::{Gate, Log, MasterLease, NotTaken, Store, StoreConfig, StoreError};
+use scrub::Scrub;
 
 /// How long after a coordinator could not be asked it is asked again.
 const RETRY_REQUEST: Duration = Duration::from_millis(20);
@@ -86,6 +92,7 @@ struct Control {
     requests: Vec<Request>,
     /// Records that failed and are tried again from the time given.
     failed_records: Vec<(Micros, SegmentId, ReplicationEpoch, bool)>,
+    scrub: Scrub,
 }
 
 impl Master {
@@ -125,6 +132,7 @@ impl Master {
             outputs: Vec::new(),
             requests: Vec::new(),
             failed_records: Vec::new(),
+            scrub: Scrub::default(),
         };
         Ok(Self {
             recoveries: Mutex::new(Recoveries::new(config.cluster)),
@@ -168,6 +176,12 @@ impl Master {
         let settings = &self.config.settings;
         let part = u64::from(settings.lease_us) / COORDINATOR_RENEWALS;
         (settings.replicas == 0).then(|| Duration::from_micros(part))
+    }
+
+    /// Whether segments are copied anew: [`Master::pump`] is then to be called every millisecond.
+    #[must_use]
+    pub fn is_healing(&self) -> bool {
+        self.control.lock().replication.is_healing()
     }
 
     /// Sends what is due to backups. Returns whether more has become durable: held replies may go.
@@ -479,8 +493,10 @@ impl Master {
     /// The report to send now.
     #[must_use]
     pub fn heartbeat(&self) -> Heartbeat {
-        let damaged = self.recoveries().bad_replicas();
+        let mut damaged = self.recoveries().bad_replicas();
         let control = self.control.lock();
+        damaged.extend(&control.scrub.found);
+        damaged.truncate(MAX_DAMAGED_REPORTED);
         Heartbeat {
             server: self.config.me,
             list: control.list.version,

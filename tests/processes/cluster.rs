@@ -209,3 +209,41 @@ fn processes_and_clients_with_the_same_key_file_understand_each_other_and_others
         .run(&["status", "--key-file", &theirs])
         .assert_failed(1, "key");
 }
+
+#[test]
+fn the_status_for_prometheus_is_one_figure_a_line_of_families_told_once() {
+    let cluster = Cluster::start(&["--servers", "3"]);
+    cluster.json(&["table", "create", "flights"]);
+    cluster.json(&["put", "flights", "AF1", "Paris"]);
+    let text = cluster.run(&["status", "--prometheus"]).stdout();
+    assert!(text.ends_with("# EOF\n"), "{text}");
+    let figure = |line: &str| {
+        let (name, value) = line.rsplit_once(' ').expect("a name and a value");
+        (name.to_owned(), value.parse::<f64>().expect("a number"))
+    };
+    let lines = || text.lines();
+    let figures: BTreeMap<String, f64> = lines()
+        .filter(|line| !line.starts_with('#'))
+        .map(figure)
+        .collect();
+    assert_eq!(figures["ramkeep_servers{state=\"up\"}"], 3.0);
+    assert_eq!(figures["ramkeep_recoveries"], 0.0);
+    assert_eq!(figures["ramkeep_damaged_replicas{server=\"1\"}"], 0.0);
+    let of = |family: &str| {
+        let all = figures.iter();
+        all.filter(|(name, _)| name.starts_with(&format!("{family}{{")))
+            .count()
+    };
+    assert_eq!(of("ramkeep_coordinator_leads"), 3);
+    assert_eq!(of("ramkeep_memory_limit_bytes"), 3);
+    assert_eq!(of("ramkeep_frames"), 3);
+    let families: Vec<&str> = lines().filter(|line| line.starts_with("# TYPE")).collect();
+    let unique: std::collections::BTreeSet<_> = families.iter().collect();
+    assert!(
+        families.len() > 20 && unique.len() == families.len(),
+        "{text}"
+    );
+    cluster
+        .run(&["status", "--prometheus", "--json"])
+        .assert_failed(2, "--json");
+}

@@ -91,6 +91,43 @@ fn the_tablets_of_a_killed_server_are_served_by_others_with_nothing_lost() {
     assert!(svg.starts_with("<svg") && svg.contains("replayed"));
 }
 
+/// The report of drills with copies that are not to be trusted. Not every copy is looked at: so many
+/// rounds that some damaged one is.
+fn corrupt(copies: &str, rounds: &str) -> Value {
+    let flags = ["corrupt", "--copies", copies, "--rounds", rounds];
+    let report = drill_of(&[&flags[..], &["--size", "24MiB"]].concat());
+    assert_eq!(report["drill"], "corrupt");
+    assert_none(&report, &["damage_unnoticed", "accused_wrongly"]);
+    report
+}
+
+#[test]
+fn a_backup_whose_copies_are_damaged_is_named_and_honest_ones_are_used() {
+    let report = corrupt("one", "3");
+    assert_some(&report, &["replicas_damaged", "replicas_named"]);
+}
+
+#[test]
+fn one_honest_copy_of_each_segment_is_enough() {
+    let report = corrupt("all-but-one", "3");
+    assert_some(&report, &["replicas_damaged", "replicas_named"]);
+}
+
+#[test]
+fn a_living_master_finds_its_damaged_replicas_and_replicates_anew() {
+    let report = corrupt("healed", "1");
+    assert_some(&report, &["replicas_damaged", "replicas_named"]);
+    assert_eq!(report["replicas_damaged"], report["replicas_named"]);
+    assert_eq!(report["each"][0]["victims"].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn a_valid_copy_of_an_older_state_takes_nothing_away() {
+    let report = corrupt("stale", "1");
+    assert_none(&report, &["replicas_damaged", "replicas_named"]);
+    assert_eq!(report["each"][0]["victims"].as_array().unwrap().len(), 2);
+}
+
 #[test]
 fn everything_killed_at_once_comes_back_with_nothing_lost() {
     let report = drill_of(&["cold", "--size", "8MiB"]);

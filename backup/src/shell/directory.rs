@@ -16,11 +16,10 @@ use ramkeep_wire::{BootId, Micros};
 
 use crate::core::Backup;
 use crate::frames::{Frames, FramesError, check_growth};
-use crate::layout::{Geometry, SUPERBLOCK_AREA, Superblock};
+use crate::layout::{FRAME_FILE, Geometry, SUPERBLOCK_AREA, Superblock};
 use crate::mapped::MappedStore;
 use crate::store::{Area, FrameStore};
 
-const FRAME_FILE: &str = "frames";
 const NEW_FRAME_FILE: &str = "frames.new";
 /// Replicas are their owner's business only.
 const DIRECTORY_MODE: u32 = 0o700;

@@ -1,12 +1,14 @@
 //! Deaths that are recovered together: the kills, and the watch until all is served again.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use ramkeep_client::Table;
-use ramkeep_wire::coordinator::{ClusterStatus, ServerState, TabletState};
+use ramkeep_wire::coordinator::{ClusterStatus, ServerReport, ServerState, TabletState};
 use tokio::task::{JoinHandle, JoinSet};
 
+use super::healing::{Healing, lacking, newest_list};
 use super::steps::{Steps, Took};
 use crate::drill::asking::{ASK_EVERY, Led, first_led};
 use crate::drill::cluster::{Cluster, PATIENCE};
@@ -20,6 +22,8 @@ use crate::failure::Failure;
 pub(in crate::drill) struct Recovered {
     /// Who died.
     pub(in crate::drill) id: u64,
+    /// When.
+    pub(in crate::drill) killed: Instant,
     /// Until it was decided crashed.
     pub(in crate::drill) detect: Duration,
     /// Until anything of it was served again.
@@ -30,6 +34,8 @@ pub(in crate::drill) struct Recovered {
     pub(in crate::drill) unavailable: Duration,
     /// What that consists of.
     pub(in crate::drill) parts: Vec<(&'static str, Duration)>,
+    /// How its copies were made anew, if that was waited for.
+    pub(in crate::drill) healing: Option<Healing>,
 }
 
 /// When keys of a dead server were served again: any of them, and all of them.
@@ -53,8 +59,15 @@ pub(in crate::drill) struct Deaths<'a> {
     pub(in crate::drill) next: Vec<usize>,
     /// The leading coordinator is to be killed while others are recovered.
     pub(in crate::drill) kill_leader: bool,
+    /// One of the victims that is started again at once, with frames as they were before.
+    pub(in crate::drill) revival: Option<Revival>,
+    /// Wait until every segment has all its copies again.
+    pub(in crate::drill) heal: bool,
     leader: Option<u32>,
 }
+
+/// A victim's place, and what is done to its directory before it is started again.
+pub(in crate::drill) type Revival = (usize, Box<dyn FnOnce(&Path) -> Result<(), Failure>>);
 
 impl<'a> Deaths<'a> {
     /// Nobody is dead.
@@ -72,6 +85,8 @@ impl<'a> Deaths<'a> {
             dead: Vec::new(),
             next: Vec::new(),
             kill_leader: false,
+            revival: None,
+            heal: false,
             leader: None,
         }
     }
@@ -81,10 +96,12 @@ impl<'a> Deaths<'a> {
         mut self,
         victims: &[usize],
     ) -> Result<Vec<Recovered>, Failure> {
+        let known = newest_list(&self.led().await?.status);
         self.start = Instant::now();
         for at in victims {
             self.kill(*at).await?;
         }
+        self.revive().await?;
         let led = loop {
             let led = self.led().await?;
             self.follow(&led)?;
@@ -113,6 +130,20 @@ impl<'a> Deaths<'a> {
             recovered.push(self.end(death).await?);
         }
         self.draw_parts(&recovered);
+        if self.heal {
+            // From when clients had everything again.
+            let from = recovered
+                .iter()
+                .map(|(one, _)| one.killed + one.unavailable);
+            let from = from.max().unwrap_or(led.at).max(led.at);
+            let to = self.healed(known).await?;
+            for (one, _) in &mut recovered {
+                one.healing = Some(Healing {
+                    from,
+                    to: to.max(from),
+                });
+            }
+        }
         if self.leader.is_some() {
             self.cluster.restart_dead_coordinators().await?;
         }
@@ -129,44 +160,64 @@ impl<'a> Deaths<'a> {
         for at in victims {
             self.kill(*at).await?;
         }
-        let mut detected = None;
-        let led = loop {
-            let led = self.led().await?;
-            let dead = |id: u64| {
-                let mut servers = led.status.servers.iter();
-                servers
-                    .any(|one| one.entry.server.0 == id && one.entry.state == ServerState::Crashed)
-            };
-            if detected.is_none() && self.dead.iter().all(|death| dead(death.id)) {
-                detected = Some(led.at);
-                self.timeline.mark(led.at, "detected");
-                self.tell(led.at, "detected: decided crashed")?;
-            }
-            let lacking = lacking(&led.status, known);
-            if detected.is_some() && lacking == Some(0) {
-                break led;
-            }
-            self.patience(&led.status)?;
-            tokio::time::sleep(ASK_EVERY).await;
-        };
-        self.timeline.mark(led.at, "replicated anew");
-        self.tell(led.at, "every segment has all its copies again")?;
-        let detected = detected.unwrap_or(led.at);
+        let detected = self.detected().await?;
+        let healed = self.healed(known).await?;
         self.timeline.part("detect", self.start, detected);
-        self.timeline.part("copy", detected, led.at);
+        self.timeline.part("copy", detected, healed);
+        let healing = Healing {
+            from: detected,
+            to: healed,
+        };
         let recovered = self.dead.iter().map(|death| {
             let detect = detected.duration_since(death.killed);
-            let recover = led.at.duration_since(death.killed);
+            let recover = healed.duration_since(death.killed);
             Recovered {
                 id: death.id,
+                killed: death.killed,
                 detect,
                 first_read: Duration::ZERO,
                 recover,
                 unavailable: Duration::ZERO,
                 parts: vec![("detect", detect), ("copy", recover - detect)],
+                healing: Some(healing),
             }
         });
         Ok(recovered.collect())
+    }
+
+    /// Waits until all that were killed are decided crashed.
+    async fn detected(&self) -> Result<Instant, Failure> {
+        loop {
+            let led = self.led().await?;
+            let servers = &led.status.servers;
+            let crashed = |id| {
+                let is = |one: &&ServerReport| one.entry.server.0 == id;
+                let report = servers.iter().find(is);
+                report.is_some_and(|one| one.entry.state == ServerState::Crashed)
+            };
+            if self.dead.iter().all(|death| crashed(death.id)) {
+                self.timeline.mark(led.at, "detected");
+                self.tell(led.at, "detected: decided crashed")?;
+                return Ok(led.at);
+            }
+            self.patience(&led.status)?;
+            tokio::time::sleep(ASK_EVERY).await;
+        }
+    }
+
+    /// Waits until every segment has all its copies, as masters see it that know a newer list than
+    /// `known`.
+    async fn healed(&self, known: u64) -> Result<Instant, Failure> {
+        loop {
+            let led = self.led().await?;
+            if lacking(&led.status, known) == Some(0) {
+                self.timeline.mark(led.at, "replicated anew");
+                self.tell(led.at, "every segment has all its copies again")?;
+                return Ok(led.at);
+            }
+            self.patience(&led.status)?;
+            tokio::time::sleep(ASK_EVERY).await;
+        }
     }
 
     async fn led(&self) -> Result<Led, Failure> {
@@ -212,6 +263,20 @@ impl<'a> Deaths<'a> {
         Ok(())
     }
 
+    async fn revive(&mut self) -> Result<(), Failure> {
+        let Some((at, prepare)) = self.revival.take() else {
+            return Ok(());
+        };
+        let addresses = self.cluster.addresses.clone();
+        let member = &mut self.cluster.servers[at];
+        let old = member.announcement.id;
+        prepare(&member.directory()?)?;
+        member.restart(&addresses).await?;
+        let (now, new) = (Instant::now(), member.announcement.id);
+        self.timeline.mark(now, format_args!("{old} back as {new}"));
+        self.tell(now, &format!("server {old} is back as server {new}"))
+    }
+
     /// Tells what is new.
     fn follow(&mut self, led: &Led) -> Result<(), Failure> {
         let reports = || led.status.recovered.iter().chain(&led.status.recoveries);
@@ -244,6 +309,7 @@ impl<'a> Deaths<'a> {
         let parts = death.steps.parts(death.killed, last);
         let recovered = Recovered {
             id: death.id,
+            killed: death.killed,
             detect: death.steps.detected().map_or(Duration::ZERO, after),
             first_read: after(first),
             recover: after(committed),
@@ -252,6 +318,7 @@ impl<'a> Deaths<'a> {
                 .iter()
                 .map(|part| (part.name, part.duration()))
                 .collect(),
+            healing: None,
         };
         Ok((recovered, parts))
     }
@@ -315,22 +382,4 @@ async fn read(table: Table, probe: String) -> Result<Instant, Failure> {
 fn is_served(status: &ClusterStatus, gone: &BTreeSet<u64>) -> bool {
     let mut tablets = status.tables.iter().flat_map(|table| &table.tablets);
     tablets.all(|one| one.state == TabletState::Normal && !gone.contains(&one.owner.0))
-}
-
-/// The newest server list that any server has.
-fn newest_list(status: &ClusterStatus) -> u64 {
-    let lists = status.servers.iter();
-    let lists = lists.filter_map(|one| one.heartbeat.as_ref().map(|report| report.list.0));
-    lists.max().unwrap_or(0)
-}
-
-/// Segments that lack a copy, once every living server has heard of a death after `known`.
-fn lacking(status: &ClusterStatus, known: u64) -> Option<u32> {
-    let living = status.servers.iter();
-    let mut living = living.filter(|one| one.entry.state == ServerState::Up);
-    living.try_fold(0, |sum, one| {
-        let report = one.heartbeat.as_ref()?;
-        let lacking = report.master.map_or(0, |master| master.under_replicated);
-        (report.list.0 > known).then_some(sum + lacking)
-    })
 }

@@ -6,21 +6,23 @@
 //! 2. Who is killed, and how long the workload has run before, follow from the round's seed.
 
 pub(super) mod deaths;
+pub(super) mod healing;
 mod steps;
-mod summary;
+pub(super) mod summary;
 
 use std::ops::RangeInclusive;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
-use serde_json::Map;
+use serde_json::{Map, Value};
 
 use super::Common;
 use super::cluster::Cluster;
 use super::picture;
+use super::rounds;
 use super::timeline::Timeline;
 use super::values::{MIN_VALUE, Random};
-use super::workload::{RECOVERY_DEADLINE, Workload, read_back};
+use super::workload::{RECOVERY_DEADLINE, Shared, Workload, read_back};
 use crate::args::Global;
 use crate::failure::Failure;
 use crate::units::Size;
@@ -72,6 +74,10 @@ pub(crate) struct CrashArgs {
     /// Bytes of a loaded value: N or MIN..MAX
     #[arg(long, default_value = "1000", value_name = "MIN..MAX", value_parser = sizes)]
     value_size: RangeInclusive<usize>,
+    /// Wait until every segment has all its copies again, and compare the latency meanwhile with the
+    /// healthy one. With --role backup it is so always
+    #[arg(long)]
+    heal: bool,
     #[command(flatten)]
     common: Common,
 }
@@ -80,30 +86,14 @@ impl CrashArgs {
     /// The drill.
     pub(super) async fn run(&self, global: &Global, timeline: Timeline) -> Result<(), Failure> {
         self.check()?;
-        let seed = match self.seed {
-            Some(seed) => u64::from(seed),
-            None => random_seed()?,
-        };
-        let mut outcomes = Vec::new();
-        let mut longest = Duration::ZERO;
-        for round in 1..=self.rounds {
-            let own = seed + u64::from(round) - 1;
-            timeline.tell(format_args!("round {round} of {}, seed {own}", self.rounds))?;
-            let outcome = self.round(own, longest, global, timeline).await;
-            let outcome = outcome.map_err(|failure| {
-                failure.within(format_args!("round {round}, which --seed {own} repeats"))
-            })?;
-            if self.rounds > 1 {
-                timeline.tell(outcome.text())?;
-            }
-            longest = longest.max(outcome.unavailable());
-            outcomes.push(outcome);
-        }
-        let text = match &outcomes[..] {
-            [one] => one.text(),
-            all => summary::table(all),
-        };
-        timeline.end("crash", &text, summary::totals(seed, &outcomes))
+        rounds::run(
+            "crash",
+            self.rounds,
+            self.seed,
+            timeline,
+            async |seed, longest| self.round(seed, longest, global, timeline).await,
+        )
+        .await
     }
 
     async fn round(
@@ -121,6 +111,7 @@ impl CrashArgs {
         let addresses = cluster.addresses.clone();
         let workload = Workload::start_with(&addresses, bytes, sizes, RECOVERY_DEADLINE).await?;
         timeline.tell(format_args!("{} loaded, workload runs", Size(bytes)))?;
+        let calm = Instant::now();
         tokio::time::sleep(self.steady).await;
         let victims = self.victims(&cluster, &mut random);
         let recovered = self
@@ -137,6 +128,7 @@ impl CrashArgs {
             Victims::Server => self.common.size.0 * u64::from(self.kills),
             Victims::Backup => 0,
         };
+        let (note, fields) = felt(&recovered, &shared, calm);
         let outcome = Outcome {
             seed,
             recovered,
@@ -144,7 +136,8 @@ impl CrashArgs {
             objects,
             bytes,
             lost_memory: owned,
-            fields: Map::new(),
+            fields,
+            note,
         };
         // Of many rounds the picture shows the longest outage.
         if outcome.unavailable() > longest {
@@ -213,6 +206,7 @@ impl CrashArgs {
                 deaths.next = std::mem::take(&mut victims);
             }
             deaths.kill_leader = kill_leader;
+            deaths.heal = self.heal;
             recovered.extend(match self.role {
                 Victims::Server => deaths.run(&now).await?,
                 Victims::Backup => deaths.run_backups(&now).await?,
@@ -246,11 +240,16 @@ impl CrashArgs {
     }
 }
 
-/// A seed that a person can type.
-pub(super) fn random_seed() -> Result<u64, Failure> {
-    let mut seed = [0; 4];
-    getrandom::fill(&mut seed).map_err(Failure::new)?;
-    Ok(u64::from(u32::from_le_bytes(seed)))
+/// What clients felt of healing after the first death, in words and numbers; nothing if nobody
+/// waited for that.
+fn felt(recovered: &[Recovered], shared: &Shared, calm: Instant) -> (String, Map<String, Value>) {
+    let first = recovered.first();
+    let Some((first, healing)) = first.and_then(|one| Some((one, one.healing?))) else {
+        return (String::new(), Map::new());
+    };
+    let felt = healing.felt(&shared.samples, calm, first.killed);
+    let fields = [("healing".to_owned(), felt.json())];
+    (felt.text(), fields.into_iter().collect())
 }
 
 /// `N` or `MIN..MAX`, both inclusive.

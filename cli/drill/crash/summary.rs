@@ -12,30 +12,32 @@ use crate::units::Size;
 
 /// What came of one round.
 #[derive(Clone, Debug)]
-pub(super) struct Outcome {
+pub(in crate::drill) struct Outcome {
     /// What repeats its choices.
-    pub(super) seed: u64,
+    pub(in crate::drill) seed: u64,
     /// In the order of their deaths.
-    pub(super) recovered: Vec<Recovered>,
+    pub(in crate::drill) recovered: Vec<Recovered>,
     /// Of all keys.
-    pub(super) tally: Tally,
-    pub(super) objects: usize,
+    pub(in crate::drill) tally: Tally,
+    pub(in crate::drill) objects: usize,
     /// Loaded.
-    pub(super) bytes: u64,
+    pub(in crate::drill) bytes: u64,
     /// Of those, what the dead had.
-    pub(super) lost_memory: u64,
-    /// Replicas that were found damaged, by their backups, and what was wrong with that.
-    pub(super) fields: Map<String, Value>,
+    pub(in crate::drill) lost_memory: u64,
+    /// What else there is to say of it, for programs; numbers are added up over rounds.
+    pub(in crate::drill) fields: Map<String, Value>,
+    /// The same for people; may be empty.
+    pub(in crate::drill) note: String,
 }
 
 impl Outcome {
     /// The longest outage of a server's keys.
-    pub(super) fn longest(&self) -> Option<&Recovered> {
+    pub(in crate::drill) fn longest(&self) -> Option<&Recovered> {
         self.recovered.iter().max_by_key(|one| one.unavailable)
     }
 
     /// How long something was not to be had.
-    pub(super) fn unavailable(&self) -> Duration {
+    pub(in crate::drill) fn unavailable(&self) -> Duration {
         let slowest = self.tally.slowest_read.max(self.tally.slowest_write);
         match self.longest() {
             Some(one) if one.unavailable > Duration::ZERO => one.unavailable,
@@ -52,7 +54,7 @@ impl Outcome {
     }
 
     /// For programs.
-    pub(super) fn json(&self) -> Map<String, Value> {
+    pub(in crate::drill) fn json(&self) -> Map<String, Value> {
         let mut fields = self.tally.json();
         let parts = self.longest().map(|one| {
             let parts = one.parts.iter();
@@ -77,12 +79,12 @@ impl Outcome {
     }
 
     /// Whether it found nothing that must not be.
-    pub(super) fn passed(&self) -> bool {
+    pub(in crate::drill) fn passed(&self) -> bool {
         spoilt(&self.json()).is_empty()
     }
 
     /// For people.
-    pub(super) fn text(&self) -> String {
+    pub(in crate::drill) fn text(&self) -> String {
         let parts = self.longest().into_iter().flat_map(|one| &one.parts);
         let parts: Vec<String> = parts
             .map(|(name, took)| format!("{} {}", name.replace('_', " "), ms(*took)))
@@ -98,12 +100,12 @@ impl Outcome {
             ms(self.unavailable()),
             parts.join(", "),
             self.tally.text(),
-        )
+        ) + &self.note
     }
 }
 
 /// Of all rounds together: sums of what is counted, the longest of what is measured.
-pub(super) fn totals(seed: u64, outcomes: &[Outcome]) -> Map<String, Value> {
+pub(in crate::drill) fn totals(seed: u64, outcomes: &[Outcome]) -> Map<String, Value> {
     let Some(longest) = outcomes.iter().max_by_key(|one| one.unavailable()) else {
         return Map::new();
     };
@@ -167,7 +169,7 @@ fn medians(outcomes: &[Outcome]) -> Value {
 }
 
 /// All rounds, a line each.
-pub(super) fn table(outcomes: &[Outcome]) -> String {
+pub(in crate::drill) fn table(outcomes: &[Outcome]) -> String {
     let mut columns = Columns::new([
         ">round",
         ">seed",
@@ -204,6 +206,8 @@ pub(super) fn table(outcomes: &[Outcome]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
 
     fn outcome(seed: u64, unavailable: u64, lost_writes: u64) -> Outcome {
@@ -212,6 +216,8 @@ mod tests {
             seed,
             recovered: vec![Recovered {
                 id: seed,
+                killed: Instant::now(),
+                healing: None,
                 detect: ms(unavailable / 2),
                 first_read: ms(unavailable),
                 recover: ms(unavailable),
@@ -230,6 +236,7 @@ mod tests {
             bytes: 1_000,
             lost_memory: 250,
             fields: Map::new(),
+            note: String::new(),
         }
     }
 

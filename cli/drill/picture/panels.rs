@@ -6,6 +6,9 @@ use super::axes::{Scale, decades, ticks};
 use super::windows::{Window, Windows};
 use super::{Frame, LEFT, RIGHT};
 
+/// The axis of throughput goes so far above the most, for the names of the lines.
+const HEAD_ROOM: f64 = 1.2;
+
 /// Operations a second.
 pub(super) fn throughput(
     svg: &mut String,
@@ -13,7 +16,7 @@ pub(super) fn throughput(
     windows: &Windows,
     (top, bottom): (f64, f64),
 ) {
-    let most = windows.all.iter().map(|one| one.all).fold(1.0, f64::max) * 1.05;
+    let most = windows.all.iter().map(|one| one.all).fold(1.0, f64::max) * HEAD_ROOM;
     let scale = Scale::linear(0.0, most, bottom, top);
     grid(svg, &scale, ticks(0.0, most, 4), (top, bottom));
     axis_title(svg, "operations / s", (top, bottom));

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::Scene;
+use crate::drill::samples::percentile;
 
 /// Longest span that is drawn in the narrow windows.
 const NARROW_UP_TO: Duration = Duration::from_secs(12);
@@ -37,7 +38,8 @@ pub(super) fn windows(scene: &Scene<'_>, from: Instant, to: Instant) -> Windows 
         2 * NARROW
     };
     width = width.max(span / MAX_WINDOWS);
-    let count = (span.as_secs_f64() / width.as_secs_f64()).ceil() as u32;
+    // Whole ones only: the last would seem slow.
+    let count = (span.as_secs_f64() / width.as_secs_f64() + 1e-6).floor() as u32;
     let mut samples = scene.samples.iter().peekable();
     let mut all = Vec::new();
     for number in 0..count {
@@ -62,11 +64,8 @@ pub(super) fn windows(scene: &Scene<'_>, from: Instant, to: Instant) -> Windows 
 
 fn latency(mut took: Vec<Duration>) -> Option<[f64; 3]> {
     took.sort_unstable();
-    let at = |percent: usize| -> Option<f64> {
-        let place = (took.len() * percent).div_ceil(100).max(1) - 1;
-        took.get(place).map(|took| took.as_secs_f64() * 1e3)
-    };
-    Some([at(50)?, at(99)?, at(100)?])
+    let at = |percent: usize| percentile(&took, percent).as_secs_f64() * 1e3;
+    (!took.is_empty()).then(|| [at(50), at(99), at(100)])
 }
 
 #[cfg(test)]

@@ -31,10 +31,14 @@ impl Replication {
             return AckEffect::None;
         };
         let possible = segment.is_possible(ack);
+        let paced = segment.is_paced();
         let Some(replica) = segment.replicas.iter_mut().find(|r| r.backup == from) else {
             return AckEffect::None;
         };
         let sent = replica.in_flight.pop_front();
+        if let Some(sent) = sent.filter(|_| paced) {
+            self.pace.answered(now, sent);
+        }
         if ack.status == ReplicateStatus::Done && possible {
             replica.acknowledged(now, ack);
             if let Some(sent) = sent {

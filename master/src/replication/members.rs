@@ -20,6 +20,7 @@ impl Replication {
             return;
         }
         self.look_for_orphans(server);
+        self.damaged.connected(server);
     }
 
     /// The connection to a backup broke or could not be made: heads replace it at once, and so do
@@ -40,6 +41,7 @@ impl Replication {
     /// The coordinator decided that a backup is dead: every segment replaces it.
     pub fn crashed(&mut self, server: ServerId) {
         self.orphans.forget(server);
+        self.damaged.forget(server);
         if self.backups.health(server) == Health::Crashed {
             return;
         }
@@ -57,6 +59,12 @@ impl Replication {
     pub fn recovering(&mut self, any: bool) {
         let since = self.recovering_since.unwrap_or(self.pumped);
         self.recovering_since = any.then_some(since);
+    }
+
+    /// Whether tablets of a crashed master wait to be recovered, as far as is known.
+    #[must_use]
+    pub fn is_recovering(&self) -> bool {
+        self.recovering_since.is_some()
     }
 
     /// `server` took over the frames of `old` by restarting with its directory: the replicas in
@@ -208,7 +216,10 @@ impl Replication {
         while segment.replicas.len() < self.config.replicas {
             let late = &self.late_acks;
             let taken = |backup| segment.is_on(backup) || owes_answers(late, backup);
-            let Some(backup) = self.backups.choose(now, taken) else {
+            // One that has damaged it before is the last choice.
+            let shunned = |backup| taken(backup) || self.damaged.was_on(backup, id);
+            let chosen = self.backups.choose(now, shunned);
+            let Some(backup) = chosen.or_else(|| self.backups.choose(now, taken)) else {
                 break;
             };
             let frames = self.frames_of.get(&backup).copied();

@@ -11,12 +11,15 @@
 //! 4. A replica that replaces another counts only when it is complete (SAFETY 3).
 //! 5. A segment that is neither active nor lacking is closed on k backups, so far as they live.
 //! 6. Reads are answered under a lease from whoever recovery could have a head from: `lease.rs`.
-//! 7. What `pump` does is bounded by what is open or being copied, not by the log's size.
+//! 7. Copies of closed segments leave most of the way to backups to clients: `healing.rs`.
+//! 8. What `pump` does is bounded by what is open or being copied, not by the log's size.
 //!
 //! Driven by progress: [`Replication::pump`] derives the next messages from the difference between
 //! the log and what the backups acknowledged. A pure state machine; the shell sends what comes out.
 
 mod acks;
+mod damaged;
+mod healing;
 pub mod lease;
 mod members;
 mod orphans;
@@ -36,6 +39,8 @@ use ramkeep_wire::replicate::Replicate;
 use ramkeep_wire::{Certificate, Micros, ReplicationEpoch, SegmentId, SegmentKind, ServerId};
 
 pub use acks::AckEffect;
+use damaged::Damaged;
+use healing::Pace;
 use lease::Leases;
 use orphans::Orphans;
 use placement::Backups;
@@ -151,8 +156,12 @@ pub struct Replication {
     lacking: BTreeSet<SegmentId>,
     /// The last of them that was looked at.
     looked_at: SegmentId,
+    /// How fast they are copied.
+    pace: Pace,
     /// Replicas left behind by changes, to be freed once they are not needed.
     orphans: Orphans,
+    /// Replicas that are not what they should be.
+    damaged: Damaged,
     /// Whose frames a server took over by restarting with their directory, back to the first.
     frames_of: BTreeMap<ServerId, ServerId>,
     /// Acknowledgements on their way that are of replicas given up since: they say nothing of a
@@ -183,7 +192,9 @@ impl Replication {
             active: BTreeSet::new(),
             lacking: BTreeSet::new(),
             looked_at: SegmentId(0),
+            pace: Pace::default(),
             orphans: Orphans::default(),
+            damaged: Damaged::default(),
             frames_of: BTreeMap::new(),
             late_acks: BTreeMap::new(),
             recovering_since: None,
@@ -214,6 +225,7 @@ impl Replication {
         }
         self.note_own_pause(now);
         self.replace_slow(now);
+        self.free_damaged(send);
         self.begin_copies(now);
         let mut moved = false;
         let mut cursor = None;
@@ -266,6 +278,7 @@ impl Replication {
     fn forget(&mut self, id: SegmentId) {
         self.active.remove(&id);
         self.lacking.remove(&id);
+        self.damaged.left_log(id);
         if let Some(segment) = self.segments.remove(&id) {
             for replica in segment.replicas {
                 self.orphans.add(replica.backup, id);

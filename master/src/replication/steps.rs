@@ -17,6 +17,7 @@ impl Replication {
         send: &mut impl FnMut(Output),
     ) {
         let may_close = info.sealed.is_some() && self.may_close(id);
+        let mut may_copy = self.may_copy(now);
         let Some(segment) = self.segments.get_mut(&id) else {
             return;
         };
@@ -28,9 +29,13 @@ impl Replication {
         };
         // All complete steps are to the same length and epoch: one certificate serves them.
         let mut complete = info.sealed.filter(|_| wanted.close);
+        let paced = segment.is_paced();
         for replica in &mut segment.replicas {
             let to = replica.backup;
             while let Some(step) = replica.next_step(&wanted) {
+                if paced && !std::mem::take(&mut may_copy) {
+                    break;
+                }
                 let certificate = if step.flags & flags::COMPLETE == 0 {
                     Certificate::NONE
                 } else {

@@ -1,5 +1,6 @@
 //! Replication against a model: see `world`.
 
+mod healing;
 mod lease;
 mod world;
 
@@ -92,6 +93,41 @@ fn fill(world: &mut World, segments: usize) {
         assert!(world.log.roll_over());
         world.settle();
     }
+}
+
+#[test]
+fn a_damaged_replica_is_freed_before_another_can_take_its_place_on_the_same_backup() {
+    let mut world = World::new(2, 2);
+    fill(&mut world, 2);
+    let (segment, liar) = (SegmentId(1), ServerId(1));
+    assert!(world.replication.is_closed_on(segment, liar));
+    world.replication.replica_damaged(segment, liar);
+    assert_eq!(world.replication.under_replicated(), 1);
+    world.pump();
+    let first = world.sent[&liar].front();
+    assert!(matches!(first, Some(Sent::Free(segments)) if segments == &[segment]));
+    world.settle();
+    assert_eq!(world.replication.under_replicated(), 0);
+    assert_eq!(world.replication.backups_of(segment).len(), 2);
+    world.check(2);
+}
+
+#[test]
+fn a_free_of_a_damaged_replica_that_got_lost_is_sent_again() {
+    let mut world = World::new(2, 2);
+    fill(&mut world, 2);
+    let (segment, liar) = (SegmentId(1), ServerId(1));
+    world.replication.replica_damaged(segment, liar);
+    world.pump();
+    world.break_link(liar);
+    world.pump();
+    world.replication.link_up(liar);
+    world.pump();
+    let first = world.sent[&liar].front();
+    assert!(matches!(first, Some(Sent::Free(segments)) if segments == &[segment]));
+    world.settle();
+    assert_eq!(world.replication.under_replicated(), 0);
+    world.check(2);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use ramkeep_wire::coordinator::{Answer, Heartbeat, Refused, Request};
 use super::MasterShell;
 use super::coordinators::Coordinators;
 use super::probing::Probing;
-use super::recovery;
+use super::{recovery, scrub};
 use crate::probing::Prober;
 
 /// How often time is let pass.
@@ -43,6 +43,8 @@ pub enum ControlEnd {
     Stopped,
 }
 
+/// How often copies of segments may go on while there are some.
+const HEALING_TICK: Duration = Duration::from_millis(1);
 /// Between two looks for memory that will be needed next.
 const POPULATE: Duration = Duration::from_millis(25);
 
@@ -76,6 +78,8 @@ pub async fn run_control(shell: Arc<MasterShell>, config: ControlConfig) -> Cont
     let config = Arc::new(config);
     populate_ahead(&shell, config.prefault);
     let recovering = tokio::spawn(recovery::run(shell.clone()));
+    let scrubbing = tokio::spawn(scrub::run(shell.clone()));
+    let healing = tokio::spawn(heal(shell.clone()));
     let reporting = tokio::spawn(report(shell.clone(), config.clone()));
     let probing = Probing::new(
         Prober::new(shell.master.me(), shell.master.seed()),
@@ -95,9 +99,22 @@ pub async fn run_control(shell: Arc<MasterShell>, config: ControlConfig) -> Cont
         }
     }
     recovering.abort();
+    scrubbing.abort();
+    healing.abort();
     reporting.abort();
     prober.abort();
     ControlEnd::Fenced
+}
+
+/// Lets copies of segments go on when their rest is over, which may be before the next tick.
+async fn heal(shell: Arc<MasterShell>) {
+    loop {
+        let healing = shell.master.is_healing();
+        tokio::time::sleep(if healing { HEALING_TICK } else { TICK }).await;
+        if healing {
+            shell.pump(clock::now());
+        }
+    }
 }
 
 /// Asks the coordinator, and gives the answer to the core.

@@ -7,6 +7,7 @@ mod links;
 mod probing;
 mod recovery;
 mod replaying;
+mod scrub;
 mod service;
 
 use std::fmt;

@@ -97,9 +97,14 @@ async fn caller(shell: &MasterShell, server: ServerId) -> Option<Caller> {
     if let Some(caller) = known.filter(|caller| !caller.link().is_closed()) {
         return Some(caller);
     }
-    let addresses = shell.master.addresses_of(server);
-    let link = Link::reach(server, &addresses, &shell.identity, PollMode::Never);
-    let caller = Caller::new(link.await.ok()?);
+    let caller = connect(shell, server).await?;
     shell.recovery.callers.lock().insert(server, caller.clone());
     Some(caller)
+}
+
+/// A connection to a backup for requests that replication is not to wait behind.
+pub(super) async fn connect(shell: &MasterShell, server: ServerId) -> Option<Caller> {
+    let addresses = shell.master.addresses_of(server);
+    let link = Link::reach(server, &addresses, &shell.identity, PollMode::Never);
+    Some(Caller::new(link.await.ok()?))
 }

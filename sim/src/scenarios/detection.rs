@@ -37,7 +37,7 @@ pub(super) fn a_cut_between_two_servers(lines: Lines) -> Played {
             &format!("way {way}: it was told of {told} times"),
         )?;
         ensure(
-            asked >= 1 && asked <= 2 * CUT / 100,
+            (1..=2 * CUT / 100).contains(&asked),
             &format!("way {way}: it was asked {asked} times"),
         )?;
         stage.pass(3_000);

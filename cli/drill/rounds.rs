@@ -1,0 +1,47 @@
+//! Drills in a row, each in a fresh cluster and from a seed of its own.
+
+use std::time::Duration;
+
+use super::crash::summary::{self, Outcome};
+use super::timeline::Timeline;
+use crate::failure::Failure;
+
+/// Runs `round` with its seed and the longest outage before it, again and again, and sums up.
+pub(super) async fn run(
+    drill: &str,
+    rounds: u32,
+    seed: Option<u32>,
+    timeline: Timeline,
+    mut round: impl AsyncFnMut(u64, Duration) -> Result<Outcome, Failure>,
+) -> Result<(), Failure> {
+    let seed = match seed {
+        Some(seed) => u64::from(seed),
+        None => random_seed()?,
+    };
+    let mut outcomes = Vec::new();
+    let mut longest = Duration::ZERO;
+    for number in 1..=rounds {
+        let own = seed + u64::from(number) - 1;
+        timeline.tell(format_args!("round {number} of {rounds}, seed {own}"))?;
+        let outcome = round(own, longest).await.map_err(|failure| {
+            failure.within(format_args!("round {number}, which --seed {own} repeats"))
+        })?;
+        if rounds > 1 {
+            timeline.tell(outcome.text())?;
+        }
+        longest = longest.max(outcome.unavailable());
+        outcomes.push(outcome);
+    }
+    let text = match &outcomes[..] {
+        [one] => one.text(),
+        all => summary::table(all),
+    };
+    timeline.end(drill, &text, summary::totals(seed, &outcomes))
+}
+
+/// A seed that a person can type.
+fn random_seed() -> Result<u64, Failure> {
+    let mut seed = [0; 4];
+    getrandom::fill(&mut seed).map_err(Failure::new)?;
+    Ok(u64::from(u32::from_le_bytes(seed)))
+}

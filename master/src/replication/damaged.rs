@@ -1,0 +1,97 @@
+//! Closed replicas that turned out not to be what their backup acknowledged.
+//!
+//! # Invariants
+//! 1. A damaged replica counts for nothing: it is freed at once, without waiting for another, and
+//!    before anything is sent that could put another in its place on the same backup.
+//! 2. A free that may not have come is sent again on the next connection, unless the backup has
+//!    another replica of the segment by then.
+
+use std::collections::BTreeMap;
+
+use ramkeep_wire::limits::MAX_DAMAGED_REPORTED;
+use ramkeep_wire::{SegmentId, ServerId};
+
+use super::{Output, Replication};
+
+/// Damaged replicas, with whether their backup is still to be told to free them.
+#[derive(Debug, Default)]
+pub(super) struct Damaged(BTreeMap<(ServerId, SegmentId), bool>);
+
+impl Damaged {
+    /// Whether a replica of the segment on that backup was damaged.
+    pub(super) fn was_on(&self, server: ServerId, id: SegmentId) -> bool {
+        self.0.contains_key(&(server, id))
+    }
+
+    /// What was sent to it before may not have come.
+    pub(super) fn connected(&mut self, server: ServerId) {
+        let own = (server, SegmentId(0))..=(server, SegmentId(u64::MAX));
+        self.0.range_mut(own).for_each(|(_, due)| *due = true);
+    }
+
+    /// A backup is dead.
+    pub(super) fn forget(&mut self, server: ServerId) {
+        self.0.retain(|(of, _), _| *of != server);
+    }
+
+    /// A segment has left the log: all its replicas are freed.
+    pub(super) fn left_log(&mut self, id: SegmentId) {
+        self.0.retain(|(_, of), _| *of != id);
+    }
+}
+
+impl Replication {
+    /// A closed replica is not what it should be: another is made.
+    pub fn replica_damaged(&mut self, id: SegmentId, server: ServerId) {
+        if !self.is_closed_on(id, server) {
+            return;
+        }
+        self.lose(id, server);
+        if self.damaged.0.len() < MAX_DAMAGED_REPORTED {
+            self.damaged.0.insert((server, id), true);
+        }
+    }
+
+    /// Tells backups to free what is damaged.
+    pub(super) fn free_damaged(&mut self, send: &mut impl FnMut(Output)) {
+        let (segments, backups) = (&self.segments, &self.backups);
+        let due = self.damaged.0.iter_mut();
+        for ((to, id), due) in due.filter(|(_, due)| **due) {
+            if segments.get(id).is_some_and(|segment| segment.is_on(*to)) {
+                *due = false;
+            } else if backups.is_connected(*to) {
+                *due = false;
+                send(Output::Free {
+                    to: *to,
+                    segments: vec![*id],
+                });
+            }
+        }
+    }
+
+    /// Whether a backup holds a closed replica of a segment that is closed everywhere.
+    #[must_use]
+    pub fn is_closed_on(&self, id: SegmentId, server: ServerId) -> bool {
+        self.segments.get(&id).is_some_and(|segment| {
+            let on = segment.replicas.iter().find(|one| one.backup == server);
+            segment.closed_everywhere && on.is_some_and(|replica| replica.acked.closed)
+        })
+    }
+
+    /// The closed replica after this one, by backup and segment; after the last, the first.
+    #[must_use]
+    pub fn next_closed(&self, after: (ServerId, SegmentId)) -> Option<(ServerId, SegmentId)> {
+        let closed = || {
+            let segments = self.segments.iter();
+            segments.flat_map(|(id, segment)| {
+                let replicas = segment.replicas.iter();
+                let closed = replicas.filter(|one| segment.closed_everywhere && one.acked.closed);
+                closed.map(|replica| (replica.backup, *id))
+            })
+        };
+        closed()
+            .filter(|replica| *replica > after)
+            .min()
+            .or_else(|| closed().min())
+    }
+}
