@@ -4,7 +4,7 @@
 //! # Invariants
 //! 1. At most one probe is under way, and only to a server that the list names as living.
 //! 2. Silence counts only while this prober was awake: after a gap in its ticks of [`PROBE_PAUSE`] or
-//!    more, an answer has its whole time again.
+//!    more, an answer has its whole time again; once, so that a busy machine still notices.
 //! 3. What is told is a symptom. Whether that server is dead is verified and decided by the
 //!    coordinators (SAFETY 6 and 10).
 //!
@@ -55,6 +55,8 @@ struct Asked {
     number: u64,
     server: ServerId,
     since: Micros,
+    /// Its time began anew after a pause.
+    renewed: bool,
 }
 
 impl Prober {
@@ -104,8 +106,8 @@ impl Prober {
     pub fn handle_tick(&mut self, now: Micros) {
         let before = self.ticked.replace(now).unwrap_or(now);
         if let Some(asked) = &mut self.asked {
-            if now.since(before) >= PROBE_PAUSE {
-                asked.since = now;
+            if now.since(before) >= PROBE_PAUSE && !asked.renewed {
+                (asked.since, asked.renewed) = (now, true);
             } else if now.since(asked.since) >= PROBE_PATIENCE {
                 let server = asked.server;
                 self.asked = None;
@@ -133,6 +135,7 @@ impl Prober {
             number,
             server,
             since: now,
+            renewed: false,
         });
         self.steps.push_back(Step::Probe {
             number,
@@ -307,6 +310,19 @@ mod tests {
         prober.handle_answer(1);
         let (told, _) = run(&mut prober, woken + TICK, PROBE_PATIENCE, never);
         assert_eq!(told, []);
+    }
+
+    #[test]
+    fn one_whose_ticks_are_always_late_notices_silence_all_the_same() {
+        let mut prober = prober();
+        let mut told = 0;
+        for tick in 0..100 {
+            prober.handle_tick(Micros(tick * 40_000));
+            while let Some(step) = prober.poll_step() {
+                told += u32::from(matches!(step, Step::Tell(_)));
+            }
+        }
+        assert!(told > 20, "{told}");
     }
 
     #[test]
