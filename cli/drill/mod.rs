@@ -16,6 +16,7 @@ mod corrupt;
 mod counts;
 mod crash;
 mod ledger;
+mod load;
 mod metadata;
 mod outage;
 mod pause;
@@ -59,6 +60,8 @@ pub(crate) enum DrillArgs {
     Outage(outage::OutageArgs),
     /// Empty a coordinator's disk and see it come back
     Rejoin(rejoin::RejoinArgs),
+    /// Keep every core busy for long, and see nobody taken for dead
+    Load(load::LoadArgs),
     /// Crash, damage and cold start, each several times, and one table of what came of it
     All(all::AllArgs),
 }
@@ -138,6 +141,7 @@ pub(crate) fn run(args: &DrillArgs, global: &Global) -> Result<(), Failure> {
                 DrillArgs::Pause(args) => args.run(global, timeline).await,
                 DrillArgs::Outage(args) => args.run(global, timeline).await,
                 DrillArgs::Rejoin(args) => args.run(global, timeline).await,
+                DrillArgs::Load(args) => args.run(global, timeline).await,
                 DrillArgs::All(args) => args.run(timeline).await,
             }
         };

@@ -13,7 +13,7 @@ use crate::failure::Failure;
 use crate::output::Output;
 
 /// Counts of the summary that spoil a drill.
-const MUST_BE_NONE: [&str; 14] = [
+const MUST_BE_NONE: [&str; 16] = [
     "lost_writes",
     "stale_reads",
     "wrong_values",
@@ -25,6 +25,8 @@ const MUST_BE_NONE: [&str; 14] = [
     "metadata_failed",
     "answers_after_fence",
     "leaders_elected_by_it",
+    "servers_declared_dead",
+    "leader_changes",
     "damage_unnoticed",
     "accused_wrongly",
     "rounds_failed",

@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use ramkeep_backup::shell::BackupService;
-use ramkeep_master::shell::{ControlEnd, Coordinators};
+use ramkeep_master::shell::{ControlEnd, Coordinators, Probing};
 use ramkeep_rpc::{Batch, Peer, Service, Session, Wake};
 use ramkeep_wire::coordinator::{Answer, Heartbeat, Refused, Request, ServerList};
 use ramkeep_wire::envelope::{self, Envelope, Kind};
 use ramkeep_wire::hello::Refusal;
 use ramkeep_wire::limits::MAX_UNSENT;
 use ramkeep_wire::order::{Command, Order, OrderReply, ServerStatus};
-use ramkeep_wire::{Ballot, Micros, ServerId, postcards};
+use ramkeep_wire::{Ballot, ListVersion, Micros, ServerId, postcards};
 use tokio::time::MissedTickBehavior;
 
 use super::resident;
@@ -50,8 +50,21 @@ impl BackupOnly {
         only
     }
 
-    /// Reports until the coordinator says that this server is dead.
-    pub(super) async fn run(self, coordinators: Arc<Coordinators>, every: Duration) -> ControlEnd {
+    /// Reports, and probes others, until the coordinator says that this server is dead.
+    pub(super) async fn run(
+        self,
+        coordinators: Arc<Coordinators>,
+        every: Duration,
+        probing: Arc<Probing>,
+    ) -> ControlEnd {
+        let inner = self.0.clone();
+        tokio::select! {
+            end = self.report(coordinators, every) => end,
+            () = probing.run(move |known| inner.list_after(known)) => ControlEnd::Stopped,
+        }
+    }
+
+    async fn report(self, coordinators: Arc<Coordinators>, every: Duration) -> ControlEnd {
         let mut interval = tokio::time::interval(every);
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -86,6 +99,11 @@ impl Inner {
             damaged: Vec::new(),
             resident: resident::bytes(),
         }
+    }
+
+    fn list_after(&self, known: ListVersion) -> Option<ServerList> {
+        let seen = self.seen.lock();
+        (seen.list.version != known).then(|| seen.list.clone())
     }
 
     fn take_list(&self, seen: &mut Seen, list: ServerList) {
@@ -138,6 +156,10 @@ impl Inner {
                 envelope::append(out, header.reply(Kind::OrderReply), &reply);
                 Ok(())
             }
+            Kind::Probe => {
+                envelope::append(out, header.reply(Kind::ProbeReply), &[]);
+                Ok(())
+            }
             Kind::StatusRequest => {
                 let status = postcards::encode(&self.status());
                 envelope::append(out, header.reply(Kind::StatusResponse), &status);
@@ -183,7 +205,7 @@ impl Session for BackupOnly {
 mod tests {
     use super::*;
     use ramkeep_wire::envelope::Header;
-    use ramkeep_wire::{ListVersion, Party, PeerId};
+    use ramkeep_wire::{Party, PeerId};
 
     fn order(round: u64, command: Command) -> Order {
         Order {

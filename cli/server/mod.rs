@@ -21,8 +21,9 @@ use clap::Args;
 use ramkeep_backup::layout::Geometry;
 use ramkeep_backup::shell::{BackupService, Stock};
 use ramkeep_master::core::{Master, MasterConfig};
+use ramkeep_master::probing::Prober;
 use ramkeep_master::shell::{
-    ControlConfig, ControlEnd, Coordinators, MasterService, MasterShell, run_control,
+    ControlConfig, ControlEnd, Coordinators, MasterService, MasterShell, Probing, run_control,
 };
 use ramkeep_rpc::{Address, Identity, PollMode, Router, Serving, WorkerPool, clock};
 use ramkeep_wire::coordinator::{Heartbeat, Roles};
@@ -272,7 +273,9 @@ fn begin(
     if args.no_master {
         let only = BackupOnly::new(enlisted.server, enlisted.list, backup);
         control.set(only.clone());
-        return Ok(Box::pin(only.run(coordinators, heartbeat)));
+        let prober = Prober::new(enlisted.server, enlist::seed()?);
+        let probing = Probing::new(prober, identity.clone(), coordinators.clone());
+        return Ok(Box::pin(only.run(coordinators, heartbeat, probing)));
     }
     let master = Master::new(MasterConfig {
         me: enlisted.server,

@@ -109,6 +109,11 @@ fn server(report: &ServerReport, damaged: &[DamagedReplica]) -> Value {
         "resident": heartbeat.map(|heartbeat| heartbeat.resident),
         "memory": heartbeat.and_then(|heartbeat| heartbeat.master.as_ref()).map(memory),
         "frames": heartbeat.and_then(|heartbeat| heartbeat.backup.as_ref()).map(frames),
+        "suspected": {
+            "reports": report.suspected.reports,
+            "suspicions": report.suspected.suspicions,
+            "probes": report.suspected.probes,
+        },
         "damaged_replicas": own.count(),
     })
 }

@@ -28,7 +28,7 @@ use std::collections::{BTreeMap, VecDeque};
 use paxos::limits::Timing;
 use paxos::{Record, RestoreError, Setup, Snapshot, Stored};
 use ramkeep_wire::backup::BackupRequest;
-use ramkeep_wire::coordinator::{Answer, Once, Refused, Response, Settings};
+use ramkeep_wire::coordinator::{Answer, Once, Refused, Response, Settings, SuspicionCounts};
 use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::order::{Command as OrderCommand, Order, OrderReply};
 use ramkeep_wire::{
@@ -39,7 +39,7 @@ use ramkeep_wire::{
 use crate::command::Command;
 use crate::consensus::{Consensus, Unreadable, peer, time};
 use crate::entropy::Entropy;
-use crate::limits::PAUSE_SEEN;
+use crate::limits::{PAUSE_SEEN, STARVED};
 use crate::state::State;
 use backlog::Backlog;
 use damaged::Damaged;
@@ -322,6 +322,13 @@ impl Coordinator {
         self.leads.is_some() && self.deposed.is_none()
     }
 
+    /// How often it suspected a living server, while it led.
+    #[must_use]
+    pub fn suspected(&self, server: ServerId) -> SuspicionCounts {
+        let watch = self.watches.get(&server);
+        watch.map(|watch| watch.counts).unwrap_or_default()
+    }
+
     /// The next thing that must happen outside.
     pub fn poll_output(&mut self) -> Option<Output> {
         self.outputs.pop_front()
@@ -409,13 +416,19 @@ impl Coordinator {
         group.map(|due| Micros(due.0)).into_iter().chain(look).min()
     }
 
-    /// Notes the time. After a sleep of this very process, silence of others means nothing.
+    /// Notes the time. After a sleep of this very process, silence of others means nothing; while it
+    /// was starved, as much less.
     fn wake(&mut self, now: Micros) {
+        let promised = self.next_timeout().map_or(now, |due| due.max(self.now));
+        let late = now.since(promised);
         if now.since(self.now) >= PAUSE_SEEN {
             for watch in self.watches.values_mut() {
                 watch.afresh(now);
             }
             self.look = true;
+        } else if late >= STARVED {
+            let watches = self.watches.values_mut();
+            watches.for_each(|watch| watch.starved(late));
         }
         self.now = self.now.max(now);
     }

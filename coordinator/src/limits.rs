@@ -76,6 +76,11 @@ pub const CRASH_AFTER: Duration = Duration::from_secs(2);
 pub const CLOSED_CRASH_AFTER: Duration = Duration::from_millis(200);
 /// Between two probes of a server whose port refuses.
 pub const PROBE_CLOSED_EVERY: Duration = Duration::from_millis(50);
+/// What other servers say of one begins a suspicion at most so often.
+pub const REPORT_SPACING: Duration = Duration::from_millis(100);
+/// A tick that comes so much later than it was asked for shows that the coordinator was starved: as
+/// much of others' silence was its own.
+pub const STARVED: Duration = Duration::from_millis(20);
 /// Without any input or tick for so long the coordinator itself was asleep: all timers start
 /// afresh, since the silence was its own.
 pub const PAUSE_SEEN: Duration = Duration::from_secs(1);

@@ -533,6 +533,19 @@ impl Master {
         ListVersion(self.list_version.load(Ordering::Acquire))
     }
 
+    /// The server list, if it is another than the one of this version.
+    #[must_use]
+    pub fn list_after(&self, known: ListVersion) -> Option<ServerList> {
+        let newer = self.list_version() != known;
+        newer.then(|| self.control.lock().list.clone())
+    }
+
+    /// Seeds choices that are not replication's.
+    #[must_use]
+    pub fn seed(&self) -> u64 {
+        self.config.seed
+    }
+
     /// The living backups with their addresses: whom to keep connected.
     #[must_use]
     pub fn backups(&self) -> Vec<(ServerId, Vec<String>)> {

@@ -4,6 +4,7 @@
 pub mod core;
 pub mod index;
 mod lease;
+pub mod probing;
 pub mod recovery;
 pub mod replication;
 #[cfg(feature = "shell")]

@@ -58,6 +58,13 @@ impl Slot {
 )]
 pub struct Time(pub u64);
 
+impl Time {
+    /// From `earlier` to this; nothing if that is not earlier.
+    pub(crate) fn since(self, earlier: Self) -> Duration {
+        Duration::from_micros(self.0.saturating_sub(earlier.0))
+    }
+}
+
 impl std::ops::Add<Duration> for Time {
     type Output = Self;
 

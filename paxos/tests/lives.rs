@@ -120,6 +120,30 @@ fn a_stale_leader_has_no_lease_when_another_leads() {
 }
 
 #[test]
+fn a_machine_that_stood_still_keeps_its_leader() {
+    let mut lab = Lab::led_by_1(3);
+    lab.pass(50, &[1, 2, 3], |_| true);
+    let ballot = lab.node(1).leads();
+    for _ in 0..5 {
+        // All of them slept; those who follow wake up first.
+        lab.now += 10_000_000;
+        for id in [2, 3, 1] {
+            lab.input(id, |node, now| node.handle_timeout(now));
+        }
+        assert!(!lab.holds_lease(1));
+        lab.run(|_| true);
+        lab.pass(300, &[2, 3, 1], |_| true);
+        assert!(lab.holds_lease(1) && lab.node(1).leads() == ballot);
+    }
+    assert_eq!(lab.node(2).stats().elections, 0);
+    // One who slept and whose leader is gone waits no longer than that.
+    lab.kill(1);
+    lab.now += 10_000_000;
+    lab.pass(1_000, &[2, 3], |_| true);
+    assert!(lab.holds_lease(2) || lab.holds_lease(3));
+}
+
+#[test]
 fn a_grant_does_not_give_way_to_a_late_message_of_a_lower_ballot() {
     let mut lab = Lab::led_by_1(3);
     lab.pass(50, &[1], |_| true);

@@ -156,6 +156,7 @@ fn answer_of(kind: Kind) -> Option<Kind> {
         Kind::CoordinatorRequest => Some(Kind::CoordinatorResponse),
         Kind::Order => Some(Kind::OrderReply),
         Kind::StatusRequest => Some(Kind::StatusResponse),
+        Kind::Probe => Some(Kind::ProbeReply),
         _ => None,
     }
 }

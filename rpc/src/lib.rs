@@ -24,7 +24,7 @@ pub use address::{Address, AddressError};
 pub use caller::{CallError, Caller};
 pub use handshake::HandshakeError;
 pub use identity::Identity;
-pub use link::{Closed, ConnectError, Link, SendError, WaitError, poll_until};
+pub use link::{Closed, ConnectError, Link, SendError, Unreached, WaitError, poll_until};
 pub use polling::PollMode;
 pub use receive::Batch;
 pub use server::{BindError, Serving, WorkerPool};

@@ -106,6 +106,10 @@ fn every_planted_fault_is_caught() {
 /// Faults of the coordinators, each with the story that is about it.
 const OF_COORDINATORS: &[(Mutant, &str)] = &[
     (
+        Mutant::BelievePeers,
+        "detection_a_cut_between_two_servers_kills_neither",
+    ),
+    (
         Mutant::AnswerWithoutLease,
         "group_a_leader_that_wakes_up_answers_nothing_stale",
     ),

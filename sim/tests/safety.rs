@@ -70,4 +70,8 @@ stories! {
     group_a_wiped_coordinator_is_taken_in_again,
     group_a_retried_drop_does_not_hit_the_table_made_since,
     group_orders_under_a_lower_ballot_are_refused,
+    detection_a_cut_between_two_servers_kills_neither,
+    detection_a_backup_that_only_its_master_cannot_reach_is_not_dead,
+    detection_one_that_hangs_is_told_of_by_others_and_dies_by_the_leaders_probes,
+    detection_one_that_is_killed_is_dead_within_half_a_second,
 }

@@ -178,6 +178,18 @@ fn a_coordinator_that_lost_its_disk_votes_only_after_it_is_a_new_member() {
 }
 
 #[test]
+fn nobody_is_taken_for_dead_under_load_but_who_is_killed() {
+    let report = drill(&["load", "--for", "3s", "--clients", "2", "--kill"]);
+    assert_eq!(report["drill"], "load");
+    assert_none(&report, &["servers_declared_dead", "leader_changes"]);
+    assert_some(&report, &["load_operations", "objects"]);
+    assert!(report["detect_ms"].as_f64() > Some(0.0), "{report}");
+    for field in ["symptoms_reported", "suspicions", "verifications"] {
+        assert!(report[field].is_u64(), "{field} of {report}");
+    }
+}
+
+#[test]
 fn a_drill_without_enough_coordinators_is_wrong_usage() {
     let done = run(&["drill", "coordinator", "--coordinators", "1"]);
     done.assert_failed(2, "3 or 5");

@@ -229,6 +229,17 @@ pub struct Once {
     pub acked: u64,
 }
 
+/// Why one server takes another for dead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Symptom {
+    /// It did not answer a probe in time.
+    Silent,
+    /// A connection with it closed.
+    Closed,
+    /// No process of this identity is at its addresses.
+    Refused,
+}
+
 /// What is asked of the coordinator.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
@@ -247,12 +258,14 @@ pub enum Request {
         /// The backups from now on.
         backups: Vec<ServerId>,
     },
-    /// A server does not answer.
+    /// A server seems to be dead. The leader verifies that itself.
     Suspect {
         /// Who.
         server: ServerId,
         /// Who says so.
         by: ServerId,
+        /// Why.
+        symptom: Symptom,
     },
     /// Take a client lease. A retry with the same nonce gets the same.
     OpenClientLease {
@@ -353,6 +366,31 @@ pub struct ServerReport {
     pub entry: ServerEntry,
     /// Its last report, if it is up.
     pub heartbeat: Option<Heartbeat>,
+    /// How often this leader took it for dead, while it lives.
+    pub suspected: SuspicionCounts,
+}
+
+/// How often a leader had to do with the suspicion that a server is dead.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SuspicionCounts {
+    /// Reports by other servers.
+    pub reports: u64,
+    /// Suspicions, each verified until it was cleared.
+    pub suspicions: u64,
+    /// Probes that verified them.
+    pub probes: u64,
+}
+
+impl SuspicionCounts {
+    /// Both together.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            reports: self.reports + other.reports,
+            suspicions: self.suspicions + other.suspicions,
+            probes: self.probes + other.probes,
+        }
+    }
 }
 
 /// A coordinator as the leader sees it.

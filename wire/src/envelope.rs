@@ -74,6 +74,10 @@ kinds! {
     StatusRequest = 40,
     /// Its answer.
     StatusResponse = 41,
+    /// A server asks another whether it is there. Empty.
+    Probe = 42,
+    /// It is. Empty.
+    ProbeReply = 43,
 }
 
 /// Why an envelope is not one. The connection that carried it is closed.

@@ -1,5 +1,7 @@
 //! Every limit by name. A message over its limit is refused before memory is taken for it.
 
+use std::time::Duration;
+
 /// Bytes of a segment, and of a frame's contents.
 pub const SEGMENT_SIZE: usize = 8 << 20;
 /// Longest key.
@@ -49,6 +51,12 @@ pub const KEPT_OF_FRAMES: usize = 4;
 /// (backups before they answer recovery, the coordinator before it takes a master for fenced). Who
 /// holds a lease counts its whole length, from when it sent the request.
 pub const CLOCK_RATE_PARTS: u64 = 100;
+/// A server probes one of the others about as often.
+pub const PROBE_INTERVAL: Duration = Duration::from_millis(100);
+/// A probe without an answer for so long is a symptom, which the coordinator verifies.
+pub const PROBE_PATIENCE: Duration = Duration::from_millis(50);
+/// With no tick for so long who probes was itself not running: what it did not hear is its own doing.
+pub const PROBE_PAUSE: Duration = Duration::from_millis(30);
 /// Copies beside the master's own.
 pub const MAX_REPLICAS: usize = 7;
 /// Longest table name, in bytes of UTF-8.
@@ -68,6 +76,7 @@ pub const MAX_HELLO: usize = 1_024;
 /// Addresses of one process.
 pub const MAX_ADDRESS: usize = 256;
 
+const _: () = assert!(PROBE_PATIENCE.as_millis() < PROBE_INTERVAL.as_millis());
 const _: () = assert!(MAX_GROUP + (64 << 10) < SEGMENT_SIZE);
 const _: () = assert!(MAX_REPLICATE_BYTES + 256 <= MAX_PAYLOAD);
 const _: () = assert!(MAX_SEGMENTS_PER_LOG * 48 < SEGMENT_SIZE / 2);

@@ -113,6 +113,8 @@ mutants! {
     ShortestEnd = "shortest-end",
     /// Coordinator and recovery master: a segment that nobody has is left out.
     MissingSegmentIgnored = "missing-segment-ignored",
+    /// Coordinator: a server that another takes for dead is declared crashed unverified.
+    BelievePeers = "believe-peers",
     /// Coordinator: a partition is given to who had replayed it after it was given up.
     TakeLateRecovered = "take-late-recovered",
     /// Coordinator: says that nothing of a crashed master is needed once its replay is planned.

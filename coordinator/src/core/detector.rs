@@ -4,20 +4,27 @@
 //! 1. A heartbeat or any reply clears a suspicion.
 //! 2. Nobody is decided crashed without probes that went unanswered, and time for answers to them.
 //! 3. Silence counts only while this coordinator was awake and leading: timers start afresh with
-//!    [`Watch::afresh`] (SAFETY 8).
+//!    [`Watch::afresh`] (SAFETY 8), and time in which it was starved is taken off ([`Watch::starved`]).
+//! 4. What another server says only begins a suspicion, and no more often than every
+//!    [`REPORT_SPACING`]: the leader's own probes decide (SAFETY 10).
 
 use std::time::Duration;
 
-use ramkeep_wire::coordinator::Heartbeat;
+use ramkeep_wire::coordinator::{Heartbeat, SuspicionCounts};
 use ramkeep_wire::{ListVersion, Micros};
 
-use crate::limits::{CLOSED_CRASH_AFTER, CRASH_AFTER, MIN_PROBES, PROBE_CLOSED_EVERY, PROBE_EVERY};
+use crate::limits::{
+    CLOSED_CRASH_AFTER, CRASH_AFTER, MIN_PROBES, PROBE_CLOSED_EVERY, PROBE_EVERY, REPORT_SPACING,
+};
 
 /// What the leader knows of a living server beside the replicated state. Lost with the leader.
 #[derive(Debug)]
 pub(super) struct Watch {
     heard: Micros,
     suspicion: Option<Suspicion>,
+    /// When another server's word began a suspicion last.
+    reported: Option<Micros>,
+    pub(super) counts: SuspicionCounts,
     /// The last report.
     pub(super) heartbeat: Option<Heartbeat>,
     /// The newest server list that it is known to have.
@@ -53,6 +60,8 @@ impl Watch {
         Self {
             heard: now,
             suspicion: None,
+            reported: None,
+            counts: SuspicionCounts::default(),
             heartbeat: None,
             confirmed: ListVersion(0),
             declaring: false,
@@ -79,15 +88,40 @@ impl Watch {
         self.suspicion = None;
     }
 
+    /// This coordinator did not run for so long, and heard nobody: that much of the silence is its
+    /// own. Ports that refused did so all the same.
+    pub(super) fn starved(&mut self, late: Duration) {
+        self.heard = self.heard + late;
+        if let Some(suspicion) = &mut self.suspicion {
+            suspicion.since = suspicion.since + late;
+            suspicion.last_probe = suspicion.last_probe.map(|at| at + late);
+        }
+    }
+
     /// Somebody has reason to think that it is dead.
     pub(super) fn suspect(&mut self, now: Micros) {
-        self.suspicion.get_or_insert(Suspicion {
-            since: now,
-            probes: 0,
-            last_probe: None,
-            closed_since: None,
-            refused: 0,
-        });
+        if self.suspicion.is_none() {
+            self.counts.suspicions += 1;
+            self.suspicion = Some(Suspicion {
+                since: now,
+                probes: 0,
+                last_probe: None,
+                closed_since: None,
+                refused: 0,
+            });
+        }
+    }
+
+    /// Another server takes it for dead. Whether that is a reason to look now.
+    pub(super) fn report(&mut self, now: Micros) -> bool {
+        self.counts.reports += 1;
+        let lately = |at: Micros| now < at + REPORT_SPACING;
+        if self.suspicion.is_some() || self.reported.is_some_and(lately) {
+            return false;
+        }
+        self.reported = Some(now);
+        self.suspect(now);
+        true
     }
 
     /// A connection to it closed.
@@ -108,6 +142,7 @@ impl Watch {
 
     /// A probe goes out.
     pub(super) fn probed(&mut self, now: Micros) {
+        self.counts.probes += 1;
         if let Some(suspicion) = &mut self.suspicion {
             suspicion.probes += 1;
             suspicion.last_probe = Some(now);
@@ -227,6 +262,50 @@ mod tests {
         let mut watch = Watch::new(Micros(0));
         watch.closed(Micros(0));
         assert_eq!(run(&mut watch, 0, 10_000, Watch::hear), None);
+    }
+
+    #[test]
+    fn what_others_say_is_verified_at_a_bounded_pace() {
+        let mut watch = Watch::new(Micros(0));
+        let mut verified = 0;
+        for ms in 0..1_000 {
+            let now = Micros(ms * 1_000);
+            verified += u32::from(watch.report(now));
+            // It answers at once.
+            watch.hear(now);
+        }
+        assert_eq!(verified, 10);
+        assert_eq!((watch.counts.reports, watch.counts.suspicions), (1_000, 10));
+    }
+
+    #[test]
+    fn others_say_so_and_still_the_leaders_own_probes_decide() {
+        let mut watch = Watch::new(Micros(0));
+        let dead = run(&mut watch, 0, 10_000, |watch, now| {
+            watch.report(now);
+        });
+        assert!(dead.unwrap() >= 2_000, "{dead:?}");
+        let mut watch = Watch::new(Micros(0));
+        let mut reporting = |from| {
+            watch.report(Micros(from * 1_000));
+            run(&mut watch, from, from + 1_000, Watch::hear)
+        };
+        assert!((0..100).all(|second| reporting(second * 1_000).is_none()));
+    }
+
+    #[test]
+    fn time_in_which_the_coordinator_did_not_run_is_nobodys_silence() {
+        let mut watch = Watch::new(Micros(0));
+        watch.report(Micros(0));
+        assert_eq!(run(&mut watch, 0, 1_900, |_, _| ()), None);
+        // Again and again it runs for 10 ms of 900, each time before the answers reach it.
+        for round in 0..10 {
+            watch.starved(Duration::from_millis(890));
+            let from = 1_900 + 900 * round + 890;
+            assert_eq!(run(&mut watch, from, from + 10, |_, _| ()), None);
+        }
+        let dead = run(&mut watch, 10_900, 20_000, |_, _| ());
+        assert!(dead.is_some());
     }
 
     #[test]

@@ -2,9 +2,10 @@
 
 use ramkeep_wire::coordinator::{
     Answer, ClusterStatus, CoordinatorReport, GroupCounters, Heartbeat, Once, Refused, Request,
-    ServerReport, ServerState,
+    ServerReport, ServerState, Symptom,
 };
 use ramkeep_wire::limits::{MAX_PAYLOAD, MAX_REPLICAS, MAX_TABLE_NAME};
+use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::{ClientId, Micros, Party, PeerId, ServerId, TableId};
 
 use super::waiting::Wanted;
@@ -32,7 +33,11 @@ impl Coordinator {
     fn request(&mut self, token: u64, request: Request) {
         match request {
             Request::Heartbeat(report) => self.heartbeat(token, report),
-            Request::Suspect { server, by } => self.suspect(token, server, by),
+            Request::Suspect {
+                server,
+                by,
+                symptom,
+            } => self.suspect(token, server, by, symptom),
             Request::RenewClientLease { client } => self.renew(token, client),
             Request::CreateTable { name, once } => self.create_table(token, name, once),
             Request::Map { known } => {
@@ -177,11 +182,16 @@ impl Coordinator {
         self.reply(token, heard);
     }
 
-    fn suspect(&mut self, token: u64, server: ServerId, by: ServerId) {
+    fn suspect(&mut self, token: u64, server: ServerId, by: ServerId, symptom: Symptom) {
         match self.state.living(by) {
             Ok(_) => {
-                if let Some(watch) = self.watches.get_mut(&server) {
-                    watch.suspect(self.now);
+                if mutants::active(Mutant::BelievePeers) {
+                    let crashed = Command::DeclareCrashed { server };
+                    self.propose(&crashed, Origin::Crash(server));
+                } else if let Some(watch) = self.watches.get_mut(&server)
+                    && watch.report(self.now)
+                {
+                    tracing::debug!(%server, %by, ?symptom, "a server is said to be dead: it is asked");
                     self.look = true;
                 }
                 self.reply(token, Answer::Noted);
@@ -267,12 +277,13 @@ impl Coordinator {
             return self.redirect(token);
         };
         let entries = self.state.servers().entries();
-        let servers = entries.map(|entry| ServerReport {
-            heartbeat: self
-                .watches
-                .get(&entry.server)
-                .and_then(|w| w.heartbeat.clone()),
-            entry,
+        let servers = entries.map(|entry| {
+            let watch = self.watches.get(&entry.server);
+            ServerReport {
+                heartbeat: watch.and_then(|watch| watch.heartbeat.clone()),
+                suspected: self.suspected(entry.server),
+                entry,
+            }
         });
         let mut status = ClusterStatus {
             cluster: constants.cluster,

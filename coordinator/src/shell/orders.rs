@@ -1,17 +1,15 @@
 //! Orders and questions on their way to servers. May be lost: the core repeats them.
 
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use ramkeep_rpc::{Address, CallError, Caller, ConnectError, Identity, Link, PollMode};
+use ramkeep_rpc::{CallError, Caller, Identity, Link, PollMode, Unreached};
 use ramkeep_wire::backup::{BackupRequest, BackupResponse};
 use ramkeep_wire::envelope::Kind;
-use ramkeep_wire::hello::Refusal;
 use ramkeep_wire::order::{Order, OrderReply};
 use ramkeep_wire::postcards::Malformed;
-use ramkeep_wire::{Micros, Party, ServerId, postcards};
+use ramkeep_wire::{Micros, ServerId, postcards};
 use tokio::sync::Mutex;
 
 use super::hub::Hub;
@@ -58,7 +56,12 @@ impl Post {
             return Ok(caller.clone());
         }
         *kept = None;
-        let caller = Caller::new(connect(identity, server, addresses).await?);
+        let link = Link::reach(server, addresses, identity, PollMode::Never);
+        let link = link.await.map_err(|unreached| match unreached {
+            Unreached::Nobody => Lost::Refused,
+            Unreached::Unclear => Lost::Other,
+        })?;
+        let caller = Caller::new(link);
         *kept = Some(caller.clone());
         Ok(caller)
     }
@@ -156,40 +159,4 @@ fn tell_lost(core: &mut Coordinator, now: Micros, server: ServerId, lost: &Lost)
         Lost::Closed => core.handle_link_down(now, server),
         Lost::Other => core.handle_probe_failed(now, server, false),
     }
-}
-
-async fn connect(
-    identity: &Identity,
-    server: ServerId,
-    addresses: &[String],
-) -> Result<Link, Lost> {
-    let mut refused = true;
-    // Sockets of this machine come last and are the quicker ones.
-    for text in addresses.iter().rev() {
-        let Ok(address) = text.parse::<Address>() else {
-            tracing::warn!(%server, %text, "a server's address makes no sense");
-            continue;
-        };
-        match Link::connect(&address, identity, Party::server(server), PollMode::Never).await {
-            Ok(link) => return Ok(link),
-            Err(error) => {
-                tracing::debug!(%server, %address, %error, "can't connect to a server");
-                refused &= nobody_there(&error, server);
-            }
-        }
-    }
-    Err(if refused { Lost::Refused } else { Lost::Other })
-}
-
-/// Whether the error proves that this server does not listen there.
-fn nobody_there(error: &ConnectError, server: ServerId) -> bool {
-    if let Some(Refusal::Party(other)) = error.refusal() {
-        // Another server has its address now. One without an id may be about to learn it.
-        return other.as_server().is_some_and(|other| other != server);
-    }
-    let ConnectError::Io { error, .. } = error else {
-        return false;
-    };
-    use io::ErrorKind::{ConnectionRefused, NotFound};
-    matches!(error.kind(), ConnectionRefused | NotFound)
 }

@@ -11,7 +11,7 @@ use ramkeep_coordinator::core::{RecoverError, default_settings};
 use ramkeep_coordinator::limits::{CLIENT_LEASE, MAX_ADDRESSES, SNAPSHOT_AFTER};
 use ramkeep_coordinator::{Config, Coordinator, Output};
 use ramkeep_wire::coordinator::{
-    Answer, Enlist, Heartbeat, Refused, Request, Roles, ServerState, TabletState,
+    Answer, Enlist, Heartbeat, Refused, Request, Roles, ServerState, Symptom, TabletState,
 };
 use ramkeep_wire::limits::{MAX_ADDRESS, MAX_REPLICAS, MAX_TABLE_NAME};
 use ramkeep_wire::order::{Command, Order, OrderReply};
@@ -626,7 +626,11 @@ fn a_false_suspicion_is_cleared_by_any_answer() {
     let other = world.up(2);
     world.alive.remove(&server);
     for _ in 0..100 {
-        world.ask(Request::Suspect { server, by: other });
+        world.ask(Request::Suspect {
+            server,
+            by: other,
+            symptom: Symptom::Silent,
+        });
         world.core.handle_link_down(world.now, server);
         world.run(100);
         for (probed, command) in world.orders(is_probe) {

@@ -5,13 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use ramkeep_rpc::{Address, Link, clock};
+use ramkeep_rpc::{Link, clock};
+use ramkeep_wire::ServerId;
 use ramkeep_wire::coordinator::{Answer, Heartbeat, Refused, Request};
-use ramkeep_wire::{Party, ServerId};
 
 use super::MasterShell;
 use super::coordinators::Coordinators;
+use super::probing::Probing;
 use super::{recovery, scrub};
+use crate::probing::Prober;
 
 /// How often time is let pass.
 const TICK: Duration = Duration::from_millis(10);
@@ -79,11 +81,19 @@ pub async fn run_control(shell: Arc<MasterShell>, config: ControlConfig) -> Cont
     let scrubbing = tokio::spawn(scrub::run(shell.clone()));
     let healing = tokio::spawn(heal(shell.clone()));
     let reporting = tokio::spawn(report(shell.clone(), config.clone()));
+    let probing = Probing::new(
+        Prober::new(shell.master.me(), shell.master.seed()),
+        shell.identity.clone(),
+        config.coordinators.clone(),
+    );
+    let probed = shell.clone();
+    let list = move |known| probed.master.list_after(known);
+    let prober = tokio::spawn(probing.clone().run(list));
     while !shell.master.is_fenced() {
         tick.tick().await;
         shell.master.handle_tick(clock::now());
         shell.pump(clock::now());
-        connect_backups(&shell, &connecting);
+        connect_backups(&shell, &connecting, &probing);
         while let Some(request) = shell.master.poll_request() {
             tokio::spawn(ask(shell.clone(), config.coordinators.clone(), request));
         }
@@ -92,6 +102,7 @@ pub async fn run_control(shell: Arc<MasterShell>, config: ControlConfig) -> Cont
     scrubbing.abort();
     healing.abort();
     reporting.abort();
+    prober.abort();
     ControlEnd::Fenced
 }
 
@@ -148,7 +159,11 @@ async fn report(shell: Arc<MasterShell>, config: Arc<ControlConfig>) {
 }
 
 /// Starts a connection to every living backup that has none, and ends those to others.
-fn connect_backups(shell: &Arc<MasterShell>, connecting: &Arc<Mutex<BTreeSet<ServerId>>>) {
+fn connect_backups(
+    shell: &Arc<MasterShell>,
+    connecting: &Arc<Mutex<BTreeSet<ServerId>>>,
+    probing: &Arc<Probing>,
+) {
     let backups = shell.master.backups();
     let wanted = |server| backups.iter().any(|(known, _)| *known == server);
     shell.links.keep(&shell.master, wanted);
@@ -157,16 +172,23 @@ fn connect_backups(shell: &Arc<MasterShell>, connecting: &Arc<Mutex<BTreeSet<Ser
             continue;
         }
         let (shell, connecting) = (shell.clone(), connecting.clone());
+        let probing = probing.clone();
         tokio::spawn(async move {
-            connect(&shell, server, &addresses).await;
+            connect(&shell, server, &addresses, &probing).await;
             connecting.lock().remove(&server);
         });
     }
 }
 
 /// Connects to one backup and takes in its acknowledgements until the connection breaks.
-async fn connect(shell: &Arc<MasterShell>, server: ServerId, addresses: &[String]) {
-    let Some(link) = connect_any(shell, server, addresses).await else {
+async fn connect(
+    shell: &Arc<MasterShell>,
+    server: ServerId,
+    addresses: &[String],
+    probing: &Probing,
+) {
+    let link = Link::reach(server, addresses, &shell.identity, shell.poll);
+    let Ok(link) = link.await else {
         tokio::time::sleep(RECONNECT).await;
         return;
     };
@@ -180,19 +202,6 @@ async fn connect(shell: &Arc<MasterShell>, server: ServerId, addresses: &[String
     }
     tracing::info!(%server, "the connection to a backup broke");
     shell.links.remove(&shell.master, &link);
+    probing.closed(server);
     shell.pump(clock::now());
-}
-
-async fn connect_any(shell: &MasterShell, server: ServerId, addresses: &[String]) -> Option<Link> {
-    // Local sockets come last in the list and are the quicker ones.
-    for address in addresses.iter().rev() {
-        let Ok(address) = address.parse::<Address>() else {
-            continue;
-        };
-        match Link::connect(&address, &shell.identity, Party::server(server), shell.poll).await {
-            Ok(link) => return Some(link),
-            Err(error) => tracing::debug!(%server, %address, %error, "can't connect to a backup"),
-        }
-    }
-    None
 }

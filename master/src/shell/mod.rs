@@ -4,6 +4,7 @@
 mod control;
 pub mod coordinators;
 mod links;
+mod probing;
 mod recovery;
 mod replaying;
 mod scrub;
@@ -25,6 +26,7 @@ use recovery::RecoveryLinks;
 
 pub use control::{ControlConfig, ControlEnd, run_control};
 pub use coordinators::{CALL_PATIENCE, Coordinators, Unreachable};
+pub use probing::Probing;
 pub use service::MasterService;
 
 /// Takes in server lists.

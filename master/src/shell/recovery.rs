@@ -9,10 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use ramkeep_rpc::{Address, Caller, Link, PollMode, clock};
+use ramkeep_rpc::{Caller, Link, PollMode, clock};
 use ramkeep_wire::backup::BackupResponse;
 use ramkeep_wire::envelope::Kind;
-use ramkeep_wire::{Party, ServerId, postcards};
+use ramkeep_wire::{ServerId, postcards};
 use tokio::sync::Notify;
 
 use super::MasterShell;
@@ -104,16 +104,7 @@ async fn caller(shell: &MasterShell, server: ServerId) -> Option<Caller> {
 
 /// A connection to a backup for requests that replication is not to wait behind.
 pub(super) async fn connect(shell: &MasterShell, server: ServerId) -> Option<Caller> {
-    // Local sockets come last in the list and are the quicker ones.
-    for address in shell.master.addresses_of(server).iter().rev() {
-        let Ok(address) = address.parse::<Address>() else {
-            continue;
-        };
-        let to = Party::server(server);
-        match Link::connect(&address, &shell.identity, to, PollMode::Never).await {
-            Ok(link) => return Some(Caller::new(link)),
-            Err(error) => tracing::debug!(%server, %address, %error, "can't connect to a backup"),
-        }
-    }
-    None
+    let addresses = shell.master.addresses_of(server);
+    let link = Link::reach(server, &addresses, &shell.identity, PollMode::Never);
+    Some(Caller::new(link.await.ok()?))
 }

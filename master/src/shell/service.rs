@@ -19,7 +19,12 @@ pub struct MasterService(pub Arc<MasterShell>);
 
 impl MasterService {
     /// The kinds of envelopes to route here.
-    pub const KINDS: &'static [Kind] = &[Kind::DataRequest, Kind::Order, Kind::StatusRequest];
+    pub const KINDS: &'static [Kind] = &[
+        Kind::DataRequest,
+        Kind::Order,
+        Kind::StatusRequest,
+        Kind::Probe,
+    ];
 }
 
 impl Service for MasterService {
@@ -192,6 +197,9 @@ fn answer_control(
             };
             let header = envelope.header.reply(Kind::StatusResponse);
             envelope::append(out, header, &postcards::encode(&status));
+        }
+        Kind::Probe => {
+            envelope::append(out, envelope.header.reply(Kind::ProbeReply), &[]);
         }
         other => {
             return Err(Refusal::Malformed(format!(

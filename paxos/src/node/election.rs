@@ -37,6 +37,21 @@ impl Node {
     pub(super) fn rest_before_election(&mut self) {
         let patience = self.election_patience();
         self.election_due = Some(self.now + patience);
+        self.overslept = false;
+    }
+
+    /// Whether it did not run when the leader's silence had lasted long enough, by more than a
+    /// heartbeat: what the leader has sent meanwhile may lie unread, so there is time to read it. Once.
+    fn oversleeps(&mut self) -> bool {
+        let heartbeat = self.setup.timing.heartbeat;
+        let late = (self.election_due).is_some_and(|due| self.now.since(due) > heartbeat);
+        let follows = matches!(self.role, Role::Follower) && self.leader.is_some();
+        if !late || !follows || self.overslept {
+            return false;
+        }
+        self.overslept = true;
+        self.election_due = Some(self.now + heartbeat * 2);
+        true
     }
 
     /// The leader is known to be gone: what is left of its lease is waited out, and a little more,
@@ -46,6 +61,7 @@ impl Node {
         let spread = self.election_patience() / 4;
         let soon = lease_over.max(self.now) + spread.saturating_sub(self.setup.timing.election / 4);
         self.election_due = Some(self.election_due.map_or(soon, |due| due.min(soon)));
+        self.overslept = true;
     }
 
     /// Becomes, or stays, one who follows.
@@ -77,6 +93,9 @@ impl Node {
                 // It may lead once it has learned who the others are.
                 self.rest_before_election();
             }
+            return;
+        }
+        if self.oversleeps() {
             return;
         }
         let me = self.setup.me;

@@ -199,6 +199,7 @@ impl Node {
 
     pub(super) fn leading_timeout(&mut self) {
         let (now, timing) = (self.now, self.setup.timing);
+        self.note_sleep();
         let Role::Leading(leader) = &mut self.role else {
             return;
         };
@@ -219,6 +220,20 @@ impl Node {
         }
         if retry {
             self.ask_again();
+        }
+    }
+
+    /// While it did not run it could hear nobody: that is no silence of the others. Its lease runs
+    /// out all the same.
+    fn note_sleep(&mut self) {
+        let (Role::Leading(leader), Some(group)) = (&mut self.role, &self.group) else {
+            return;
+        };
+        let timing = &self.setup.timing;
+        let late = self.now.since(leader.heartbeat_due);
+        if late > timing.heartbeat {
+            let lease = leader.lease_until(group, self.setup.me, timing.lease);
+            leader.since = leader.since.max(lease) + late;
         }
     }
 

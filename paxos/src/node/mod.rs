@@ -184,6 +184,8 @@ pub struct Node {
     leader: Option<PeerId>,
     /// When this peer asks to lead.
     election_due: Option<Time>,
+    /// It had time to read what came while it did not run, or needs none: see [`Node::oversleeps`].
+    overslept: bool,
     learners: BTreeMap<PeerId, membership::Learner>,
     /// Where those are who asked and are no members.
     callers: BTreeMap<PeerId, String>,

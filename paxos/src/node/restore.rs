@@ -78,6 +78,7 @@ impl Node {
             grant: None,
             leader: None,
             election_due: None,
+            overslept: false,
             learners: BTreeMap::new(),
             callers: BTreeMap::new(),
             removed: false,

@@ -9,6 +9,7 @@
 //! 4. A link that is closed stays closed, with the first reason.
 
 mod connect;
+mod reach;
 mod wait;
 
 use std::io;
@@ -25,6 +26,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
 pub use connect::ConnectError;
+pub use reach::Unreached;
 pub use wait::{WaitError, poll_until};
 
 use crate::clock;

@@ -8,6 +8,7 @@
 
 mod asks;
 mod backups;
+mod probes;
 mod recoveries;
 mod told;
 
@@ -25,6 +26,7 @@ use ramkeep_wire::order::{Command, Order, OrderReply};
 use ramkeep_wire::replicate::Replicate;
 use ramkeep_wire::{Ballot, BootId, Micros, Party, ServerId, postcards};
 
+use self::probes::Probes;
 use self::recoveries::RecoveryLinks;
 use self::told::Asked;
 use super::{Context, delivered};
@@ -101,6 +103,7 @@ pub struct ServerNode {
     coordinator: CoordinatorLink,
     backups: BTreeMap<ServerId, BackupLink>,
     recovery: RecoveryLinks,
+    probes: Probes,
     not_before: BTreeMap<ServerId, Micros>,
     inbound: BTreeMap<ConnectionId, Inbound>,
     next_tick: Micros,
@@ -132,6 +135,7 @@ impl ServerNode {
             coordinator: CoordinatorLink::default(),
             backups: BTreeMap::new(),
             recovery,
+            probes: Probes::default(),
             not_before: BTreeMap::new(),
             inbound: BTreeMap::new(),
             next_tick: now,
@@ -236,6 +240,7 @@ impl ServerNode {
         }
         self.expire_asks(context);
         self.heartbeat(context);
+        self.probe(context);
         self.act(context);
     }
 
@@ -272,6 +277,7 @@ impl ServerNode {
             .find(|(_, link)| link.connection == connection)
             .map(|(server, _)| *server)
             .or_else(|| self.recovery.to(connection))
+            .or_else(|| self.probes.to(connection))
             .map_or(Party::NONE, Party::server);
         context.hello(connection, self.me(), to);
     }
@@ -283,6 +289,9 @@ impl ServerNode {
         }
         if let Some(server) = self.recovery.to(connection) {
             return self.recovery.welcomed(server);
+        }
+        if let Some(server) = self.probes.to(connection) {
+            return self.probe_welcomed(context, server);
         }
         let found = self
             .backups
@@ -305,14 +314,20 @@ impl ServerNode {
         if let Some(server) = self.recovery.to(connection) {
             return self.fetches_lost(context, server);
         }
+        if let Some(server) = self.probes.to(connection) {
+            return self.probe_lost(server, false);
+        }
         let found = self
             .backups
             .iter()
             .find(|(_, link)| link.connection == connection)
-            .map(|(server, _)| *server);
-        if let Some(server) = found {
+            .map(|(server, link)| (*server, link.open));
+        if let Some((server, open)) = found {
             context.say(format_args!("lost backup {server:?}"));
             self.backup_lost(context, server);
+            if let Some(prober) = self.probes.prober.as_mut().filter(|_| open) {
+                prober.handle_closed(server);
+            }
         }
     }
 
@@ -336,7 +351,18 @@ impl ServerNode {
             Kind::Welcome => self.welcomed(context, connection),
             Kind::Refusal => {
                 context.close(connection);
-                self.lost(context, connection);
+                match self.probes.to(connection) {
+                    Some(server) => self.probe_lost(server, true),
+                    None => self.lost(context, connection),
+                }
+            }
+            Kind::Probe => {
+                context.send_payload(connection, header.reply(Kind::ProbeReply), &[]);
+            }
+            Kind::ProbeReply => {
+                if let Some(prober) = &mut self.probes.prober {
+                    prober.handle_answer(header.correlation);
+                }
             }
             Kind::CoordinatorResponse => self.answered(context, header, envelope.payload),
             Kind::DataRequest => self.data(context, connection, envelope),

@@ -15,7 +15,7 @@ use crate::trace::Lines;
 use crate::world::Death;
 
 /// Servers that were decided dead.
-fn dead(stage: &Stage) -> Result<Vec<ServerId>, String> {
+pub(super) fn dead(stage: &Stage) -> Result<Vec<ServerId>, String> {
     let state = stage.state()?;
     let servers = state.servers().iter();
     let dead = servers.filter(|(_, server)| Server::is_crashed(server));

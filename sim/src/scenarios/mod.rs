@@ -1,5 +1,6 @@
 //! The stories of SAFETY.md, each played out: a small cluster, a script, an assertion.
 
+mod detection;
 mod end_of_the_log;
 mod fencing;
 mod group;
@@ -211,6 +212,22 @@ pub const ALL: &[Scenario] = &[
     Scenario {
         name: "group_orders_under_a_lower_ballot_are_refused",
         play: group::a_late_order,
+    },
+    Scenario {
+        name: "detection_a_cut_between_two_servers_kills_neither",
+        play: detection::a_cut_between_two_servers,
+    },
+    Scenario {
+        name: "detection_a_backup_that_only_its_master_cannot_reach_is_not_dead",
+        play: detection::a_master_cut_off_from_a_backup,
+    },
+    Scenario {
+        name: "detection_one_that_hangs_is_told_of_by_others_and_dies_by_the_leaders_probes",
+        play: detection::one_that_hangs_is_told_of,
+    },
+    Scenario {
+        name: "detection_one_that_is_killed_is_dead_within_half_a_second",
+        play: detection::one_that_is_killed,
     },
 ];
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use ramkeep_backup::Backup;
 use ramkeep_master::core::{Master, MasterConfig};
+use ramkeep_master::probing::Prober;
 use ramkeep_wire::coordinator::{Answer, Heartbeat, Refused, Request, Response};
 use ramkeep_wire::envelope::{Header, Kind};
 use ramkeep_wire::order::{Command, Order};
@@ -144,6 +145,7 @@ impl ServerNode {
             };
             self.master = Some(Master::new(config).expect("enough memory for a master"));
         }
+        self.probes.prober = Some(Prober::new(*server, self.config.seed));
         let list = list.clone();
         self.take_list(context, &list);
         if let Some(master) = &self.master {
