@@ -25,7 +25,8 @@ const QUIET: Duration = Duration::from_secs(1);
 pub enum Stock {
     /// With what time the machine has left, after a second in which no frame was taken.
     WhenQuiet,
-    /// At once, and always again: twice as many.
+    /// At once, twice as many. What is taken from it is replaced as by [`Stock::WhenQuiet`]: a recovery
+    /// does not wait for frames that nobody needs yet.
     AtOnce,
 }
 
@@ -40,13 +41,20 @@ impl Keeper {
     pub(super) fn start(core: &Arc<Mutex<Backup<MappedStore>>>, stock: Stock) -> io::Result<Self> {
         let usual = core.lock().stock();
         let keeper = Self {
-            next: Preparing::start("frame keeper", core, SPARES, Duration::ZERO, || ())?,
-            stock: match stock {
-                Stock::WhenQuiet => Preparing::start("frame stock", core, usual, QUIET, yield_all),
-                Stock::AtOnce => {
-                    Preparing::start("frame stock", core, 2 * usual, Duration::ZERO, || ())
+            next: Preparing::start("frame keeper", core, move |frames| {
+                frames.prepare_always(SPARES, Duration::ZERO);
+            })?,
+            stock: Preparing::start("frame stock", core, move |frames| {
+                let wanted = match stock {
+                    Stock::WhenQuiet => usual,
+                    Stock::AtOnce => 2 * usual,
+                };
+                if stock == Stock::AtOnce && frames.prepare(wanted, Duration::ZERO).is_none() {
+                    return;
                 }
-            }?,
+                yield_all();
+                frames.prepare_always(wanted, QUIET);
+            })?,
         };
         if stock == Stock::AtOnce {
             keeper.wake();
@@ -67,33 +75,33 @@ fn yield_all() {
     }
 }
 
-/// A thread that has so many frames prepared whenever it is woken, and not again for some time.
+/// A thread that prepares frames when it is woken.
 #[derive(Debug)]
 struct Preparing {
     wake: Option<SyncSender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
+/// The frames, and who says that some were taken.
+struct Preparer {
+    core: Weak<Mutex<Backup<MappedStore>>>,
+    woken: Receiver<()>,
+}
+
 impl Preparing {
     fn start(
         name: &str,
         core: &Arc<Mutex<Backup<MappedStore>>>,
-        wanted: usize,
-        quiet: Duration,
-        begin: impl FnOnce() + Send + 'static,
+        work: impl FnOnce(&Preparer) + Send + 'static,
     ) -> io::Result<Self> {
         let (wake, woken) = sync_channel(1);
-        let core = Arc::downgrade(core);
+        let preparer = Preparer {
+            core: Arc::downgrade(core),
+            woken,
+        };
         let thread = thread::Builder::new()
             .name(name.to_owned())
-            .spawn(move || {
-                begin();
-                while woken.recv().is_ok() {
-                    if prepare_all(&core, wanted, quiet, &woken).is_none() {
-                        return;
-                    }
-                }
-            })?;
+            .spawn(move || work(&preparer))?;
         Ok(Self {
             wake: Some(wake),
             thread: Some(thread),
@@ -108,20 +116,26 @@ impl Preparing {
     }
 }
 
-/// Prepares frames whenever there was no wake for so long; `None` once nobody can wake it any more.
-fn prepare_all(
-    core: &Weak<Mutex<Backup<MappedStore>>>,
-    wanted: usize,
-    quiet: Duration,
-    woken: &Receiver<()>,
-) -> Option<()> {
-    let mut wait = quiet;
-    loop {
-        match woken.recv_timeout(wait) {
-            Ok(()) => wait = quiet,
-            Err(RecvTimeoutError::Disconnected) => return None,
-            Err(RecvTimeoutError::Timeout) if prepare_one(core, wanted) => wait = Duration::ZERO,
-            Err(RecvTimeoutError::Timeout) => return Some(()),
+impl Preparer {
+    /// Has so many frames prepared, again and again, until nobody can wake it any more.
+    fn prepare_always(&self, wanted: usize, quiet: Duration) {
+        while self.prepare(wanted, quiet).is_some() {}
+    }
+
+    /// Once it is woken, prepares frames whenever there was no wake for so long, until there are so
+    /// many; `None` once nobody can wake it any more.
+    fn prepare(&self, wanted: usize, quiet: Duration) -> Option<()> {
+        self.woken.recv().ok()?;
+        let mut wait = quiet;
+        loop {
+            match self.woken.recv_timeout(wait) {
+                Ok(()) => wait = quiet,
+                Err(RecvTimeoutError::Disconnected) => return None,
+                Err(RecvTimeoutError::Timeout) if prepare_one(&self.core, wanted) => {
+                    wait = Duration::ZERO;
+                }
+                Err(RecvTimeoutError::Timeout) => return Some(()),
+            }
         }
     }
 }
