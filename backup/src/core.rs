@@ -16,6 +16,7 @@ use std::collections::btree_map::Entry;
 
 use ramkeep_wire::coordinator::BackupStats;
 use ramkeep_wire::limits::KEPT_OF_FRAMES;
+use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::replicate::{Replicate, ReplicateAck, ReplicateStatus, flags};
 use ramkeep_wire::{BootId, ClusterId, Micros, ReplicationEpoch, SegmentId, ServerId};
 
@@ -23,7 +24,7 @@ use crate::frames::{FrameId, Frames, FramesError, Identity};
 use crate::layout::Slot;
 use crate::masters::Masters;
 use crate::replica::{Replica, Verdict};
-use crate::store::FrameStore;
+use crate::store::{Area, FrameStore};
 
 const KNOWN_FLAGS: u8 = flags::OPEN | flags::CLOSED | flags::COMPLETE | flags::LEASE;
 
@@ -200,6 +201,15 @@ impl<S: FrameStore> Backup<S> {
         self.frames.store_mut()
     }
 
+    /// Where a replica's bytes are, to damage them in a test.
+    #[must_use]
+    pub fn area_of(&self, master: ServerId, segment: SegmentId) -> Option<Area> {
+        let name = (master, segment);
+        let fresh = self.replicas.get(&name).map(|replica| replica.frame);
+        let frame = fresh.or_else(|| Some(self.inherited.get(&name)?.frame))?;
+        Some(Area::Frame(frame.0))
+    }
+
     /// The store as a kill leaves it.
     #[must_use]
     pub fn into_store(self) -> S {
@@ -222,14 +232,15 @@ impl<S: FrameStore> Backup<S> {
             lease_us: 0,
         };
         let name = (master, message.segment);
-        if self.masters.is_fenced(master) {
+        let fenced = self.masters.is_fenced(master);
+        if fenced && !mutants::active(Mutant::HearFenced) {
             ack.status = ReplicateStatus::Fenced;
         } else if self.well_formed(master, message) {
             ack.status = self.replicate(name, message, &mut ack);
         } else if let Some(replica) = self.replicas.get(&name) {
             describe(replica, &mut ack);
         }
-        if ack.status == ReplicateStatus::Done && message.has(flags::LEASE) {
+        if ack.status == ReplicateStatus::Done && message.has(flags::LEASE) && !fenced {
             ack.lease_us = self.masters.grant(now, master);
         }
         ack

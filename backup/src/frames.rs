@@ -50,7 +50,7 @@ pub enum FramesError {
 
 /// A frame that was taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct FrameId(u32);
+pub struct FrameId(pub(crate) u32);
 
 /// What a certificate slot is to say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -71,3 +71,15 @@ fn a_copy_under_way_is_shown() {
     let found = with_and_without(Mutant::ShowIncomplete, shows_copy);
     assert_eq!(found, (true, false));
 }
+
+#[test]
+fn a_fenced_master_is_heard() {
+    fn hears_the_dead() -> bool {
+        let (mut running, mut segment) = (backup(1), Segment::new(MASTER, 1));
+        send(&mut running, segment.grow(40), 0, OPEN);
+        running.fence(MASTER);
+        send(&mut running, segment.grow(40), 40, MORE).status == ReplicateStatus::Done
+    }
+    let found = with_and_without(Mutant::HearFenced, hears_the_dead);
+    assert_eq!(found, (true, false));
+}

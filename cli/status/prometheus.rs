@@ -212,7 +212,7 @@ impl Metrics {
             ),
             living().filter_map(|one| Some((label(one), one.heartbeat.as_ref()?.resident as f64))),
         );
-        let help = "Replicas on this server that were found damaged, as far as this leader knows";
+        let help = "Replicas on this server that were found damaged since their finders and this leader began, replaced or not";
         self.put(
             ("damaged_replicas", help, None),
             each().filter_map(|one| {

@@ -35,7 +35,7 @@ pub(super) fn status(status: &ClusterStatus, ballot: Ballot) -> String {
         let _ = writeln!(text, "Recoveries\n{}", recoveries(status));
     }
     if !status.damaged.is_empty() {
-        let _ = writeln!(text, "Damaged replicas\n{}", damaged(&status.damaged));
+        let _ = writeln!(text, "Replicas found damaged\n{}", damaged(&status.damaged));
     }
     match notes(status) {
         notes if notes.is_empty() => {}

@@ -205,6 +205,8 @@ pub struct Coordinator {
     state: State,
     consensus: Consensus<Origin>,
     entropy: Entropy,
+    /// Bytes of a crashed master's log for one recovery master.
+    partition_bytes: u64,
     outputs: VecDeque<Output>,
     now: Micros,
     /// The ballot under which it leads, once that is decided and applied.
@@ -256,6 +258,7 @@ impl Coordinator {
         let mut core = Self {
             consensus: Consensus::new(now, setup, stored)?,
             entropy,
+            partition_bytes: crate::limits::PARTITION_BYTES,
             config,
             state: State::default(),
             outputs: VecDeque::new(),

@@ -495,6 +495,9 @@ impl Master {
     pub fn heartbeat(&self) -> Heartbeat {
         let mut damaged = self.recoveries().bad_replicas();
         let control = self.control.lock();
+        // Neither hides the other.
+        let own = control.scrub.found.len().min(MAX_DAMAGED_REPORTED / 2);
+        damaged.truncate(MAX_DAMAGED_REPORTED - own);
         damaged.extend(&control.scrub.found);
         damaged.truncate(MAX_DAMAGED_REPORTED);
         Heartbeat {

@@ -323,9 +323,20 @@ fn a_replica_is_called_damaged_only_after_it_was_read_twice() {
 }
 
 #[test]
-fn nothing_is_read_back_while_a_crashed_master_waits_for_its_recovery() {
+fn a_backup_that_does_not_answer_does_not_keep_others_from_being_read() {
+    let world = World::new(3);
+    let silent = world.master.poll_scrub().unwrap().to;
+    assert!(!world.master.handle_scrubbed(None));
+    assert_ne!(world.master.poll_scrub().unwrap().to, silent);
+}
+
+#[test]
+fn a_recovery_that_does_not_end_holds_up_reading_back_for_a_while_only() {
     let mut world = World::new(4);
     assert!(world.scrub().is_some());
     world.list(2, 4, Some(5));
     assert_eq!(world.scrub(), None);
+    world.now += 6_000_000;
+    world.settle();
+    assert!(world.scrub().is_some());
 }

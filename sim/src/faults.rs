@@ -2,22 +2,29 @@
 //! may be lost.
 //!
 //! # Invariants
-//! 1. Machines that are down, and losses of frames that are not made up for, are at most
-//!    `most_lost` together.
+//! 1. What is lost stays within the promise: the log of a dead master keeps a copy, and a living
+//!    one, which has everything in memory, lacks at most `most_lost` copies (see [`promise`]).
 //! 2. Of the coordinators, those whose disk is lost and not made up for, those that are down and
 //!    those that are about to be wiped are a minority.
 //! 3. No pause or cut but [`Fault::LoseMaster`] lasts long enough for a living master to be decided
 //!    dead.
 
+mod frames;
 mod group;
 mod masters;
+mod points;
 
-use std::collections::BTreeSet;
+pub use frames::spoil;
+pub use points::Role as Dying;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use ramkeep_wire::ServerId;
 
+use crate::crash_points::CrashPoint;
 use crate::network::{Direction, ProcessId};
+use crate::promise;
 use crate::rng::Rng;
 use crate::world::{Death, Event, Role, World};
 
@@ -66,9 +73,13 @@ pub enum Fault {
     KillEverything,
     /// Bits of a backup's frames flip.
     DamageFrames,
+    /// Frames of a backup are as they were earlier in the same boot of its machine.
+    OldPages,
+    /// A master dies, and all copies of its segments but one each are damaged.
+    SpoilReplicas,
 }
 
-const ALL: [Fault; 21] = [
+const ALL: [Fault; 23] = [
     Fault::Sever,
     Fault::Cut,
     Fault::Isolate,
@@ -90,7 +101,12 @@ const ALL: [Fault; 21] = [
     Fault::KillMaster,
     Fault::KillEverything,
     Fault::DamageFrames,
+    Fault::OldPages,
+    Fault::SpoilReplicas,
 ];
+
+/// Master deaths of one run at most: what is replayed fills memory, and nothing is cleaned.
+const MOST_DEATHS: usize = 4;
 
 /// Longest that a master is paused or cut off from the coordinator, microseconds.
 const MASTER_AWAY: u64 = 600_000;
@@ -103,10 +119,22 @@ pub struct Faults {
     /// Mean time between two, microseconds.
     gap: u64,
     most_lost: usize,
+    beyond: bool,
+    masters_killed: usize,
+    /// How often another master dies with one, percent.
+    pairs: u64,
+    /// Snapshots that pages may come back from.
+    older: frames::Older,
+    /// The next master that is decided dead keeps one copy of each segment.
+    spoils: bool,
     /// Coordinators whose disk was lost, until they have everything again.
     wiped: BTreeSet<usize>,
+    /// The moment of a recovery in which somebody dies.
+    at: Option<CrashPoint>,
+    /// How often who died in which moment.
+    pub struck: BTreeMap<(CrashPoint, Dying), u32>,
     /// How many of each there were.
-    pub done: std::collections::BTreeMap<Fault, u32>,
+    pub done: BTreeMap<Fault, u32>,
 }
 
 impl Faults {
@@ -131,8 +159,15 @@ impl Faults {
             enabled,
             gap,
             most_lost,
+            beyond: false,
+            masters_killed: 0,
+            pairs: 30,
+            older: frames::Older::new(),
+            spoils: false,
             wiped: BTreeSet::new(),
-            done: std::collections::BTreeMap::new(),
+            at: None,
+            struck: BTreeMap::new(),
+            done: BTreeMap::new(),
         }
     }
 
@@ -142,6 +177,43 @@ impl Faults {
         let mut faults = Self::new(rng, 1);
         faults.enabled = group::KINDS.to_vec();
         faults
+    }
+
+    /// Whether masters die.
+    #[must_use]
+    pub fn kills_masters(&self) -> bool {
+        let kills = [
+            Fault::KillMaster,
+            Fault::LoseMaster,
+            Fault::KillEverything,
+            Fault::SpoilReplicas,
+        ];
+        self.enabled.iter().any(|fault| kills.contains(fault))
+    }
+
+    /// Whatever the promise says. Then nobody can tell old pages from what was acknowledged: where they
+    /// are all that is left, nothing is refused.
+    pub fn go_beyond(&mut self) {
+        self.beyond = true;
+        self.enabled.retain(|fault| *fault != Fault::OldPages);
+    }
+
+    /// Masters die, and mostly two at once.
+    pub fn kill_in_pairs(&mut self) {
+        self.pairs = 80;
+        self.enable(Fault::KillMaster);
+    }
+
+    /// This happens, too.
+    fn enable(&mut self, fault: Fault) {
+        if !self.enabled.contains(&fault) {
+            self.enabled.push(fault);
+        }
+    }
+
+    /// So many copies may a living master lack.
+    pub fn may_lack(&mut self, most: usize) {
+        self.most_lost = most;
     }
 
     /// Time to the next one.
@@ -190,9 +262,10 @@ impl Faults {
             }
             Fault::KillAllBackups => self.kill_all(world),
             Fault::LoseMaster => self.lose_master(world),
-            Fault::KillMaster | Fault::KillEverything | Fault::DamageFrames => {
+            Fault::KillMaster | Fault::KillEverything | Fault::SpoilReplicas => {
                 self.of_masters(world, fault)
             }
+            Fault::DamageFrames | Fault::OldPages => self.of_frames(world, fault),
         }
     }
 
@@ -216,10 +289,13 @@ impl Faults {
             return None;
         }
         let master = self.pick(world, is_master)?;
-        if !self.may_lose(world, master) {
+        let server = world.server(master)?.server();
+        let time = self.rng.micros(2_500_000..6_000_000);
+        world.doomed.push((server, world.events.now() + time));
+        if !self.may_lose(world, &[]) {
+            world.doomed.pop();
             return None;
         }
-        let time = self.rng.micros(2_500_000..6_000_000);
         for coordinator in world.coordinator_machines().collect::<Vec<_>>() {
             self.cut_pair(world, master, coordinator, Direction::Both, time);
         }
@@ -329,11 +405,25 @@ impl Faults {
         Some(())
     }
 
-    fn may_lose(&self, world: &World, machine: usize) -> bool {
-        let mut down = down(world);
-        down.insert(machine);
-        down.extend(&world.damaged);
-        down.len() + world.wiped.len() + masters::unrecovered(world) <= self.most_lost
+    fn may_lose(&self, world: &World, machines: &[usize]) -> bool {
+        let machines = machines.iter().copied().collect();
+        self.beyond || promise::covers(world, &machines, &BTreeSet::new(), self.most_lost)
+    }
+
+    /// Whether so many more masters may be killed in this run; they are counted.
+    fn may_kill_masters(&mut self, masters: usize) -> bool {
+        let may = self.masters_killed + masters <= MOST_DEATHS;
+        if may {
+            self.masters_killed += masters;
+        }
+        may
+    }
+
+    fn may_damage(&self, world: &World, machine: usize) -> bool {
+        let damaged = BTreeSet::from([machine]);
+        self.beyond
+            || world.damaged.contains(&machine)
+            || promise::covers(world, &BTreeSet::new(), &damaged, self.most_lost)
     }
 
     fn restart_later(&mut self, world: &mut World, machine: usize) {
@@ -344,7 +434,7 @@ impl Faults {
 
     fn kill(&mut self, world: &mut World, death: Death) -> Option<()> {
         let machine = self.backup(world)?;
-        if !self.may_lose(world, machine) {
+        if !self.may_lose(world, &[machine]) {
             return None;
         }
         world.kill(process(world, machine)?, death);
@@ -354,7 +444,7 @@ impl Faults {
 
     fn kill_storing(&mut self, world: &mut World) -> Option<()> {
         let machine = self.backup(world)?;
-        if !self.may_lose(world, machine) {
+        if !self.may_lose(world, &[machine]) {
             return None;
         }
         let bytes = self.rng.index(*self.rng.clone().choose(&[60, 300, 3_000]));
@@ -411,11 +501,11 @@ pub fn note_recovered(world: &mut World) {
             })
         })
     };
-    if masters::dead_with_tablets(world) > 0 {
+    if masters::dead_with_logs(world) > 0 {
         return;
     }
     let mut wiped = std::mem::take(&mut world.wiped);
-    wiped.retain(|old| !whole(world, old));
+    wiped.retain(|number| !whole(world, &world.losses[*number].owners));
     world.wiped = wiped;
 }
 

@@ -226,9 +226,10 @@ fn check_without(
         })
         .collect();
     // A replica whose newest certificate is torn shows what the one before says.
-    let choice = match world.damaged.is_empty() {
-        true => Choice::Shortest,
-        false => Choice::Longest,
+    let may_be_old = !world.damaged.is_empty() || world.spoiled.contains(&record.master);
+    let choice = match may_be_old {
+        true => Choice::Longest,
+        false => Choice::Shortest,
     };
     let log = log_end(record, &found, choice).map_err(|why| Unsafe::NoLog {
         master: record.master,

@@ -5,12 +5,14 @@
 
 pub mod check;
 pub mod clock;
+pub mod crash_points;
 pub mod events;
 pub mod faults;
 pub mod history;
 pub mod inspect;
 pub mod network;
 pub mod node;
+pub mod promise;
 mod right;
 pub mod rng;
 pub mod run;

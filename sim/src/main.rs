@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,6 +10,8 @@ use std::time::Instant;
 
 use clap::Parser;
 use ramkeep_wire::mutants::Mutant;
+use sim::crash_points::CrashPoint;
+use sim::faults::Dying;
 use sim::run::{Options, Report, run};
 use sim::scenarios::{self, Scenario};
 use sim::trace::Lines;
@@ -32,6 +35,9 @@ struct Arguments {
     /// Plant this fault (see --list).
     #[arg(long, value_parser = parse_mutant)]
     mutant: Option<Mutant>,
+    /// Somebody dies in this moment of recoveries (see --list).
+    #[arg(long, value_parser = parse_point)]
+    crash_at: Option<CrashPoint>,
     /// Play this story of SAFETY.md (see --list), or `all`.
     #[arg(long, conflicts_with_all = ["seed", "seeds"])]
     scenario: Option<String>,
@@ -46,6 +52,10 @@ fn parse_range(text: &str) -> Result<(u64, u64), String> {
     Ok((number(first)?, number(end)?))
 }
 
+fn parse_point(name: &str) -> Result<CrashPoint, String> {
+    CrashPoint::from_name(name).ok_or_else(|| format!("no moment is called {name}"))
+}
+
 fn parse_mutant(name: &str) -> Result<Mutant, String> {
     Mutant::from_name(name).ok_or_else(|| format!("no planted fault is called {name}"))
 }
@@ -55,6 +65,9 @@ fn main() -> ExitCode {
     if arguments.list {
         for scenario in scenarios::ALL {
             println!("scenario {}", scenario.name);
+        }
+        for point in CrashPoint::ALL {
+            println!("crash-at {}", point.name());
         }
         for mutant in Mutant::ALL {
             println!("mutant {}", mutant.name());
@@ -152,6 +165,7 @@ fn options(arguments: &Arguments, seed: u64) -> Options {
     Options {
         seed,
         mutant: arguments.mutant,
+        crash_at: arguments.crash_at,
         lines: lines(arguments),
     }
 }
@@ -167,6 +181,11 @@ struct Totals {
     undecided: usize,
     faults: u32,
     virtual_seconds: f64,
+    struck: BTreeMap<(CrashPoint, Dying), u32>,
+    reached: BTreeMap<CrashPoint, u32>,
+    /// Seeds within the promise in which masters were recovered, several at a time, and a log in several
+    /// partitions.
+    recovered: [u64; 3],
 }
 
 impl Totals {
@@ -179,6 +198,19 @@ impl Totals {
         self.undecided += report.undecided;
         self.faults += report.faults;
         self.virtual_seconds += report.virtual_seconds;
+        if !report.beyond {
+            let most = report.most;
+            let had = [most.masters > 0, most.masters > 1, most.partitions > 1];
+            for (seeds, had) in self.recovered.iter_mut().zip(had) {
+                *seeds += u64::from(had);
+            }
+        }
+        for (struck, times) in &report.struck {
+            *self.struck.entry(*struck).or_default() += times;
+        }
+        for (point, times) in &report.reached {
+            *self.reached.entry(*point).or_default() += times;
+        }
         if !report.findings.is_empty() {
             self.findings += 1;
             for finding in &report.findings {
@@ -205,6 +237,21 @@ impl Totals {
             self.undecided,
             self.virtual_seconds,
         );
+        let [some, several, shared] = self.recovered;
+        println!(
+            "within the promise: {some} seeds with a master to recover, {several} with several at a time, \
+             {shared} with a log in several partitions"
+        );
+        for point in CrashPoint::ALL {
+            let struck = Dying::ALL.map(|role| self.struck.get(&(*point, role)).unwrap_or(&0));
+            let [leader, master, backup] = struck;
+            println!(
+                "{}: {} times; the leader died {leader} times then, a recovery master {master}, \
+                 a backup {backup}",
+                point.name(),
+                self.reached.get(point).unwrap_or(&0),
+            );
+        }
         println!(
             "{seconds:.1} s with {jobs} jobs: {rate:.2} seeds/s per core, {:.0} per core-hour",
             rate * 3600.0

@@ -4,7 +4,7 @@ mod durability;
 mod group;
 mod quiet;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
@@ -15,7 +15,8 @@ use ramkeep_wire::{Micros, ServerId};
 
 use crate::check::check_history;
 use crate::check::log_end::MasterRecord;
-use crate::faults::{self, Faults};
+use crate::crash_points::{CrashPoint, Decisions, Most, Reached};
+use crate::faults::{self, Dying, Faults};
 use crate::network::Delays;
 use crate::node::admin::AdminConfig;
 use crate::node::client::ClientConfig;
@@ -41,6 +42,8 @@ pub struct Options {
     pub seed: u64,
     /// A planted fault.
     pub mutant: Option<Mutant>,
+    /// Somebody dies in this moment of recoveries, whatever the seed says.
+    pub crash_at: Option<CrashPoint>,
     /// What of the trace is kept as text.
     pub lines: Lines,
 }
@@ -70,6 +73,14 @@ pub struct Report {
     pub faults: u32,
     /// Operations that clients were refused.
     pub refused: u64,
+    /// How often who died in which moment of a recovery.
+    pub struck: BTreeMap<(CrashPoint, Dying), u32>,
+    /// How much there was to recover at a time.
+    pub most: Most,
+    /// More was lost than the promise covers.
+    pub beyond: bool,
+    /// Moments of recoveries that came.
+    pub reached: BTreeMap<CrashPoint, u32>,
     /// The last lines of the trace, if kept.
     pub lines: Vec<String>,
 }
@@ -145,14 +156,24 @@ struct Run {
     gives_up: Micros,
     /// When workloads that are not done by then stop.
     patience: Micros,
-    /// The last reading of every key is under way.
-    reading: bool,
+    /// Since when, by the history's stamps, the last reading of every key is under way.
+    read_since: Option<u64>,
     deaths: u64,
     /// The last decided slot that was looked at.
     slot: u64,
-    /// What was recorded of masters when they were decided dead, and the losses until then.
-    dead: BTreeMap<ServerId, (MasterRecord, usize)>,
+    dead: BTreeMap<ServerId, Dead>,
+    decisions: Decisions,
     report: Report,
+}
+
+/// A master that was decided dead.
+#[derive(Clone, Debug)]
+struct Dead {
+    /// What was recorded of it then.
+    record: MasterRecord,
+    /// The losses that were not made up for then, and how many there had been.
+    lost: BTreeSet<usize>,
+    since: usize,
 }
 
 /// Settings of a simulated cluster: small segments, short times.
@@ -183,6 +204,8 @@ impl Run {
         let replicas = *rng.choose(&[1, 2, 2, 2, 3]);
         let group_only = rng.percent(10);
         let mut settings = settings(&mut rng, replicas as u8);
+        // Logs of several masters at a time, in several partitions.
+        let crowded = !group_only && rng.percent(25);
         let mut late_per_mille = *rng.choose(&[0, 10, 50]);
         if group_only {
             // Nothing but the coordinators may give a master reason to change its backups.
@@ -199,13 +222,21 @@ impl Run {
             },
             sync: (0..5).map(|_| *rng.choose(&SYNCS)).collect(),
             timing: Timing::default(),
+            partition_bytes: match crowded {
+                true => *rng.choose(&[512, 2 << 10, 4 << 10]),
+                false => *rng.choose(&[4 << 10, 64 << 10, 1 << 30]),
+            },
             reconnect: Duration::from_millis(*rng.choose(&[1, 10, 50])),
             lines: options.lines,
         });
         let group = *rng.choose(&[1, 3, 3, 3, 3, 3, 3, 5]);
         world.add_coordinators(group);
         let memory = SEGMENTS * u64::from(world.config.settings.segment_size);
-        for _ in 0..rng.below(1..4) {
+        let masters = match crowded {
+            true => rng.below(3..7),
+            false => rng.below(1..5),
+        };
+        for _ in 0..masters {
             let backup = rng.percent(50);
             let master = true;
             world.add_server(Roles { master, backup }, FRAMES, memory);
@@ -230,16 +261,25 @@ impl Run {
             .collect();
         let deep = rng.percent(25);
         let beyond = !group_only && rng.percent(10);
-        let most_lost = match (beyond, deep) {
-            (true, _) => usize::MAX / 2,
-            (false, true) => replicas,
-            (false, false) => replicas - 1,
-        };
-        let faults = if group_only {
+        let mut faults = if group_only {
             Faults::of_the_group_only(rng.fork(5))
         } else {
-            Faults::new(rng.fork(5), most_lost.max(1))
+            Faults::new(rng.fork(5), (replicas - 1).max(1))
         };
+        if crowded {
+            faults.kill_in_pairs();
+        }
+        if beyond {
+            faults.go_beyond();
+        } else if deep || faults.kills_masters() {
+            faults.may_lack(replicas);
+        }
+        // A fork of its own: what is forced changes nothing else of a seed.
+        let mut chance = rng.fork(6);
+        let chosen = chance.percent(30).then(|| *chance.choose(CrashPoint::ALL));
+        if let Some(point) = options.crash_at.or(chosen.filter(|_| !group_only)) {
+            faults.strike_at(point);
+        }
         let mut run = Self {
             faults,
             replicas,
@@ -252,10 +292,11 @@ impl Run {
             quiet: false,
             gives_up: Micros(u64::MAX),
             patience: Micros(u64::MAX),
-            reading: false,
+            read_since: None,
             deaths: 0,
             slot: 0,
             dead: BTreeMap::new(),
+            decisions: Decisions::default(),
             report: Report {
                 seed: options.seed,
                 ..Report::default()
@@ -269,7 +310,11 @@ impl Run {
             *rng.choose(&[300, 1_500])
         };
         let calm = Duration::from_millis(calm);
-        let active = rng.micros(500_000..4_000_000);
+        let active = match run.faults.strikes_at_points() {
+            // Long enough for recoveries to come to their end.
+            true => rng.micros(4_000_000..9_000_000),
+            false => rng.micros(500_000..4_000_000),
+        };
         let start = run.world.events.now();
         use crate::world::Event::Step;
         run.world.events.at(start + calm, Step(STEP_FAULT));
@@ -311,7 +356,10 @@ impl Run {
             match self.world.step() {
                 None => done = true,
                 Some(Some(step)) => done = self.act(step),
-                Some(None) => self.notice_deaths(),
+                Some(None) => {
+                    self.notice_deaths();
+                    self.notice_points();
+                }
             }
             if let Some(wrong) = self.world.wrongs.pop() {
                 self.report.findings.push(wrong);
@@ -354,6 +402,16 @@ impl Run {
             _ => {}
         }
         false
+    }
+
+    /// Somebody may die in a moment of a recovery that has just come.
+    fn notice_points(&mut self) {
+        for reached in std::mem::take(&mut self.world.reached) {
+            *self.report.reached.entry(reached.point).or_default() += 1;
+            if !self.quiet {
+                self.faults.reached(&mut self.world, reached);
+            }
+        }
     }
 
     fn find(&mut self, what: &str) {
@@ -402,6 +460,9 @@ impl Run {
         self.report.envelopes = self.world.network.envelopes;
         self.report.virtual_seconds = self.world.events.now().0 as f64 / 1e6;
         self.report.faults = self.faults.done.values().sum();
+        self.report.struck = self.faults.struck.clone();
+        self.report.most = self.decisions.most();
+        self.report.beyond = self.beyond;
         self.report.lines = self.world.trace.kept().map(str::to_owned).collect();
         self.report
     }

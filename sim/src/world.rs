@@ -18,6 +18,7 @@ use ramkeep_wire::{BootId, Micros, PeerId, ServerId};
 
 use crate::check::group::GroupWatch;
 use crate::clock::Clock;
+use crate::crash_points::Reached;
 use crate::events::Events;
 use crate::history::History;
 use crate::network::{Delays, NetEvent, Network, ProcessId};
@@ -26,6 +27,7 @@ use crate::node::client::ClientConfig;
 use crate::node::coordinator::{CoordinatorConfig, CoordinatorDisk};
 use crate::node::server::ServerConfig;
 use crate::node::{AdminNode, ClientNode, Context, CoordinatorNode, Node, ServerNode};
+use crate::promise::FramesLost;
 use crate::rng::Rng;
 use crate::trace::{Lines, Trace};
 use crate::workload::Workload;
@@ -96,6 +98,8 @@ pub struct Machine {
     pub disk: Disk,
     /// The process running there.
     pub process: Option<ProcessId>,
+    /// The loss of its frames that came with the end of the last process, while there is none.
+    pub lost: Option<usize>,
     boot: BootId,
     clock: Clock,
 }
@@ -137,6 +141,8 @@ pub struct WorldConfig {
     pub sync: Vec<(u64, u64)>,
     /// The times of the group of coordinators.
     pub timing: Timing,
+    /// Bytes of a crashed master's log for one recovery master.
+    pub partition_bytes: u64,
     /// How long servers wait before they try again to reach each other.
     pub reconnect: Duration,
     /// What of the trace is kept as text.
@@ -162,14 +168,20 @@ pub struct World {
     pub events: Events<Event>,
     /// The machines.
     pub machines: Vec<Machine>,
-    /// Losses of a machine's frames that are not made up for: the servers whose replicas they held.
-    pub wiped: Vec<Vec<ServerId>>,
+    /// Losses of a machine's frames that are not made up for, by their place among all.
+    pub wiped: BTreeSet<usize>,
     /// Machines with replicas that were damaged: whatever they hold is taken for lost.
     pub damaged: BTreeSet<usize>,
+    /// Masters of whose segments all copies but one each were damaged after they were decided dead.
+    pub spoiled: BTreeSet<ServerId>,
     /// Processes that have died.
     pub deaths: u64,
-    /// Times that frames were lost.
-    pub losses: usize,
+    /// All losses of a machine's frames.
+    pub losses: Vec<FramesLost>,
+    /// Masters that are cut off for so long that they are decided dead, and until when.
+    pub doomed: Vec<(ServerId, Micros)>,
+    /// Moments of recoveries that came since this was looked at last.
+    pub reached: Vec<Reached>,
     /// What was told by who had no right to (SAFETY 1).
     pub wrongs: Vec<String>,
     coordinators: Vec<String>,
@@ -191,10 +203,13 @@ impl World {
             trace: Trace::new(config.lines),
             events: Events::default(),
             machines: Vec::new(),
-            wiped: Vec::new(),
+            wiped: BTreeSet::new(),
             damaged: BTreeSet::new(),
+            spoiled: BTreeSet::new(),
             deaths: 0,
-            losses: 0,
+            losses: Vec::new(),
+            doomed: Vec::new(),
+            reached: Vec::new(),
             wrongs: Vec::new(),
             coordinators: Vec::new(),
             processes: BTreeMap::new(),
@@ -223,6 +238,7 @@ impl World {
                 settings: self.config.settings.clone(),
                 timing: self.config.timing,
                 sync: self.config.sync[place % self.config.sync.len()],
+                partition_bytes: self.config.partition_bytes,
             };
             let disk = Disk::Journal(CoordinatorDisk::new(self.rng.bytes()));
             let boot = BootId::default();
@@ -275,6 +291,7 @@ impl World {
             address,
             disk: Disk::None,
             process: None,
+            lost: None,
             boot: BootId::default(),
             clock,
         });
@@ -298,6 +315,7 @@ impl World {
             address,
             disk,
             process: None,
+            lost: None,
             boot,
             clock,
         });
@@ -344,6 +362,7 @@ impl World {
         self.next_process += 1;
         let place = &mut self.machines[machine];
         place.process = Some(process);
+        place.lost = None;
         self.listeners.insert(place.address.clone(), process);
         let running = Running {
             machine,
@@ -482,6 +501,7 @@ impl World {
                 running.timer.1 = None;
                 self.with(process, |node, context| node.timer(context));
                 self.judge_answers(process);
+                self.note_points(process);
             }
             Event::Persisted { index, .. } => {
                 self.with(process, |node, context| {
@@ -514,9 +534,25 @@ impl World {
         }
         self.with(process, |node, context| node.net(context, event));
         self.judge_answers(process);
+        self.note_points(process);
         if dies.is_some() {
             self.kill(process, Death::Kill);
         }
+    }
+
+    /// Notes the moments of recoveries that a process has come to.
+    fn note_points(&mut self, process: ProcessId) {
+        let Some(running) = self.processes.get_mut(&process) else {
+            return;
+        };
+        let machine = Some(running.machine);
+        let points = match &mut running.node {
+            Node::Server(node) => node.take_points(),
+            Node::Coordinator(node) => node.take_points(),
+            Node::Client(_) | Node::Admin(_) => return,
+        };
+        let reached = points.into_iter().map(|point| Reached { point, machine });
+        self.reached.extend(reached);
     }
 
     /// The process on a machine.
@@ -584,6 +620,12 @@ impl World {
     #[must_use]
     pub fn boot(&self, machine: usize) -> BootId {
         self.machines[machine].boot
+    }
+
+    /// Whether a backup runs there, or would.
+    #[must_use]
+    pub fn has_frames(&self, machine: usize) -> bool {
+        matches!(&self.machines[machine].role, Role::Server(config) if config.roles.backup)
     }
 
     /// Machines on which servers run, or would.

@@ -35,20 +35,8 @@ const ELSEWHERE: &[(Mutant, &str)] = &[
         "coordinator/src/core/recovery/end/tests.rs: as above",
     ),
     (
-        Mutant::EndIgnoresReboot,
-        "coordinator/src/core/recovery/end/tests.rs: as above",
-    ),
-    (
-        Mutant::RecoveredBeforeDurable,
-        "master/tests/recovery: a recovery master seldom dies in the moment that matters",
-    ),
-    (
         Mutant::TakeLateRecovered,
         "coordinator/tests/apply: who is given up seldom answers once more",
-    ),
-    (
-        Mutant::ShortestEnd,
-        "coordinator/src/core/recovery/end/tests.rs: damage seldom hits the newer certificate alone",
     ),
     (
         Mutant::ReplayIgnoresTakeover,
@@ -68,6 +56,7 @@ fn play(seed: u64, mutant: Option<Mutant>) -> Report {
     run(Options {
         seed,
         mutant,
+        crash_at: None,
         lines: Lines::No,
     })
 }

@@ -10,6 +10,7 @@ fn play(seed: u64, lines: Lines) -> Report {
     run(Options {
         seed,
         mutant: None,
+        crash_at: None,
         lines,
     })
 }

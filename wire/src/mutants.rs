@@ -85,6 +85,8 @@ mutants! {
     ForgetGrants = "forget-grants",
     /// Backup: answers recovery at once when the master is fenced, not when its grant is over.
     InventoryBeforeWaiting = "inventory-before-waiting",
+    /// Backup: goes on taking bytes from a master that it has fenced.
+    HearFenced = "hear-fenced",
     /// Backup: serves what is meant for another ServerId.
     IgnoreServerId = "ignore-server-id",
     /// Client: what may have been applied goes out again as another call.
@@ -115,10 +117,14 @@ mutants! {
     BelievePeers = "believe-peers",
     /// Coordinator: a partition is given to who had replayed it after it was given up.
     TakeLateRecovered = "take-late-recovered",
+    /// Coordinator: says that nothing of a crashed master is needed once its replay is planned.
+    FreedEarly = "freed-early",
     /// Backup: frees the replicas of a crashed master at once.
     FreeTheCrashed = "free-the-crashed",
     /// Recovery master: says that a partition is replayed before that is durable.
     RecoveredBeforeDurable = "recovered-before-durable",
+    /// Recovery master: replays a segment that its certificate does not prove.
+    NotProved = "not-proved",
     /// Recovery master: tombstones are not replayed.
     ReplayForgetsTombstones = "replay-forgets-tombstones",
     /// Recovery master: the crashed master's safe version is not taken over.

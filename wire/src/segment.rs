@@ -6,6 +6,7 @@
 
 use crate::certificate::{Certificate, CertificateKey, Claim, verify};
 use crate::entry::{self, Entry, EntryError};
+use crate::mutants::{self, Mutant};
 
 /// Bytes that claim to be a segment's, from a backup or a file.
 #[derive(Clone, Copy, Debug)]
@@ -139,7 +140,10 @@ impl ProvedSegment {
         contents: Vec<u8>,
         key: &CertificateKey,
     ) -> Result<Self, SegmentError> {
-        UnverifiedSegment::new(claim, certificate, &contents).verify(key)?;
+        match UnverifiedSegment::new(claim, certificate, &contents).verify(key) {
+            Err(SegmentError::Certificate) if mutants::active(Mutant::NotProved) => {}
+            verified => drop(verified?),
+        }
         Ok(Self { claim, contents })
     }
 

@@ -41,8 +41,10 @@ const MANY: usize = 12;
 /// How much older a stale copy is than the kill.
 const AGE: Duration = Duration::from_millis(500);
 
-/// Longest wait until a living master has read back all its replicas.
-const HEALING: Duration = Duration::from_secs(300);
+/// Longest wait until a living master has read back all its replicas: so long in any case, and a second
+/// more for as many bytes of copies. It reads twice as many.
+const HEALING: Duration = Duration::from_secs(60);
+const READ_BACK: u64 = 2 << 20;
 /// Between two looks at that.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -121,14 +123,14 @@ impl CorruptArgs {
         let (mut victims, mut revival, mut damaged) = (vec![victim], None, BTreeSet::new());
         match self.copies {
             Copies::One => {
-                let liar = random.pick(&holders);
+                let liar = pick_liar(&holders, &mut random)?;
                 damaged = damage(liar, |_| true, ServerId(dead), &mut random)?;
             }
             Copies::AllButOne => {
                 damaged = self.damage_all_but_one(&holders, ServerId(dead), &mut random)?;
             }
             Copies::Healed => {
-                let liar = random.pick(&holders);
+                let liar = pick_liar(&holders, &mut random)?;
                 damaged = damage(liar, |held| held.is_closed(), ServerId(dead), &mut random)?;
                 victims.push(honest(&holders, liar, &damaged));
                 self.until_healed(&cluster, &damaged, timeline).await?;
@@ -139,6 +141,11 @@ impl CorruptArgs {
                 tokio::time::sleep(AGE).await;
                 revival = Some(revive(at, stale, timeline));
             }
+        }
+        if self.copies != Copies::Stale && damaged.is_empty() {
+            return Err(Failure::new(
+                "there was nothing to damage; use a larger --size",
+            ));
         }
         if self.copies != Copies::Healed {
             tell_damage(&damaged, timeline)?;
@@ -222,6 +229,8 @@ impl CorruptArgs {
     ) -> Result<(), Failure> {
         tell_damage(damaged, timeline)?;
         let began = Instant::now();
+        let copies = self.common.size.0 * u64::from(self.common.replicas);
+        let longest = HEALING + Duration::from_secs(copies / READ_BACK);
         loop {
             let status = cluster.led().await?.status;
             let found = damaged.intersection(&named(&status)).count();
@@ -231,9 +240,9 @@ impl CorruptArgs {
                     ms(began.elapsed())
                 ));
             }
-            if began.elapsed() > HEALING {
+            if began.elapsed() > longest {
                 return Err(Failure::new(format_args!(
-                    "{found} of {} damaged replicas found in {HEALING:?}",
+                    "{found} of {} damaged replicas found in {longest:?}",
                     damaged.len()
                 )));
             }
@@ -297,6 +306,17 @@ fn holders(cluster: &Cluster, victim: ServerId) -> Result<Vec<Holder>, Failure> 
         return Err(Failure::new(what));
     }
     Ok(holders)
+}
+
+/// One of those that have closed replicas.
+fn pick_liar<'a>(holders: &'a [Holder], random: &mut Random) -> Result<&'a Holder, Failure> {
+    let closed = |holder: &&Holder| holder.held.iter().any(Held::is_closed);
+    let with_closed: Vec<&Holder> = holders.iter().filter(closed).collect();
+    if with_closed.is_empty() {
+        let what = "no backup has a closed copy of the victim's; use a larger --size";
+        return Err(Failure::new(what));
+    }
+    Ok(*random.pick(&with_closed))
 }
 
 /// Damages what one of them has, of that what is `wanted`.

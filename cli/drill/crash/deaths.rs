@@ -208,14 +208,22 @@ impl<'a> Deaths<'a> {
     /// Waits until every segment has all its copies, as masters see it that know a newer list than
     /// `known`.
     async fn healed(&self, known: u64) -> Result<Instant, Failure> {
+        let mut progress = (u32::MAX, Instant::now());
         loop {
             let led = self.led().await?;
-            if lacking(&led.status, known) == Some(0) {
+            let lacking = lacking(&led.status, known).unwrap_or(u32::MAX);
+            if lacking == 0 {
                 self.timeline.mark(led.at, "replicated anew");
                 self.tell(led.at, "every segment has all its copies again")?;
                 return Ok(led.at);
             }
-            self.patience(&led.status)?;
+            if lacking < progress.0 {
+                progress = (lacking, led.at);
+            } else if progress.1.elapsed() > PATIENCE {
+                let what =
+                    format_args!("{lacking} segments lack a copy, as many as {PATIENCE:?} ago");
+                return Err(Failure::new(what));
+            }
             tokio::time::sleep(ASK_EVERY).await;
         }
     }

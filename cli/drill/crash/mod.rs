@@ -224,6 +224,11 @@ impl CrashArgs {
                     "--role backup: nothing is recovered that could be disturbed",
                 ));
             }
+            if self.common.servers < replicas {
+                return Err(Failure::usage(format_args!(
+                    "--servers: {replicas} replicas need as many servers, so that enough backups are left"
+                )));
+            }
         } else if self.common.servers <= self.kills + replicas {
             return Err(Failure::usage(format_args!(
                 "--servers: with {} kills and {replicas} replicas a drill needs {} or more",

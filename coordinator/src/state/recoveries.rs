@@ -138,6 +138,9 @@ impl State {
         record.attempts = last;
         record.partitions.extend(partitions);
         self.recoveries.changes += 1;
+        if mutants::active(Mutant::FreedEarly) {
+            self.recovered(master);
+        }
         self.map_changed();
         Ok(Applied::Done)
     }

@@ -99,6 +99,21 @@ fn a_plan_tiles_whole_tablets_that_are_down() {
 }
 
 #[test]
+fn nothing_is_freed_while_a_planned_tablet_waits() {
+    let (mut state, dead, [b, c], table) = crashed();
+    state.apply(&Command::Fenced { server: dead }).unwrap();
+    let (low, high) = (range(table, 0, 99), range(table, 100, u64::MAX));
+    state
+        .apply(&plan(dead, 7, &[(&[low], b), (&[high], c)]))
+        .unwrap();
+    assert!(!is_recovered(&state, dead), "nothing is replayed yet");
+    state.apply(&recovered(dead, 1, b, &[(low, 500)])).unwrap();
+    assert!(!is_recovered(&state, dead), "one partition still waits");
+    state.apply(&recovered(dead, 2, c, &[(high, 500)])).unwrap();
+    assert!(is_recovered(&state, dead));
+}
+
+#[test]
 fn who_was_given_up_gets_nothing() {
     let (mut state, dead, [b, c], table) = crashed();
     let whole = range(table, 0, u64::MAX);
@@ -278,6 +293,15 @@ fn frames_that_came_back_through_another_that_crashed_are_not_away() {
 fn planted_faults_of_recoveries_are_caught() {
     use ramkeep_wire::mutants::{self, Mutant};
 
-    let story = who_was_given_up_gets_nothing;
-    assert!(mutants::fails(Mutant::TakeLateRecovered, story));
+    let faults: [(Mutant, fn()); 2] = [
+        (Mutant::TakeLateRecovered, who_was_given_up_gets_nothing),
+        (
+            Mutant::FreedEarly,
+            nothing_is_freed_while_a_planned_tablet_waits,
+        ),
+    ];
+    for (mutant, story) in faults {
+        assert!(mutants::fails(mutant, story), "{mutant:?}");
+        story();
+    }
 }

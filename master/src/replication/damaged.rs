@@ -8,7 +8,6 @@
 
 use std::collections::BTreeMap;
 
-use ramkeep_wire::limits::MAX_DAMAGED_REPORTED;
 use ramkeep_wire::{SegmentId, ServerId};
 
 use super::{Output, Replication};
@@ -47,9 +46,7 @@ impl Replication {
             return;
         }
         self.lose(id, server);
-        if self.damaged.0.len() < MAX_DAMAGED_REPORTED {
-            self.damaged.0.insert((server, id), true);
-        }
+        self.damaged.0.insert((server, id), true);
     }
 
     /// Tells backups to free what is damaged.

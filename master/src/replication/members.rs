@@ -8,9 +8,7 @@ use ramkeep_wire::{Micros, SegmentId, ServerId};
 
 use super::placement::Health;
 use super::segment::Replicated;
-use super::{
-    COPY_TRIES, MAX_BACK_OFF_US, MAX_COPIES, MAX_SUSPECTED, OWN_PAUSE, RECOVERY_FIRST, Replication,
-};
+use super::{MAX_BACK_OFF_US, MAX_SUSPECTED, OWN_PAUSE, RECOVERY_FIRST, Replication};
 
 impl Replication {
     /// The connection to a backup is there (again): it may be chosen. What it was told on an
@@ -61,10 +59,12 @@ impl Replication {
         self.recovering_since = any.then_some(since);
     }
 
-    /// Whether tablets of a crashed master wait to be recovered, as far as is known.
+    /// Whether a crashed master's tablets are recovered just now, as far as is known: what nobody waits
+    /// for leaves the machines to that, but not for ever.
     #[must_use]
     pub fn is_recovering(&self) -> bool {
-        self.recovering_since.is_some()
+        let recovering = |since| self.pumped.since(since) < RECOVERY_FIRST;
+        self.recovering_since.is_some_and(recovering)
     }
 
     /// `server` took over the frames of `old` by restarting with its directory: the replicas in
@@ -115,7 +115,7 @@ impl Replication {
             *self.late_acks.entry((server, id)).or_default() += replica.in_flight.len();
         }
         if segment.closed_everywhere && !self.active.contains(&id) {
-            self.lacking.insert(id);
+            self.lacking.put(id, !segment.has_copy());
         }
         self.orphans.add(server, id);
     }
@@ -210,12 +210,20 @@ impl Replication {
 
     /// Fills up a segment's set of backups.
     pub(super) fn place(&mut self, now: Micros, id: SegmentId) {
+        let k = self.config.replicas;
+        let lacks = |segment: &Replicated| segment.replicas.len() < k;
+        if !self.segments.get(&id).is_some_and(lacks) {
+            return;
+        }
+        let stalled = self.stalled(now);
         let Some(segment) = self.segments.get_mut(&id) else {
             return;
         };
         while segment.replicas.len() < self.config.replicas {
             let late = &self.late_acks;
-            let taken = |backup| segment.is_on(backup) || owes_answers(late, backup);
+            let taken = |backup| {
+                segment.is_on(backup) || owes_answers(late, backup) || stalled.contains(&backup)
+            };
             // One that has damaged it before is the last choice.
             let shunned = |backup| taken(backup) || self.damaged.was_on(backup, id);
             let chosen = self.backups.choose(now, shunned);
@@ -224,36 +232,6 @@ impl Replication {
             };
             let frames = self.frames_of.get(&backup).copied();
             segment.add(backup, frames.unwrap_or(backup));
-        }
-    }
-
-    /// Has closed segments that lack a replica copied, a few at a time, in turns.
-    pub(super) fn begin_copies(&mut self, now: Micros) {
-        let recovering = |since| now.since(since) < RECOVERY_FIRST;
-        if self.lacking.is_empty() || self.recovering_since.is_some_and(recovering) {
-            return;
-        }
-        let mut copies = self.active.len() - self.heads().count();
-        for _ in 0..COPY_TRIES.min(self.lacking.len()) {
-            if copies >= MAX_COPIES {
-                return;
-            }
-            let after = SegmentId(self.looked_at.0 + 1);
-            let next = self.lacking.range(after..).next();
-            let Some(id) = next.or_else(|| self.lacking.first()).copied() else {
-                return;
-            };
-            self.looked_at = id;
-            self.place(now, id);
-            if self
-                .segments
-                .get(&id)
-                .is_none_or(|segment| segment.copying())
-            {
-                self.lacking.remove(&id);
-                self.active.insert(id);
-                copies += 1;
-            }
         }
     }
 }

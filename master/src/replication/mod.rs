@@ -40,18 +40,20 @@ use ramkeep_wire::{Certificate, Micros, ReplicationEpoch, SegmentId, SegmentKind
 
 pub use acks::AckEffect;
 use damaged::Damaged;
-use healing::Pace;
+use healing::{Lacking, Pace};
 use lease::Leases;
 use orphans::Orphans;
 use placement::Backups;
 use segment::Replicated;
 
-/// Copies of closed segments under way at once (SAFETY 10).
-pub const MAX_COPIES: usize = 4;
+/// Copies under way at once of closed segments that no backup holds any more (SAFETY 10).
+pub const MAX_COPIES: usize = 3;
+/// The same of segments that lack one of several. They take turns anyway.
+pub const MAX_PACED: usize = 2;
 /// Copies are not begun for so long while a crashed master's tablets are recovered: those wait for the
 /// same machines, and nobody waits for a copy.
 pub const RECOVERY_FIRST: Duration = Duration::from_secs(5);
-/// Closed segments looked at in one pump for one that can be copied.
+/// Closed segments of either kind looked at in one pump for one that can be copied.
 const COPY_TRIES: usize = 16;
 /// Segments freed by one message.
 pub const MAX_FREES: usize = 256;
@@ -153,9 +155,7 @@ pub struct Replication {
     /// `pump` has to look at.
     active: BTreeSet<SegmentId>,
     /// Closed segments that have lost a replica and wait for their turn to be copied.
-    lacking: BTreeSet<SegmentId>,
-    /// The last of them that was looked at.
-    looked_at: SegmentId,
+    lacking: Lacking,
     /// How fast they are copied.
     pace: Pace,
     /// Replicas left behind by changes, to be freed once they are not needed.
@@ -190,8 +190,7 @@ impl Replication {
             config,
             segments: BTreeMap::new(),
             active: BTreeSet::new(),
-            lacking: BTreeSet::new(),
-            looked_at: SegmentId(0),
+            lacking: Lacking::default(),
             pace: Pace::default(),
             orphans: Orphans::default(),
             damaged: Damaged::default(),
@@ -277,7 +276,7 @@ impl Replication {
     /// A segment that has left the log: its replicas are freed.
     fn forget(&mut self, id: SegmentId) {
         self.active.remove(&id);
-        self.lacking.remove(&id);
+        self.lacking.remove(id);
         self.damaged.left_log(id);
         if let Some(segment) = self.segments.remove(&id) {
             for replica in segment.replicas {
@@ -341,7 +340,8 @@ impl Replication {
         } else if segment.closed_everywhere && !segment.copying() {
             // Nobody to copy it to, now: others may have their turn.
             self.active.remove(&id);
-            self.lacking.insert(id);
+            let bare = !segment.has_copy();
+            self.lacking.put(id, bare);
         }
         moved
     }

@@ -36,7 +36,7 @@ impl Replication {
             return;
         }
         let (segments, backups) = (&self.segments, &self.backups);
-        let whole = |id: &SegmentId| !self.active.contains(id) && !self.lacking.contains(id);
+        let whole = |id: &SegmentId| !self.active.contains(id) && !self.lacking.contains(*id);
         self.orphans.left.retain(|to, ids| {
             ids.retain(|id| !segments.get(id).is_some_and(|segment| segment.is_on(*to)));
             if backups.is_connected(*to) {

@@ -24,7 +24,7 @@ const MAX_MESSAGE: u32 = MAX_REPLICATE_BYTES as u32 / 2;
 
 // What a backup that does not read can make wait on its connection: two heads, and the copies.
 const UNREAD: usize = 2 * (MAX_BYTES_IN_FLIGHT + MAX_MESSAGE) as usize
-    + super::MAX_COPIES * COPY_IN_FLIGHT * COPY_CHUNK as usize;
+    + (super::MAX_COPIES + super::MAX_PACED) * COPY_IN_FLIGHT * COPY_CHUNK as usize;
 const _: () = assert!(UNREAD < MAX_UNSENT);
 
 /// What a replica has, as sent or as acknowledged.

@@ -316,8 +316,8 @@ fn what_is_left_to_do_does_not_grow_with_the_log() {
     fill(&mut world, 20);
     world.kill(ServerId(1));
     world.pump();
-    assert!(world.replication.active.len() <= 2 + MAX_COPIES);
-    assert!(world.replication.under_replicated() > 2 + MAX_COPIES);
+    assert!(world.replication.active.len() <= 2 + MAX_PACED);
+    assert!(world.replication.under_replicated() > 2 + MAX_PACED);
     world.settle();
     assert_eq!(world.replication.under_replicated(), 0);
 }
@@ -334,6 +334,7 @@ enum Event {
     Kill(u64),
     Restart(u64),
     Wait(u64),
+    Damage(u64),
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -348,6 +349,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => (0u64..5).prop_map(Event::Kill),
         1 => (0u64..5).prop_map(Event::Restart),
         3 => (1u64..2_000).prop_map(Event::Wait),
+        3 => (0u64..1_000).prop_map(Event::Damage),
     ]
 }
 
@@ -371,6 +373,7 @@ fn happen(world: &mut World, event: Event) {
         }
         Event::Restart(n) => world.restart(world.any(n)),
         Event::Kill(_) => {}
+        Event::Damage(n) => world.damage(n),
         Event::Wait(us) => world.now = Micros(world.now.0 + us),
     }
 }

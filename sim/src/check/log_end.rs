@@ -210,13 +210,10 @@ fn read_head(segment: VerifiedSegment<'_>) -> Head<'_> {
     };
     for (_, entry) in segment.entries() {
         match entry {
-            Entry::SegmentHeader(_) => {}
             Entry::Digest(digest) => head.digest = Some(digest.iter().collect()),
-            Entry::Active(_) => {
-                head.active = true;
-                break;
-            }
-            _ => break,
+            // What was written while the log rolled over stands before it.
+            Entry::Active(_) => head.active = true,
+            _ => {}
         }
     }
     head

@@ -53,7 +53,7 @@ impl Faults {
         }
     }
 
-    fn kill_coordinator(&mut self, world: &mut World, machine: usize) -> Option<()> {
+    pub(super) fn kill_coordinator(&mut self, world: &mut World, machine: usize) -> Option<()> {
         world.kill(process(world, machine)?, Death::Kill);
         let at = world.events.now() + self.rng.micros(1_000..2_000_000);
         world.events.at(at, Event::Restart(machine));

@@ -1,46 +1,62 @@
-//! What goes wrong with masters: they die, and what backups hold of them is damaged.
+//! What goes wrong with masters: they die.
 
 use std::collections::BTreeSet;
 
-use ramkeep_backup::{Area, FrameStore};
+use ramkeep_wire::ServerId;
 
 use super::{Fault, Faults, is_master, process};
-use crate::node::Node;
 use crate::world::{Death, Event, World};
-use crate::{faults, inspect};
-
-/// Master deaths of one run at most: what is replayed fills memory, and nothing is cleaned.
-const MOST_DEATHS: u32 = 4;
+use crate::{inspect, promise};
 
 impl Faults {
     pub(super) fn of_masters(&mut self, world: &mut World, fault: Fault) -> Option<()> {
         match fault {
             Fault::KillMaster => self.kill_master(world),
             Fault::KillEverything => self.kill_everything(world),
-            _ => self.damage(world),
+            _ => self.spoil_next(world),
         }
     }
 
+    /// One dies, or with it another master, a backup or both.
     fn kill_master(&mut self, world: &mut World) -> Option<()> {
-        let so_far = self.done.get(&Fault::KillMaster).copied().unwrap_or(0);
-        let machine = self.pick(world, is_master)?;
-        if so_far >= MOST_DEATHS || !self.may_lose(world, machine) {
+        let mut dying = vec![self.pick(world, is_master)?];
+        for (percent, wanted) in [
+            (self.pairs, is_master as fn(&World, usize) -> bool),
+            (40, has_frames),
+        ] {
+            if self.rng.percent(percent) {
+                dying.extend(
+                    self.pick(world, wanted)
+                        .filter(|also| !dying.contains(also)),
+                );
+            }
+        }
+        while !dying.is_empty() && !self.may_lose(world, &dying) {
+            dying.pop();
+        }
+        let masters = dying.iter().filter(|machine| is_master(world, **machine));
+        let masters = masters.count();
+        if dying.is_empty() || !self.may_kill_masters(masters) {
             return None;
         }
-        let death = if self.rng.percent(30) {
-            Death::PowerLoss
-        } else {
-            Death::Kill
-        };
-        world.kill(process(world, machine)?, death);
-        self.restart_later(world, machine);
+        for machine in dying {
+            let death = if self.rng.percent(30) {
+                Death::PowerLoss
+            } else {
+                Death::Kill
+            };
+            world.kill(process(world, machine)?, death);
+            self.restart_later(world, machine);
+        }
         Some(())
     }
 
     /// Servers and coordinators, all at once: what they start again with is what their disks and
     /// their tmpfs have.
     fn kill_everything(&mut self, world: &mut World) -> Option<()> {
-        if self.done.contains_key(&Fault::KillEverything) {
+        if self.done.contains_key(&Fault::KillEverything)
+            || !(self.beyond || promise::covers_a_cold_start(world))
+        {
             return None;
         }
         world.say(format_args!("-- everything is killed"));
@@ -57,46 +73,14 @@ impl Faults {
         }
         Some(())
     }
-
-    /// Bits of the frames of one backup flip. From then on it is taken for lost.
-    fn damage(&mut self, world: &mut World) -> Option<()> {
-        let machine = self.pick(world, |world, m| {
-            world.server(m).is_some_and(|node| node.backup().is_some())
-        })?;
-        if !world.damaged.contains(&machine) && !self.may_lose(world, machine) {
-            return None;
-        }
-        world.damaged.insert(machine);
-        let flips = self.rng.below(1..40);
-        let rng = &mut self.rng;
-        world.with(process(world, machine)?, |node, _| {
-            let Node::Server(node) = node else { return };
-            let Some(backup) = node.backup_mut() else {
-                return;
-            };
-            let geometry = backup.store().geometry();
-            let used = (backup.stats().used + 2).min(geometry.frames());
-            for _ in 0..flips {
-                let frame = Area::Frame(rng.below(0..u64::from(used)) as u32);
-                let offset = rng.index(geometry.frame_len());
-                let bit = rng.below(0..8) as u8;
-                backup.store_mut().flip(frame, offset, bit);
-            }
-        })?;
-        let address = world.machines[machine].address.clone();
-        world.say(format_args!("-- {flips} bits of {address}'s frames flip"));
-        Some(())
-    }
 }
 
-/// Dead masters whose tablets nobody serves yet: each is a loss that is not made up for. Those whose
-/// machine has no process count with it.
-pub(super) fn unrecovered(world: &World) -> usize {
-    dead_with_tablets(world).saturating_sub(faults::down(world).len())
+pub(super) fn has_frames(world: &World, machine: usize) -> bool {
+    world.has_frames(machine)
 }
 
-/// Masters that own tablets, and are decided crashed or have no process.
-pub(super) fn dead_with_tablets(world: &World) -> usize {
+/// Masters with a log that are decided crashed or have no process.
+pub(super) fn dead_with_logs(world: &World) -> usize {
     let Some(state) = inspect::recorded(world) else {
         return 0;
     };
@@ -104,9 +88,10 @@ pub(super) fn dead_with_tablets(world: &World) -> usize {
         .server_machines()
         .filter_map(|m| Some(world.server(m)?.server()))
         .collect();
-    let dead = state.servers().iter().filter(|(server, found)| {
-        (found.is_crashed() || !running.contains(server))
-            && !inspect::tablets(&state, *server).is_empty()
-    });
-    dead.count()
+    let is_dead = |server: &ServerId| {
+        let found = state.servers().by_id(*server);
+        found.is_some_and(|found| found.is_crashed()) || !running.contains(server)
+    };
+    let all = promise::with_logs(world, &state);
+    all.iter().filter(|server| is_dead(server)).count()
 }

@@ -63,6 +63,9 @@ pub struct AdminNode {
     table: Option<TableId>,
     /// The highest table id that it was given.
     highest: TableId,
+    /// A question of a script, and what was answered.
+    script: Option<Request>,
+    answer: Option<Answer>,
     /// What it was told that can't be.
     pub complaints: Vec<String>,
     /// Requests that were answered as wanted.
@@ -89,6 +92,8 @@ impl AdminNode {
             rounds: 0,
             table: None,
             highest: TableId(0),
+            script: None,
+            answer: None,
             complaints: Vec::new(),
             done: 0,
             config,
@@ -110,6 +115,18 @@ impl AdminNode {
     /// It makes so many tables at most from now on.
     pub fn more_rounds(&mut self, rounds: u32) {
         self.config.rounds = self.rounds + rounds;
+    }
+
+    /// It asks for this next, for a script.
+    pub fn ask_for(&mut self, request: Request) {
+        self.script = Some(request);
+        self.not_before = Micros(0);
+    }
+
+    /// What the script's question was answered.
+    #[must_use]
+    pub fn answer(&self) -> Option<&Answer> {
+        self.answer.as_ref()
     }
 
     /// More work was given to it.
@@ -153,6 +170,9 @@ impl AdminNode {
     /// What it wants next: make a table, look, drop it, look; now and then renew the lease, or ask
     /// for it again.
     fn next_request(&mut self, now: Micros) -> Option<Request> {
+        if let Some(request) = &self.script {
+            return Some(request.clone());
+        }
         let nonce = self.nonce;
         let Some(client) = self.client else {
             return Some(Request::OpenClientLease { nonce });
@@ -269,6 +289,10 @@ impl AdminNode {
             brief(&answer)
         ));
         match answer {
+            answer if self.script.as_ref() == Some(&ask.request) && is_final(&answer) => {
+                self.script = None;
+                self.answer = Some(answer);
+            }
             Answer::Refused(Refused::NotLeader { leader, .. }) => {
                 self.ask = Some(ask);
                 self.leave(context, leader);
@@ -371,6 +395,10 @@ impl AdminNode {
             _ => {}
         }
     }
+}
+
+fn is_final(answer: &Answer) -> bool {
+    !matches!(answer, Answer::Refused(Refused::NotLeader { .. }))
 }
 
 fn brief(answer: &Answer) -> String {

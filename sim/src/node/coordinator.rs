@@ -20,6 +20,7 @@ use ramkeep_wire::order::{Command, Order, OrderReply};
 use ramkeep_wire::{Micros, Party, PeerId, ServerId, postcards};
 
 use super::{Context, delivered};
+use crate::crash_points::CrashPoint;
 use crate::network::{ConnectionId, NetEvent};
 use crate::world::Event;
 pub use disk::CoordinatorDisk;
@@ -40,6 +41,8 @@ pub struct CoordinatorConfig {
     pub timing: Timing,
     /// How long a sync takes, at least and at most.
     pub sync: (u64, u64),
+    /// Bytes of a crashed master's log for one recovery master.
+    pub partition_bytes: u64,
 }
 
 impl CoordinatorConfig {
@@ -108,9 +111,19 @@ pub struct CoordinatorNode {
     next: u64,
     servers: BTreeMap<ServerId, ServerLink>,
     stopped: bool,
+    /// The crashed masters the end of whose logs it knew when it was asked last.
+    ends: Vec<ServerId>,
 }
 
 impl CoordinatorNode {
+    /// Moments of recoveries that came since this was asked last.
+    pub fn take_points(&mut self) -> Vec<CrashPoint> {
+        let found = self.core.ends_found();
+        let new = found.iter().any(|master| !self.ends.contains(master));
+        self.ends = found;
+        new.then_some(CrashPoint::EndChosen).into_iter().collect()
+    }
+
     /// A process that starts with what is on the disk.
     #[must_use]
     pub fn new(
@@ -120,7 +133,8 @@ impl CoordinatorNode {
         entropy: [u8; 32],
     ) -> Self {
         let core = Coordinator::new(now, config.core(disk.incarnation, entropy), disk.stored())
-            .expect("a disk that this build wrote makes a coordinator");
+            .expect("a disk that this build wrote makes a coordinator")
+            .with_partitions_of(config.partition_bytes);
         Self {
             lines: Lines::new(config.peer),
             config,
@@ -128,6 +142,7 @@ impl CoordinatorNode {
             disk,
             syncing: None,
             slow: 1,
+            ends: Vec::new(),
             inbound: BTreeMap::new(),
             tokens: BTreeMap::new(),
             next: 1,

@@ -18,7 +18,7 @@ use std::time::Duration;
 use ramkeep_backup::{Backup, FrameStore, MemoryStore};
 use ramkeep_master::core::Master;
 use ramkeep_master::store::DataSession;
-use ramkeep_wire::backup::BackupRequest;
+use ramkeep_wire::backup::{BackupRequest, BackupResponse};
 use ramkeep_wire::coordinator::{Enlist, Request, Roles, ServerEntry, ServerList, ServerState};
 use ramkeep_wire::envelope::{Envelope, Kind};
 use ramkeep_wire::mutants::{self, Mutant};
@@ -27,9 +27,10 @@ use ramkeep_wire::replicate::Replicate;
 use ramkeep_wire::{Ballot, BootId, Micros, Party, ServerId, postcards};
 
 use self::probes::Probes;
-use self::recoveries::{PACE, RecoveryLinks};
+use self::recoveries::RecoveryLinks;
 use self::told::Asked;
 use super::{Context, delivered};
+use crate::crash_points::CrashPoint;
 use crate::network::{ConnectionId, NetEvent};
 
 /// How often a server lets time pass.
@@ -109,6 +110,8 @@ pub struct ServerNode {
     next_heartbeat: Micros,
     /// It has told a client of what it looked up, since this was asked last.
     told: bool,
+    /// Moments of recoveries that came since this was asked last.
+    points: Vec<CrashPoint>,
 }
 
 impl ServerNode {
@@ -118,6 +121,7 @@ impl ServerNode {
         let backup = frames.map(|store| {
             Backup::open(store, config.boot, now).expect("the frames were formatted by the world")
         });
+        let recovery = RecoveryLinks::new(config.seed);
         Self {
             config,
             backup,
@@ -130,19 +134,25 @@ impl ServerNode {
             stale_orders: 0,
             coordinator: CoordinatorLink::default(),
             backups: BTreeMap::new(),
-            recovery: RecoveryLinks::default(),
+            recovery,
             probes: Probes::default(),
             not_before: BTreeMap::new(),
             inbound: BTreeMap::new(),
             next_tick: now,
             next_heartbeat: now,
             told: false,
+            points: Vec::new(),
         }
     }
 
     /// Whether it has told a client of what it looked up, since this was asked last.
     pub fn take_told(&mut self) -> bool {
         std::mem::take(&mut self.told)
+    }
+
+    /// Moments of recoveries that came since this was asked last.
+    pub fn take_points(&mut self) -> Vec<CrashPoint> {
+        std::mem::take(&mut self.points)
     }
 
     /// Its identity; 0 until it is enlisted.
@@ -447,7 +457,18 @@ impl ServerNode {
             ));
             return context.close(connection);
         }
-        let answer = backup.handle_request(context.now, envelope.header.from, request);
+        let from = envelope.header.from;
+        let fetches = matches!(request, BackupRequest::Fetch { .. });
+        let answer = backup.handle_request(context.now, from, request);
+        match &answer.response {
+            BackupResponse::Inventory(_) if from.as_server().is_none() => {
+                self.points.push(CrashPoint::FenceAnswered);
+            }
+            BackupResponse::Bytes { .. } if fetches && from.as_server().is_some() => {
+                self.points.push(CrashPoint::FirstFetch);
+            }
+            _ => {}
+        }
         let mut payload = postcards::encode(&answer.response);
         payload.extend_from_slice(answer.bytes);
         let header = envelope.header.reply(Kind::BackupResponse);
@@ -464,6 +485,9 @@ impl ServerNode {
             return context.close(connection);
         };
         let reply = self.carry_out(context, order);
+        if matches!(reply, OrderReply::Recovered(_)) {
+            self.points.push(CrashPoint::SaidSo);
+        }
         let header = envelope.header.reply(Kind::OrderReply);
         context.send_payload(connection, header, &postcards::encode(&reply));
     }
@@ -494,7 +518,11 @@ impl ServerNode {
         }
         self.list = list.clone();
         if let Some(backup) = &mut self.backup {
+            let before = backup.stats().used;
             backup.take_list(list);
+            if backup.stats().used < before {
+                self.points.push(CrashPoint::Freed);
+            }
         }
         let is_me = |entry: &&ServerEntry| entry.server == self.server;
         let me = list.servers.iter().find(is_me);
@@ -524,13 +552,17 @@ impl ServerNode {
         self.recover(context);
         self.pump(context);
         self.release(context);
+        if let Some(master) = &self.master {
+            let durable = master.store().durability().position();
+            self.points.extend(self.recovery.is_durable(durable));
+        }
         self.connect_backups(context);
         while let Some(request) = self.master.as_ref().and_then(Master::poll_request) {
             self.ask(context, request);
         }
         self.send_asks(context);
         if self.recovery.is_busy() {
-            self.next_tick = self.next_tick.min(context.now + PACE);
+            self.next_tick = self.next_tick.min(context.now + self.recovery.pace());
         }
     }
 

@@ -6,9 +6,10 @@ use ramkeep_coordinator::state::State;
 use ramkeep_wire::ServerId;
 use ramkeep_wire::backup::ReplicaInfo;
 
-use super::Run;
+use super::{CrashPoint, Dead, Reached, Run};
 use crate::check::log_end::MasterRecord;
 use crate::history::Place;
+use crate::promise::{self, Lost};
 use crate::{faults, inspect};
 
 impl Run {
@@ -20,14 +21,27 @@ impl Run {
             && let Some(state) = inspect::recorded(&self.world)
         {
             self.slot = slot;
+            for (point, server) in self.decisions.follow(&state) {
+                let owner = (point == CrashPoint::Committed).then_some(server);
+                let machine = owner.and_then(|one| promise::machine_of(&self.world, &state, one));
+                self.world.reached.push(Reached { point, machine });
+            }
             for (server, found) in state.servers().iter() {
                 if found.is_crashed()
                     && found.roles.master
                     && !self.dead.contains_key(&server)
                     && let Some(record) = inspect::master_record(&state, server)
                 {
-                    let before = self.world.losses - self.world.wiped.len();
-                    self.dead.insert(server, (record, before));
+                    let (lost, since) = (self.world.wiped.clone(), self.world.losses.len());
+                    let dead = Dead {
+                        record,
+                        lost,
+                        since,
+                    };
+                    self.dead.insert(server, dead);
+                    if !self.quiet {
+                        self.faults.crash_decided(&mut self.world, server);
+                    }
                 }
             }
         }
@@ -45,33 +59,23 @@ impl Run {
             return;
         }
         faults::note_recovered(&mut self.world);
-        let down: BTreeSet<usize> = (faults::down(&self.world).into_iter())
-            .filter(|m| self.world.machines[*m].process.is_none())
-            .collect();
         let Some(coordinator) = inspect::recorded(&self.world) else {
             return;
         };
         let living = inspect::living_masters(&self.world, &coordinator);
-        let wiped = self.world.wiped.len();
         for (_, server) in &living {
             if let Some(record) = inspect::master_record(&coordinator, *server) {
-                self.check_master(&coordinator, &record, &down, wiped);
+                let lost = promise::lost(&self.world, &coordinator, *server, &self.world.wiped);
+                self.check_master(&coordinator, &record, &lost);
             }
         }
-        // Nobody makes up for what a dead master's replicas lose.
-        for (record, before) in self.dead.clone().into_values() {
-            let lost = self.world.losses - before;
-            self.check_master(&coordinator, &record, &down, lost);
+        for (server, dead) in self.dead.clone() {
+            let lost = self.lost_of_dead(&coordinator, server, &dead);
+            self.check_master(&coordinator, &dead.record, &lost);
         }
     }
 
-    pub(super) fn check_master(
-        &mut self,
-        coordinator: &State,
-        record: &MasterRecord,
-        down: &BTreeSet<usize>,
-        lost: usize,
-    ) {
+    pub(super) fn check_master(&mut self, coordinator: &State, record: &MasterRecord, lost: &Lost) {
         let owned = inspect::tablets(coordinator, record.master);
         if owned.is_empty() {
             return;
@@ -82,9 +86,10 @@ impl Run {
         // Frames that were lost count against the promise until they are made up for, though their
         // machine may hold new ones by now. A killed process comes back with its frames: it may be
         // taken for lost, or not.
-        let lost = lost + self.never_made_up(coordinator, record.master);
-        let none = BTreeSet::new();
-        for (down, lost) in [(down, lost + down.len()), (&none, lost)] {
+        let without = faults::down(&self.world).into_iter();
+        let without = without.filter(|m| self.world.machines[*m].process.is_none());
+        let (without, none) = (without.collect(), BTreeSet::new());
+        for (down, lost) in [(&without, lost.copies()), (&none, lost.for_good())] {
             let Some(more) = (self.replicas - 1).checked_sub(lost) else {
                 continue;
             };
@@ -98,18 +103,20 @@ impl Run {
         }
     }
 
-    /// Replicas that a master may lack, or have damaged, beside the losses that the world counts.
-    fn never_made_up(&self, coordinator: &State, master: ServerId) -> usize {
-        inspect::shortfall(coordinator, master) + self.world.damaged.len()
+    /// Nobody makes up for what a dead master's replicas lose.
+    fn lost_of_dead(&self, coordinator: &State, master: ServerId, dead: &Dead) -> Lost {
+        let since = dead.since..self.world.losses.len();
+        let losses = dead.lost.iter().copied().chain(since).collect();
+        promise::lost(&self.world, coordinator, master, &losses)
     }
 
     /// Dead masters whose tablets are down, and whether the promise says that they come back.
     pub(super) fn unserved(&self, coordinator: &State) -> Vec<(ServerId, bool)> {
         let down =
             |(server, _): &(&ServerId, _)| !inspect::tablets(coordinator, **server).is_empty();
-        let promised = |(server, (_, before)): (&ServerId, &(MasterRecord, usize))| {
-            let lost = self.world.losses - before + self.never_made_up(coordinator, *server);
-            (*server, lost < self.replicas && !self.beyond)
+        let promised = |(server, dead): (&ServerId, &Dead)| {
+            let lost = self.lost_of_dead(coordinator, *server, dead);
+            (*server, lost.for_good() < self.replicas && !self.beyond)
         };
         self.dead.iter().filter(down).map(promised).collect()
     }

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeSet;
 
+use ramkeep_coordinator::state::State;
+use ramkeep_wire::coordinator::{Tablet, TabletState};
 use ramkeep_wire::data::RejectRules;
 use ramkeep_wire::{Micros, SegmentId, ServerId};
 
 use super::{CONVERGENCE, LOOK, Run, STEP_LOOK};
-use crate::history::{Action, Place};
+use crate::history::{Action, Operation, Outcome, Place};
 use crate::node::Node;
 use crate::workload::Step;
 use crate::{faults, inspect};
@@ -23,12 +25,13 @@ impl Run {
         self.look_at_group(now);
         let lacking = self.lacking();
         if lacking.is_empty() {
-            if self.reading {
+            if self.read_since.is_some() {
+                self.judge_last_reads();
                 return true;
             }
-            self.reading = true;
+            self.read_since = Some(self.world.history.tick());
             self.read_everything();
-        } else if now > self.patience && !self.reading {
+        } else if now > self.patience && self.read_since.is_none() {
             self.stop_workloads();
         }
         if !lacking.is_empty() && now > self.gives_up {
@@ -81,6 +84,7 @@ impl Run {
                 coordinator.recoveries().by_master(*server)
             ));
         }
+        lacking.extend(self.not_served(&coordinator, &unserved));
         let masters = inspect::living_masters(&self.world, &coordinator);
         for (machine, server) in &masters {
             let stats = self
@@ -101,6 +105,66 @@ impl Run {
             lacking.extend(self.leaks(&masters, unserved.is_empty()));
         }
         lacking
+    }
+
+    /// Tablets that are not served by their owner, but for those of masters that died with more lost
+    /// than the promise covers.
+    fn not_served(&self, state: &State, unserved: &[(ServerId, bool)]) -> Vec<String> {
+        let mut lacking = Vec::new();
+        let excused = |owner: ServerId| {
+            self.beyond
+                || unserved
+                    .iter()
+                    .any(|(dead, promised)| *dead == owner && !promised)
+        };
+        let is_there = |tablet: &Tablet| {
+            let mut servers = self.world.server_machines();
+            let owner = servers.find_map(|machine| {
+                let node = self.world.server(machine)?;
+                (node.server() == tablet.owner).then_some(node)
+            });
+            let master = owner.and_then(|node| node.master());
+            master.is_some_and(|master| {
+                let tablets = master.store().tablets();
+                tablets.iter().any(|owned| {
+                    let range = &owned.range;
+                    (range.table, range.first, range.last)
+                        == (tablet.table, tablet.first, tablet.last)
+                })
+            })
+        };
+        let kept = state
+            .tables()
+            .iter()
+            .filter(|record| record.dropping.is_none());
+        for tablet in kept.flat_map(|record| &record.table.tablets) {
+            let served = tablet.state == TabletState::Normal && is_there(tablet);
+            if !served && !excused(tablet.owner) {
+                lacking.push(format!("nobody serves {tablet:?}"));
+            }
+        }
+        lacking
+    }
+
+    /// Nothing is broken any more: every key that is served can be read.
+    fn judge_last_reads(&mut self) {
+        let Some(since) = self.read_since.filter(|_| !self.beyond) else {
+            return;
+        };
+        let failed = |operation: &&Operation| {
+            let ended = matches!(operation.outcome, Outcome::Failed | Outcome::Unknown);
+            operation.action == Action::Read && operation.invoked > since && ended
+        };
+        let lost: Vec<String> = (self.world.history.keys())
+            .filter_map(|(place, operations)| {
+                let last = operations.iter().find(failed)?;
+                let key = String::from_utf8_lossy(&place.1);
+                Some(format!("the last read of {key} failed: {:?}", last.outcome))
+            })
+            .collect();
+        if let Some(first) = lost.first() {
+            self.find(first);
+        }
     }
 
     /// Frames in use that no living master's log accounts for, or too few.

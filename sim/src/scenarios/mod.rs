@@ -5,6 +5,7 @@ mod end_of_the_log;
 mod fencing;
 mod group;
 mod leases;
+mod recovery;
 mod replication;
 mod stage;
 
@@ -127,6 +128,62 @@ pub const ALL: &[Scenario] = &[
     Scenario {
         name: "safety_15_a_kill_at_any_byte_leaves_what_was_acknowledged",
         play: end_of_the_log::a_kill_at_any_byte,
+    },
+    Scenario {
+        name: "safety_05_what_a_zombie_writes_is_not_taken",
+        play: recovery::a_zombie_is_not_heard,
+    },
+    Scenario {
+        name: "safety_12_an_old_shorter_copy_takes_nothing_away",
+        play: recovery::an_old_copy_takes_nothing_away,
+    },
+    Scenario {
+        name: "safety_12_a_missing_segment_keeps_the_tablets_down",
+        play: recovery::a_missing_segment_keeps_tablets_down,
+    },
+    Scenario {
+        name: "safety_14_old_pages_are_not_served",
+        play: recovery::old_pages_are_not_served,
+    },
+    Scenario {
+        name: "safety_16_one_honest_copy_of_each_segment_is_enough",
+        play: recovery::one_honest_copy_is_enough,
+    },
+    Scenario {
+        name: "safety_16_a_damaged_copy_of_a_living_master_is_replaced",
+        play: recovery::a_damaged_copy_is_replaced,
+    },
+    Scenario {
+        name: "safety_17_what_a_recovery_master_owns_is_durable",
+        play: recovery::what_is_owned_is_durable,
+    },
+    Scenario {
+        name: "safety_18_a_plan_outlives_leaders",
+        play: recovery::the_plan_outlives_leaders,
+    },
+    Scenario {
+        name: "safety_19_a_loss_is_accepted_only_as_a_whole",
+        play: recovery::a_loss_is_accepted_whole,
+    },
+    Scenario {
+        name: "safety_20_what_an_abandoned_try_left_does_not_count",
+        play: recovery::an_abandoned_try_does_not_count,
+    },
+    Scenario {
+        name: "safety_21_what_was_removed_stays_removed_over_two_recoveries",
+        play: recovery::removed_over_two_recoveries,
+    },
+    Scenario {
+        name: "safety_22_a_master_gets_tablets_only_with_an_open_head",
+        play: recovery::no_tablets_without_a_head,
+    },
+    Scenario {
+        name: "safety_23_everything_can_be_removed_from_a_full_master",
+        play: recovery::a_full_master_can_remove,
+    },
+    Scenario {
+        name: "safety_24_frames_are_kept_for_recovery",
+        play: recovery::frames_are_kept_for_recovery,
     },
     Scenario {
         name: "safety_08_nobody_is_dead_for_silence_while_there_was_no_leader",

@@ -1,5 +1,7 @@
 //! Where a story is played: one master, some backups, clients that do what they are told.
 
+mod after;
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -25,6 +27,8 @@ use crate::world::{World, WorldConfig};
 /// Replicas of each segment.
 pub(super) const REPLICAS: u8 = 2;
 const SEGMENT: u32 = 8 << 10;
+/// Frames of each backup.
+const FRAMES: u32 = 256;
 
 /// A cluster with one master and a script.
 #[derive(Debug)]
@@ -45,20 +49,31 @@ pub struct Stage {
 impl Stage {
     /// A cluster with so many backups and two clients, ready to serve.
     pub fn new(backups: usize, lines: Lines) -> Result<Self, String> {
-        Self::build(REPLICAS, 1, backups, lines)
+        Self::build(REPLICAS, 1, backups, FRAMES, lines)
     }
 
     /// The same, with another number of copies.
     pub fn with(replicas: u8, backups: usize, lines: Lines) -> Result<Self, String> {
-        Self::build(replicas, 1, backups, lines)
+        Self::build(replicas, 1, backups, FRAMES, lines)
+    }
+
+    /// The same, whose backups have so many frames.
+    pub fn with_frames(frames: u32, backups: usize, lines: Lines) -> Result<Self, String> {
+        Self::build(REPLICAS, 1, backups, frames, lines)
     }
 
     /// The same with a group of so many coordinators.
     pub fn with_group(group: u32, backups: usize, lines: Lines) -> Result<Self, String> {
-        Self::build(REPLICAS, group, backups, lines)
+        Self::build(REPLICAS, group, backups, FRAMES, lines)
     }
 
-    fn build(replicas: u8, group: u32, backups: usize, lines: Lines) -> Result<Self, String> {
+    fn build(
+        replicas: u8,
+        group: u32,
+        backups: usize,
+        frames: u32,
+        lines: Lines,
+    ) -> Result<Self, String> {
         let mut world = World::new(WorldConfig {
             seed: 1,
             settings: Settings {
@@ -76,6 +91,7 @@ impl Stage {
             },
             sync: vec![(500, 600)],
             timing: Timing::default(),
+            partition_bytes: 1 << 30,
             reconnect: Duration::from_millis(10),
             lines,
         });
@@ -88,7 +104,7 @@ impl Stage {
         let memory = 60 * u64::from(SEGMENT);
         let master = world.add_server(roles(true), 1, memory);
         let backups = (0..backups)
-            .map(|_| world.add_server(roles(false), 256, memory))
+            .map(|_| world.add_server(roles(false), frames, memory))
             .collect();
         let clients = (0..2)
             .map(|number| {

@@ -9,6 +9,7 @@ use super::{Death, Disk, Event, World};
 use crate::network::ProcessId;
 use crate::node::Node;
 use crate::node::coordinator::CoordinatorDisk;
+use crate::promise::FramesLost;
 
 impl World {
     /// A process handles nothing for a time.
@@ -88,8 +89,10 @@ impl World {
                 let owners = former.into_iter().chain([node.server()]);
                 match node.into_frames() {
                     Some(frames) if death == Death::PowerLoss => {
-                        self.losses += 1;
-                        self.wiped.push(owners.collect());
+                        self.wiped.insert(self.losses.len());
+                        self.machines[machine].lost = Some(self.losses.len());
+                        let owners = owners.collect();
+                        self.losses.push(FramesLost { machine, owners });
                         self.after_power_loss(machine, frames)
                     }
                     Some(frames) => Disk::Frames(frames),

@@ -12,7 +12,7 @@ use ramkeep_wire::limits::MAX_TABLETS_PER_TABLE;
 use ramkeep_wire::order::TabletGrant;
 use ramkeep_wire::{KeyHash, ServerId, TableId};
 
-use crate::limits::{MAX_PARTITIONS, MAX_PLANNED_TABLETS, PARTITION_BYTES, PARTITION_OBJECTS};
+use crate::limits::{MAX_PARTITIONS, MAX_PLANNED_TABLETS, PARTITION_OBJECTS};
 
 /// A master that could replay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,9 +34,14 @@ pub(super) fn rank(candidates: &mut [Candidate]) {
 
 /// The recovery masters for a log of so many bytes and objects: as few as its size asks for, more if
 /// they lack memory for it, and all when that does not help. `candidates` are ranked.
-pub(super) fn choose(candidates: &[Candidate], bytes: u64, objects: u64) -> Vec<ServerId> {
+pub(super) fn choose(
+    candidates: &[Candidate],
+    bytes: u64,
+    objects: u64,
+    partition_bytes: u64,
+) -> Vec<ServerId> {
     let wanted = bytes
-        .div_ceil(PARTITION_BYTES)
+        .div_ceil(partition_bytes)
         .max(objects.div_ceil(PARTITION_OBJECTS));
     let most = candidates.len().min(MAX_PARTITIONS);
     let least = usize::try_from(wanted)
@@ -156,6 +161,7 @@ mod tests {
     use ramkeep_wire::coordinator::TabletState;
 
     use super::*;
+    use crate::limits::PARTITION_BYTES;
 
     fn tablet(table: u32, first: u64, last: u64) -> Tablet {
         Tablet {
@@ -184,20 +190,30 @@ mod tests {
     #[test]
     fn a_small_log_goes_to_one_master_and_a_large_one_to_as_many_as_it_needs() {
         let plenty = candidates(&[u64::MAX; 5]);
-        assert_eq!(choose(&plenty, 1 << 20, 1), servers(&[1]));
-        assert_eq!(choose(&plenty, 3 * PARTITION_BYTES, 1).len(), 3);
-        assert_eq!(choose(&plenty, 1, 4 * PARTITION_OBJECTS).len(), 4);
-        assert_eq!(choose(&plenty, u64::MAX / 2, 1).len(), 5, "all there are");
-        assert_eq!(choose(&[], 1, 1), servers(&[]));
+        assert_eq!(choose(&plenty, 1 << 20, 1, PARTITION_BYTES), servers(&[1]));
+        assert_eq!(
+            choose(&plenty, 3 * PARTITION_BYTES, 1, PARTITION_BYTES).len(),
+            3
+        );
+        assert_eq!(
+            choose(&plenty, 1, 4 * PARTITION_OBJECTS, PARTITION_BYTES).len(),
+            4
+        );
+        assert_eq!(
+            choose(&plenty, u64::MAX / 2, 1, PARTITION_BYTES).len(),
+            5,
+            "all there are"
+        );
+        assert_eq!(choose(&[], 1, 1, PARTITION_BYTES), servers(&[]));
     }
 
     #[test]
     fn masters_without_memory_for_a_share_are_not_chosen() {
         let some = candidates(&[10, 600, 100, 700]);
-        assert_eq!(choose(&some, 600, 0), servers(&[2]));
-        assert_eq!(choose(&some, 1_200, 0), servers(&[2, 4]));
+        assert_eq!(choose(&some, 600, 0, PARTITION_BYTES), servers(&[2]));
+        assert_eq!(choose(&some, 1_200, 0, PARTITION_BYTES), servers(&[2, 4]));
         // Nobody has enough: all try.
-        assert_eq!(choose(&some, 1 << 20, 0).len(), 4);
+        assert_eq!(choose(&some, 1 << 20, 0, PARTITION_BYTES).len(), 4);
     }
 
     #[test]

@@ -11,8 +11,10 @@ use std::collections::BTreeMap;
 use ramkeep_wire::coordinator::{BackupStats, Heartbeat, ServerState, Tablet, TabletState};
 use ramkeep_wire::{ServerId, TableId};
 
+use super::View;
 use super::plan::{self, Candidate};
-use super::{Act, View, Walk};
+use super::round::Act;
+use super::walk::Walk;
 use crate::command::Command;
 use crate::limits::{ASK_SOON, JOIN_WAIT};
 
@@ -146,7 +148,7 @@ impl Walk {
         if candidates.is_empty() {
             return self.stop(view.now, master, "no master is ready to replay".into());
         }
-        let masters = plan::choose(&candidates, bytes, objects);
+        let masters = plan::choose(&candidates, bytes, objects, view.partition_bytes);
         let free: u64 = candidates.iter().map(|one| one.free).sum();
         if stats.is_some() && free < bytes {
             let why = format!(

@@ -10,7 +10,10 @@ use std::collections::BTreeSet;
 use ramkeep_wire::order::{OrderReply, Recovery};
 use ramkeep_wire::{ServerId, order};
 
-use super::{Act, Budget, View, Walk};
+use super::View;
+use super::planning::Budget;
+use super::round::Act;
+use super::walk::Walk;
 use crate::command::Command;
 use crate::core::duties::Duty;
 use crate::core::{Coordinator, Origin};

@@ -7,7 +7,8 @@ use ramkeep_wire::coordinator::{
 };
 use ramkeep_wire::{Micros, ServerId};
 
-use super::{Recoveries, Walk};
+use super::Recoveries;
+use super::walk::Walk;
 use crate::core::Coordinator;
 use crate::state::RecoveryRecord;
 

@@ -114,6 +114,7 @@ pub(super) struct Held {
     /// Of the certificate on record: what recovery would see.
     pub(super) shown: ReplicationEpoch,
     pub(super) closed: bool,
+    pub(super) bad: bool,
 }
 
 /// What goes to a backup over one connection, in order.
@@ -295,6 +296,21 @@ impl World {
         self.replication.link_up(new);
     }
 
+    /// A closed replica is damaged, and found to be so.
+    pub(super) fn damage(&mut self, n: u64) {
+        let closed = |one: &(ServerId, SegmentId)| self.replication.is_closed_on(one.1, one.0);
+        let all = self.backups.iter();
+        let all = all.flat_map(|(server, backup)| backup.held.keys().map(|id| (*server, *id)));
+        let all: Vec<_> = all.filter(closed).collect();
+        let Some((server, id)) = all.get(n as usize % all.len().max(1)).copied() else {
+            return;
+        };
+        let backup = self.backups.get_mut(&server).expect("listed above");
+        backup.held.get_mut(&id).expect("listed above").bad = true;
+        *self.lost.entry(id).or_default() += 1;
+        self.replication.replica_damaged(id, server);
+    }
+
     /// Some living backup.
     pub(super) fn any(&self, n: u64) -> ServerId {
         let at = (n % self.backups.len() as u64) as usize;
@@ -321,8 +337,9 @@ impl World {
                 "durable before active"
             );
             let floor = self.recorded.get(id).copied().unwrap_or_default();
-            let counts =
-                |held: &&Held| held.certified >= *durable && (held.closed || held.shown >= floor);
+            let counts = |held: &&Held| {
+                !held.bad && held.certified >= *durable && (held.closed || held.shown >= floor)
+            };
             let copies = self.held(*id).filter(counts).count();
             let stale = self
                 .held(*id)
