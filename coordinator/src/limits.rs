@@ -45,8 +45,9 @@ pub const MAX_WAITING: usize = 16_384;
 pub const MAX_PLANNED_TABLETS: usize = MAX_TABLETS_PER_TABLE;
 /// Partitions of one plan of a recovery.
 pub const MAX_PARTITIONS: usize = 64;
-/// Bytes of a crashed master's log for one recovery master, if there are enough of those.
-pub const PARTITION_BYTES: u64 = 1 << 30;
+/// Bytes of a crashed master's log for one recovery master, if there are enough of those: large, for each
+/// of them reads and proves all segments that have anything for it.
+pub const PARTITION_BYTES: u64 = 3 << 29;
 /// Objects for one recovery master, if there are enough of those.
 pub const PARTITION_OBJECTS: u64 = 8 << 20;
 /// Accepted losses that are remembered beyond their recoveries.
@@ -73,8 +74,8 @@ pub const MIN_PROBES: u32 = 3;
 pub const CRASH_AFTER: Duration = Duration::from_secs(2);
 /// The same for one whose port refuses connections, time and again: no process is there, and
 /// whichever comes there next is another server. One that is slow does not refuse.
-pub const CLOSED_CRASH_AFTER: Duration = Duration::from_millis(200);
-/// Between two probes of a server whose port refuses.
+pub const CLOSED_CRASH_AFTER: Duration = Duration::from_millis(150);
+/// Between two probes of a server whose connections close.
 pub const PROBE_CLOSED_EVERY: Duration = Duration::from_millis(50);
 /// What other servers say of one begins a suspicion at most so often.
 pub const REPORT_SPACING: Duration = Duration::from_millis(100);

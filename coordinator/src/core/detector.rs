@@ -181,9 +181,9 @@ impl Watch {
 }
 
 impl Suspicion {
-    /// One whose port refuses has nothing to be patient about.
+    /// One whose connections close has nothing to be patient about.
     fn spacing(&self) -> Duration {
-        if self.refused > 0 {
+        if self.closed_since.is_some() {
             PROBE_CLOSED_EVERY
         } else {
             PROBE_EVERY
@@ -241,7 +241,7 @@ mod tests {
         let mut watch = Watch::new(Micros(0));
         watch.closed(Micros(0));
         let dead = run(&mut watch, 0, 10_000, Watch::refused).unwrap();
-        assert!((200..300).contains(&dead), "{dead}");
+        assert!((150..200).contains(&dead), "{dead}");
     }
 
     #[test]
