@@ -17,9 +17,9 @@ use super::replica::Replica;
 use super::segment::Replicated;
 use super::{COPY_TRIES, MAX_COPIES, MAX_PACED, Replication};
 
-/// Copies rest so many times as long as their last message took: they have a quarter of the way to
+/// Copies rest so many times as long as their last message took: they have a sixth of the way to
 /// backups at most.
-const REST: u32 = 3;
+const REST: u32 = 5;
 /// Longest rest: an answer that was held up once does not hold up healing.
 const MAX_REST: Duration = Duration::from_millis(50);
 /// Other copies do not wait longer for an answer.

@@ -35,7 +35,7 @@ fn later(world: &mut World, us: u64) {
 }
 
 #[test]
-fn copies_go_one_by_one_and_rest_three_times_as_long_as_each_takes() {
+fn copies_go_one_by_one_and_rest_five_times_as_long_as_each_takes() {
     let mut world = World::new(2, 4);
     fill(&mut world, 3 * MAX_COPIES);
     kill_one_without_heads(&mut world);
@@ -45,7 +45,7 @@ fn copies_go_one_by_one_and_rest_three_times_as_long_as_each_takes() {
     world.now = Micros(world.now.0 + 100);
     world.deliver(first[0]);
     world.acknowledge(first[0]);
-    later(&mut world, 299);
+    later(&mut world, 499);
     assert!(waiting(&world).is_empty(), "it rests");
     later(&mut world, 1);
     assert_eq!(waiting(&world).len(), 1);
