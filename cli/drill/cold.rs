@@ -15,7 +15,7 @@ use super::cluster::{Cluster, PATIENCE};
 use super::counts::ms;
 use super::timeline::Timeline;
 use super::values::Random;
-use super::workload::{RECOVERY_DEADLINE, TABLE, Workload, connect, read_back};
+use super::workload::{TABLE, Workload, connect, read_back};
 use crate::args::Global;
 use crate::failure::Failure;
 use crate::units::Size;
@@ -72,9 +72,7 @@ impl ColdArgs {
         let mut cluster = Cluster::start(shape, global).await?;
         timeline.tell("cluster ready")?;
         let addresses = cluster.addresses.clone();
-        let size = super::workload::LOADED_VALUE;
-        let workload =
-            Workload::start_with(&addresses, bytes, size..=size, RECOVERY_DEADLINE).await?;
+        let workload = Workload::start_patient(&addresses, bytes).await?;
         let removed = Removed::make(&addresses).await?;
         timeline.tell(format_args!("{} loaded, workload runs", Size(bytes)))?;
 

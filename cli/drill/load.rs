@@ -19,7 +19,7 @@ use super::cluster::Cluster;
 use super::counts::ms;
 use super::timeline::Timeline;
 use super::values::Random;
-use super::workload::{LOADED_VALUE, RECOVERY_DEADLINE, Workload, connect, read_back};
+use super::workload::{RECOVERY_DEADLINE, Workload, connect, read_back};
 use crate::args::Global;
 use crate::failure::Failure;
 use crate::units::{self, Size};
@@ -64,13 +64,7 @@ impl LoadArgs {
     /// The drill.
     pub(super) async fn run(&self, global: &Global, timeline: Timeline) -> Result<(), Failure> {
         let mut cluster = Cluster::start(self.shape()?, global).await?;
-        let workload = Workload::start_with(
-            &cluster.addresses,
-            self.common.size.0,
-            LOADED_VALUE..=LOADED_VALUE,
-            RECOVERY_DEADLINE,
-        )
-        .await?;
+        let workload = Workload::start_patient(&cluster.addresses, self.common.size.0).await?;
         let load = Load::start(&cluster.addresses, self.clients, self.depth).await?;
         timeline.tell(format_args!(
             "{} loaded; the workload and {} clients run",

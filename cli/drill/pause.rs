@@ -14,7 +14,7 @@ use super::asking::ASK_EVERY;
 use super::cluster::{Cluster, PATIENCE};
 use super::counts::{Tally, ms};
 use super::timeline::Timeline;
-use super::workload::{Group, LOADED_VALUE, RECOVERY_DEADLINE, Workload, read_back};
+use super::workload::{Group, Workload, read_back};
 use super::zombie::OldMap;
 use crate::args::Global;
 use crate::coordinators::Coordinators;
@@ -48,13 +48,7 @@ impl PauseArgs {
             shape.memory.0 += self.common.size.0;
         }
         let mut cluster = Cluster::start(shape, global).await?;
-        let workload = Workload::start_with(
-            &cluster.addresses,
-            self.common.size.0,
-            LOADED_VALUE..=LOADED_VALUE,
-            RECOVERY_DEADLINE,
-        )
-        .await?;
+        let workload = Workload::start_patient(&cluster.addresses, self.common.size.0).await?;
         timeline.tell(format_args!("{} loaded, workload runs", self.common.size))?;
         let victim = ServerId(cluster.servers[0].announcement.id);
         let elsewhere = |group: &Group| group.owner != victim;

@@ -1,9 +1,14 @@
 //! Drills in a row, each in a fresh cluster and from a seed of its own.
 
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::counts::Tally;
 use super::crash::summary::{self, Outcome};
+use super::picture;
 use super::timeline::Timeline;
+use super::workload::{Shared, Workload, read_back};
 use crate::failure::Failure;
 
 /// Runs `round` with its seed and the longest outage before it, again and again, and sums up.
@@ -37,6 +42,22 @@ pub(super) async fn run(
         all => summary::table(all),
     };
     timeline.end(drill, &text, summary::totals(seed, &outcomes))
+}
+
+/// Ends a round's workload, once a picture has something of the time after, and reads everything back.
+pub(super) async fn conclude(
+    workload: Workload,
+    addresses: &[String],
+    svg: Option<&Path>,
+    timeline: Timeline,
+) -> Result<(Arc<Shared>, Tally), Failure> {
+    if svg.is_some() {
+        tokio::time::sleep(picture::AFTER).await;
+    }
+    let shared = workload.finish().await?;
+    let tally = read_back(addresses, &shared, |_| true).await?;
+    timeline.tell(format_args!("{} objects read back", shared.objects()))?;
+    Ok((shared, tally))
 }
 
 /// A seed that a person can type.

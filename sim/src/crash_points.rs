@@ -7,32 +7,9 @@ use ramkeep_coordinator::state::State;
 use ramkeep_wire::coordinator::TabletState;
 use ramkeep_wire::{ServerId, TableId};
 
-macro_rules! points {
-    ($($(#[$doc:meta])* $name:ident = $text:literal),+ $(,)?) => {
-        /// A moment of a recovery.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub enum CrashPoint { $($(#[$doc])* $name),+ }
-
-        impl CrashPoint {
-            /// All of them, in the order in which they come.
-            pub const ALL: &'static [Self] = &[$(Self::$name),+];
-
-            /// Its name on a command line.
-            #[must_use]
-            pub fn name(self) -> &'static str {
-                match self { $(Self::$name => $text),+ }
-            }
-
-            /// The point of this name.
-            #[must_use]
-            pub fn from_name(name: &str) -> Option<Self> {
-                Self::ALL.iter().copied().find(|point| point.name() == name)
-            }
-        }
-    };
-}
-
-points! {
+ramkeep_wire::named! {
+    /// A moment of a recovery; they come in this order.
+    CrashPoint:
     /// A master with tablets was decided crashed.
     CrashDecided = "crash-decided",
     /// A backup shows a coordinator what it holds.

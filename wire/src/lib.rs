@@ -17,6 +17,7 @@ pub mod hello;
 pub mod ids;
 pub mod limits;
 pub mod mutants;
+mod named;
 pub mod order;
 pub mod peers;
 pub mod postcards;

@@ -5,32 +5,9 @@
 //! `mutants`, which only the simulator's mutant runs turn on, [`active`] is constant `false` and the
 //! hook compiles away.
 
-macro_rules! mutants {
-    ($($(#[$doc:meta])* $name:ident = $text:literal),+ $(,)?) => {
-        /// A planted fault.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub enum Mutant { $($(#[$doc])* $name),+ }
-
-        impl Mutant {
-            /// All of them.
-            pub const ALL: &'static [Self] = &[$(Self::$name),+];
-
-            /// Its name on a command line.
-            #[must_use]
-            pub fn name(self) -> &'static str {
-                match self { $(Self::$name => $text),+ }
-            }
-
-            /// The mutant of this name.
-            #[must_use]
-            pub fn from_name(name: &str) -> Option<Self> {
-                Self::ALL.iter().copied().find(|mutant| mutant.name() == name)
-            }
-        }
-    };
-}
-
-mutants! {
+crate::named! {
+    /// A planted fault.
+    Mutant:
     /// Master: writes are answered at once, not when they are durable.
     AckEarly = "ack-early",
     /// Master: reads answer what is not durable yet.

@@ -24,10 +24,10 @@ use super::counts::ms;
 use super::crash::deaths::{Deaths, Revival};
 use super::crash::healing::lacking;
 use super::crash::summary::Outcome;
+use super::rounds;
 use super::timeline::Timeline;
 use super::values::Random;
-use super::workload::{LOADED_VALUE, RECOVERY_DEADLINE, Workload, read_back};
-use super::{picture, rounds};
+use super::workload::Workload;
 use crate::args::Global;
 use crate::failure::Failure;
 use crate::units::Size;
@@ -109,8 +109,8 @@ impl CorruptArgs {
         let bytes = self.common.size.0 * u64::from(self.common.servers);
         let mut cluster = Cluster::start(self.shape()?, global).await?;
         timeline.tell("cluster ready")?;
-        let (addresses, sizes) = (cluster.addresses.clone(), LOADED_VALUE..=LOADED_VALUE);
-        let workload = Workload::start_with(&addresses, bytes, sizes, RECOVERY_DEADLINE).await?;
+        let addresses = cluster.addresses.clone();
+        let workload = Workload::start_patient(&addresses, bytes).await?;
         timeline.tell(format_args!("{} loaded, workload runs", Size(bytes)))?;
 
         let victim = (random.next() % cluster.servers.len() as u64) as usize;
@@ -155,19 +155,14 @@ impl CorruptArgs {
         let recovered = deaths.run(&victims).await?;
         workload.goes_on(|_| true).await?;
         let named = named(&cluster.led().await?.status);
-        if self.common.svg.is_some() {
-            tokio::time::sleep(picture::AFTER).await;
-        }
-        let shared = workload.finish().await?;
-        let tally = read_back(&addresses, &shared, |_| true).await?;
-        let objects = shared.objects();
-        timeline.tell(format_args!("{objects} objects read back"))?;
+        let svg = self.common.svg.as_deref();
+        let (shared, tally) = rounds::conclude(workload, &addresses, svg, timeline).await?;
         let (note, fields) = judge(&damaged, &named);
         let outcome = Outcome {
             seed,
             recovered,
             tally,
-            objects,
+            objects: shared.objects(),
             bytes,
             lost_memory: self.common.size.0 * victims.len() as u64,
             fields,
@@ -177,7 +172,7 @@ impl CorruptArgs {
             let title = format!("kill -9 of server {dead}, with copies that are not to be trusted");
             let gone = &cluster.gone;
             let hurt = |group: &super::workload::Group| gone.contains(&group.owner.0);
-            timeline.draw(self.common.svg.as_deref(), &title, &shared, hurt)?;
+            timeline.draw(svg, &title, &shared, hurt)?;
         }
         Ok(outcome)
     }

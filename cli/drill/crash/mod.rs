@@ -18,11 +18,10 @@ use serde_json::{Map, Value};
 
 use super::Common;
 use super::cluster::Cluster;
-use super::picture;
 use super::rounds;
 use super::timeline::Timeline;
 use super::values::{MIN_VALUE, Random};
-use super::workload::{RECOVERY_DEADLINE, Shared, Workload, read_back};
+use super::workload::{RECOVERY_DEADLINE, Shared, Workload};
 use crate::args::Global;
 use crate::failure::Failure;
 use crate::units::Size;
@@ -117,13 +116,8 @@ impl CrashArgs {
         let recovered = self
             .kill(&mut cluster, &workload, victims, &mut random, timeline)
             .await?;
-        if self.common.svg.is_some() {
-            tokio::time::sleep(picture::AFTER).await;
-        }
-        let shared = workload.finish().await?;
-        let tally = read_back(&addresses, &shared, |_| true).await?;
-        let objects = shared.objects();
-        timeline.tell(format_args!("{objects} objects read back"))?;
+        let svg = self.common.svg.as_deref();
+        let (shared, tally) = rounds::conclude(workload, &addresses, svg, timeline).await?;
         let owned = match self.role {
             Victims::Server => self.common.size.0 * u64::from(self.kills),
             Victims::Backup => 0,
@@ -133,7 +127,7 @@ impl CrashArgs {
             seed,
             recovered,
             tally,
-            objects,
+            objects: shared.objects(),
             bytes,
             lost_memory: owned,
             fields,
@@ -152,7 +146,6 @@ impl CrashArgs {
                 self.common.servers,
                 self.common.replicas,
             );
-            let svg = self.common.svg.as_deref();
             timeline.draw(svg, &title, &shared, |group| dead.contains(&group.owner.0))?;
         }
         Ok(outcome)

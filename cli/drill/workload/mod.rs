@@ -109,6 +109,12 @@ impl Workload {
         Self::start_with(addresses, bytes, sizes, DEFAULT_DEADLINE).await
     }
 
+    /// The same where somebody dies: operations wait until tablets are recovered.
+    pub(super) async fn start_patient(addresses: &[String], bytes: u64) -> Result<Self, Failure> {
+        let sizes = LOADED_VALUE..=LOADED_VALUE;
+        Self::start_with(addresses, bytes, sizes, RECOVERY_DEADLINE).await
+    }
+
     /// Loads `bytes` of values of these sizes and begins, with operations that wait up to
     /// `deadline`.
     pub(super) async fn start_with(
