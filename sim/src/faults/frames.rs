@@ -30,7 +30,9 @@ impl Faults {
         }
     }
 
-    /// Bits of the frames of one backup flip. From then on it is taken for lost.
+    /// Bits of the frames of one backup flip. From then on it is taken for lost. Beyond the promise they
+    /// are of segments, not of certificates: the certificate before is as valid, and where that is all
+    /// that is left of a head nobody can tell it from what was acknowledged last (seed 3523).
     fn damage(&mut self, world: &mut World) -> Option<()> {
         let machine = self.pick(world, |world, m| {
             world.server(m).is_some_and(|node| node.backup().is_some())
@@ -40,6 +42,7 @@ impl Faults {
         }
         world.damaged.insert(machine);
         let flips = self.rng.below(1..40);
+        let beyond = self.beyond;
         let rng = &mut self.rng;
         world.with(process(world, machine)?, |node, _| {
             let Node::Server(node) = node else { return };
@@ -47,10 +50,14 @@ impl Faults {
                 return;
             };
             let geometry = backup.store().geometry();
+            let header = geometry.frame_len() - geometry.segment_size() as usize;
             let used = (backup.stats().used + 2).min(geometry.frames());
             for _ in 0..flips {
                 let frame = Area::Frame(rng.below(0..u64::from(used)) as u32);
-                let offset = rng.index(geometry.frame_len());
+                let mut offset = rng.index(geometry.frame_len());
+                if beyond && offset < header {
+                    offset += header;
+                }
                 let bit = rng.below(0..8) as u8;
                 backup.store_mut().flip(frame, offset, bit);
             }
