@@ -498,8 +498,8 @@ impl Master {
         // Neither hides the other.
         let own = control.scrub.found.len().min(MAX_DAMAGED_REPORTED / 2);
         damaged.truncate(MAX_DAMAGED_REPORTED - own);
-        damaged.extend(&control.scrub.found);
-        damaged.truncate(MAX_DAMAGED_REPORTED);
+        let left = MAX_DAMAGED_REPORTED - damaged.len();
+        damaged.extend(control.scrub.found.iter().take(left));
         Heartbeat {
             server: self.config.me,
             list: control.list.version,

@@ -6,36 +6,45 @@
 //! 2. A free that may not have come is sent again on the next connection, unless the backup has
 //!    another replica of the segment by then.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use ramkeep_wire::{SegmentId, ServerId};
 
 use super::{Output, Replication};
 
-/// Damaged replicas, with whether their backup is still to be told to free them.
+/// Damaged replicas.
 #[derive(Debug, Default)]
-pub(super) struct Damaged(BTreeMap<(ServerId, SegmentId), bool>);
+pub(super) struct Damaged {
+    all: BTreeSet<(ServerId, SegmentId)>,
+    /// Of those, the ones whose backup is still to be told to free them.
+    due: BTreeSet<(ServerId, SegmentId)>,
+}
 
 impl Damaged {
     /// Whether a replica of the segment on that backup was damaged.
     pub(super) fn was_on(&self, server: ServerId, id: SegmentId) -> bool {
-        self.0.contains_key(&(server, id))
+        self.all.contains(&(server, id))
     }
 
     /// What was sent to it before may not have come.
     pub(super) fn connected(&mut self, server: ServerId) {
         let own = (server, SegmentId(0))..=(server, SegmentId(u64::MAX));
-        self.0.range_mut(own).for_each(|(_, due)| *due = true);
+        self.due.extend(self.all.range(own));
     }
 
     /// A backup is dead.
     pub(super) fn forget(&mut self, server: ServerId) {
-        self.0.retain(|(of, _), _| *of != server);
+        self.retain(|(of, _)| *of != server);
     }
 
     /// A segment has left the log: all its replicas are freed.
     pub(super) fn left_log(&mut self, id: SegmentId) {
-        self.0.retain(|(_, of), _| *of != id);
+        self.retain(|(_, of)| *of != id);
+    }
+
+    fn retain(&mut self, kept: impl Fn(&(ServerId, SegmentId)) -> bool) {
+        self.all.retain(&kept);
+        self.due.retain(&kept);
     }
 }
 
@@ -46,24 +55,26 @@ impl Replication {
             return;
         }
         self.lose(id, server);
-        self.damaged.0.insert((server, id), true);
+        self.damaged.all.insert((server, id));
+        self.damaged.due.insert((server, id));
     }
 
     /// Tells backups to free what is damaged.
     pub(super) fn free_damaged(&mut self, send: &mut impl FnMut(Output)) {
         let (segments, backups) = (&self.segments, &self.backups);
-        let due = self.damaged.0.iter_mut();
-        for ((to, id), due) in due.filter(|(_, due)| **due) {
+        self.damaged.due.retain(|(to, id)| {
             if segments.get(id).is_some_and(|segment| segment.is_on(*to)) {
-                *due = false;
-            } else if backups.is_connected(*to) {
-                *due = false;
+                return false;
+            }
+            let connected = backups.is_connected(*to);
+            if connected {
                 send(Output::Free {
                     to: *to,
                     segments: vec![*id],
                 });
             }
-        }
+            !connected
+        });
     }
 
     /// Whether a backup holds a closed replica of a segment that is closed everywhere.

@@ -5,6 +5,7 @@ use ramkeep_wire::replicate::{Replicate, flags};
 use ramkeep_wire::{Certificate, Micros, ReplicationEpoch, SegmentId};
 
 use super::replica::{Step, Wanted};
+use super::segment::Replicated;
 use super::{LogSegment, Output, ReplicatedLog, Replication};
 
 impl Replication {
@@ -17,7 +18,9 @@ impl Replication {
         send: &mut impl FnMut(Output),
     ) {
         let may_close = info.sealed.is_some() && self.may_close(id);
-        let mut may_copy = self.may_copy(now);
+        let paced = self.segments.get(&id).is_some_and(Replicated::is_paced);
+        // Heads, which clients wait for, do not ask.
+        let mut may_copy = paced && self.may_copy(now);
         let Some(segment) = self.segments.get_mut(&id) else {
             return;
         };
@@ -29,7 +32,6 @@ impl Replication {
         };
         // All complete steps are to the same length and epoch: one certificate serves them.
         let mut complete = info.sealed.filter(|_| wanted.close);
-        let paced = segment.is_paced();
         for replica in &mut segment.replicas {
             let to = replica.backup;
             while let Some(step) = replica.next_step(&wanted) {
