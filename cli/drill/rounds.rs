@@ -1,15 +1,19 @@
 //! Drills in a row, each in a fresh cluster and from a seed of its own.
 
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::cluster::{Cluster, Shape};
 use super::counts::Tally;
 use super::crash::summary::{self, Outcome};
 use super::picture;
 use super::timeline::Timeline;
-use super::workload::{Shared, Workload, read_back};
+use super::workload::{RECOVERY_DEADLINE, Shared, Workload, read_back};
+use crate::args::Global;
 use crate::failure::Failure;
+use crate::units::Size;
 
 /// Runs `round` with its seed and the longest outage before it, again and again, and sums up.
 pub(super) async fn run(
@@ -42,6 +46,21 @@ pub(super) async fn run(
         all => summary::table(all),
     };
     timeline.end(drill, &text, summary::totals(seed, &outcomes))
+}
+
+/// Begins a round: a fresh cluster with `bytes` of values of these sizes, on which the workload runs.
+pub(super) async fn begin(
+    (shape, global): (Shape, &Global),
+    bytes: u64,
+    sizes: RangeInclusive<usize>,
+    timeline: Timeline,
+) -> Result<(Cluster, Workload), Failure> {
+    let cluster = Cluster::start(shape, global).await?;
+    timeline.tell("cluster ready")?;
+    let addresses = &cluster.addresses;
+    let workload = Workload::start_with(addresses, bytes, sizes, RECOVERY_DEADLINE).await?;
+    timeline.tell(format_args!("{} loaded, workload runs", Size(bytes)))?;
+    Ok((cluster, workload))
 }
 
 /// Ends a round's workload, once a picture has something of the time after, and reads everything back.

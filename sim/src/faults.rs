@@ -14,7 +14,7 @@ mod group;
 mod masters;
 mod points;
 
-pub use frames::spoil;
+pub use frames::{flip, spoil};
 pub use points::Role as Dying;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -27,7 +27,7 @@ use super::crash::summary::Outcome;
 use super::rounds;
 use super::timeline::Timeline;
 use super::values::Random;
-use super::workload::Workload;
+use super::workload::LOADED_VALUE;
 use crate::args::Global;
 use crate::failure::Failure;
 use crate::units::Size;
@@ -107,11 +107,9 @@ impl CorruptArgs {
     ) -> Result<Outcome, Failure> {
         let mut random = Random(seed);
         let bytes = self.common.size.0 * u64::from(self.common.servers);
-        let mut cluster = Cluster::start(self.shape()?, global).await?;
-        timeline.tell("cluster ready")?;
+        let (start, sizes) = ((self.shape()?, global), LOADED_VALUE..=LOADED_VALUE);
+        let (mut cluster, workload) = rounds::begin(start, bytes, sizes, timeline).await?;
         let addresses = cluster.addresses.clone();
-        let workload = Workload::start_patient(&addresses, bytes).await?;
-        timeline.tell(format_args!("{} loaded, workload runs", Size(bytes)))?;
 
         let victim = (random.next() % cluster.servers.len() as u64) as usize;
         let dead = cluster.servers[victim].announcement.id;

@@ -21,7 +21,7 @@ use super::cluster::Cluster;
 use super::rounds;
 use super::timeline::Timeline;
 use super::values::{MIN_VALUE, Random};
-use super::workload::{RECOVERY_DEADLINE, Shared, Workload};
+use super::workload::{Shared, Workload};
 use crate::args::Global;
 use crate::failure::Failure;
 use crate::units::Size;
@@ -104,12 +104,9 @@ impl CrashArgs {
     ) -> Result<Outcome, Failure> {
         let mut random = Random(seed);
         let bytes = self.common.size.0 * u64::from(self.common.servers);
-        let mut cluster = Cluster::start(self.shape()?, global).await?;
-        timeline.tell("cluster ready")?;
-        let sizes = self.value_size.clone();
+        let (start, sizes) = ((self.shape()?, global), self.value_size.clone());
+        let (mut cluster, workload) = rounds::begin(start, bytes, sizes, timeline).await?;
         let addresses = cluster.addresses.clone();
-        let workload = Workload::start_with(&addresses, bytes, sizes, RECOVERY_DEADLINE).await?;
-        timeline.tell(format_args!("{} loaded, workload runs", Size(bytes)))?;
         let calm = Instant::now();
         tokio::time::sleep(self.steady).await;
         let victims = self.victims(&cluster, &mut random);

@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 
+use ramkeep_backup::layout::HEADER;
 use ramkeep_backup::{Area, FrameStore, MemoryStore};
 use ramkeep_wire::backup::ReplicaInfo;
 use ramkeep_wire::{BootId, SegmentId, ServerId};
@@ -50,13 +51,12 @@ impl Faults {
                 return;
             };
             let geometry = backup.store().geometry();
-            let header = geometry.frame_len() - geometry.segment_size() as usize;
             let used = (backup.stats().used + 2).min(geometry.frames());
             for _ in 0..flips {
                 let frame = Area::Frame(rng.below(0..u64::from(used)) as u32);
                 let mut offset = rng.index(geometry.frame_len());
-                if beyond && offset < header {
-                    offset += header;
+                if beyond && offset < HEADER {
+                    offset += HEADER;
                 }
                 let bit = rng.below(0..8) as u8;
                 backup.store_mut().flip(frame, offset, bit);
@@ -176,20 +176,31 @@ fn flip_replica(
     machine: usize,
     info: &ReplicaInfo,
 ) -> Option<()> {
+    let flips = (0..rng.below(1..4)).map(|_| {
+        let offset = rng.index(info.length.max(1) as usize);
+        (offset, rng.below(0..8) as u8)
+    });
+    let flips: Vec<(usize, u8)> = flips.collect();
+    flip(world, machine, (info.master, info.segment), &flips)
+}
+
+/// Flips bits of the replica of a segment on a machine, if there is one: offset in the segment, and bit.
+pub fn flip(
+    world: &mut World,
+    machine: usize,
+    (master, segment): (ServerId, SegmentId),
+    bits: &[(usize, u8)],
+) -> Option<()> {
     world.with(process(world, machine)?, |node, _| {
         let Node::Server(node) = node else { return };
         let Some(backup) = node.backup_mut() else {
             return;
         };
-        let Some(area) = backup.area_of(info.master, info.segment) else {
+        let Some(area) = backup.area_of(master, segment) else {
             return;
         };
-        let geometry = backup.store().geometry();
-        let header = geometry.frame_len() - geometry.segment_size() as usize;
-        for _ in 0..rng.below(1..4) {
-            let offset = header + rng.index(info.length.max(1) as usize);
-            let bit = rng.below(0..8) as u8;
-            backup.store_mut().flip(area, offset, bit);
+        for (offset, bit) in bits {
+            backup.store_mut().flip(area, HEADER + offset, *bit);
         }
     })
 }

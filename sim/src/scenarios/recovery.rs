@@ -7,7 +7,7 @@ use ramkeep_wire::{SegmentId, ServerId};
 
 use super::Outcome as Played;
 use super::stage::{Stage, ensure};
-use crate::faults::spoil;
+use crate::faults::{flip, spoil};
 use crate::history::{Action, Outcome};
 use crate::network::Direction;
 use crate::rng::Rng;
@@ -200,7 +200,7 @@ pub(super) fn a_damaged_copy_is_replaced(lines: Lines) -> Played {
     let [liar, honest] = holders[..] else {
         return Err(format!("it has two copies: {holders:?}"));
     };
-    flip(&mut stage, liar, master, first);
+    flip_one(&mut stage, liar, master, first);
     stage.until("the damaged copy is found and replaced", |stage| {
         let node = stage.world.server(stage.master);
         let report = node.and_then(|node| Some(node.master()?.heartbeat()));
@@ -356,26 +356,13 @@ pub(super) fn an_abandoned_try_does_not_count(lines: Lines) -> Played {
 /// One bit of each copy flips; once more, and it is as it was.
 fn flip_all(stage: &mut Stage, master: ServerId, segment: SegmentId) {
     for machine in stage.backups.clone() {
-        flip(stage, machine, master, segment);
+        flip_one(stage, machine, master, segment);
     }
 }
 
-/// One bit of the copy on a machine flips, if there is one.
-fn flip(stage: &mut Stage, machine: usize, master: ServerId, segment: SegmentId) {
-    let process = stage.process(machine);
-    stage.world.with(process, |node, _| {
-        let crate::node::Node::Server(node) = node else {
-            return;
-        };
-        let Some(backup) = node.backup_mut() else {
-            return;
-        };
-        if let Some(area) = backup.area_of(master, segment) {
-            let geometry = backup.store().geometry();
-            let header = geometry.frame_len() - geometry.segment_size() as usize;
-            backup.store_mut().flip(area, header + 100, 3);
-        }
-    });
+/// The same of the copy on a machine.
+fn flip_one(stage: &mut Stage, machine: usize, master: ServerId, segment: SegmentId) {
+    flip(&mut stage.world, machine, (master, segment), &[(100, 3)]);
 }
 
 /// *k@5 is in R's log, M's tombstone names M's segment; k is back after R's own recovery.*
