@@ -87,7 +87,7 @@ fn is_core(path: &str) -> bool {
     let Some(inside) = rest.strip_prefix("src/") else {
         return false;
     };
-    let shell = inside == "shell.rs" || inside.contains("shell/") || inside.ends_with("/shell.rs");
+    let shell = inside.starts_with("shell/");
     let tests = inside.ends_with("tests.rs") || inside.contains("tests/");
     CORES.contains(&folder) && !shell && !tests && !SHELL_FILES.contains(&path)
 }
@@ -146,6 +146,17 @@ fn no_file_is_longer_than_one_idea_needs() {
         .map(|(path, lines)| format!("{path}: {lines} lines"))
         .collect();
     assert_none("files have at most 800 lines", &findings);
+}
+
+#[test]
+fn a_module_with_a_folder_is_the_folders_mod_rs() {
+    let all = sources();
+    let beside = |source: &&Source| {
+        let folder = source.path.trim_end_matches(".rs").to_owned() + "/";
+        source.path.contains("/src/") && all.iter().any(|other| other.path.starts_with(&folder))
+    };
+    let findings: Vec<String> = all.iter().filter(beside).map(|s| s.path.clone()).collect();
+    assert_none("one convention for modules: folder/mod.rs", &findings);
 }
 
 #[test]
