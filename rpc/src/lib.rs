@@ -19,6 +19,7 @@ mod server;
 pub mod service;
 mod socket;
 mod wake;
+pub mod wires;
 
 pub use address::{Address, AddressError};
 pub use caller::{CallError, Caller};
