@@ -20,6 +20,7 @@ pub mod service;
 mod socket;
 mod wake;
 pub mod wires;
+mod wiring;
 
 pub use address::{Address, AddressError};
 pub use caller::{CallError, Caller};
@@ -31,3 +32,4 @@ pub use receive::Batch;
 pub use server::{BindError, Serving, WorkerPool};
 pub use service::{Peer, Router, Service, Session};
 pub use wake::Wake;
+pub use wiring::{WireHandler, Wiring};
