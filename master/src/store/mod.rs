@@ -16,6 +16,7 @@ mod replies;
 mod scan;
 mod segment;
 mod session;
+#[allow(clippy::module_inception, reason = "a private module, re-exported")]
 mod store;
 mod sweep;
 pub mod tablets;
