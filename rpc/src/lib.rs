@@ -19,6 +19,8 @@ mod server;
 pub mod service;
 mod socket;
 mod wake;
+pub mod wires;
+mod wiring;
 
 pub use address::{Address, AddressError};
 pub use caller::{CallError, Caller};
@@ -30,3 +32,4 @@ pub use receive::Batch;
 pub use server::{BindError, Serving, WorkerPool};
 pub use service::{Peer, Router, Service, Session};
 pub use wake::Wake;
+pub use wiring::{WireHandler, Wiring};

@@ -66,6 +66,10 @@ crate::named! {
     HearFenced = "hear-fenced",
     /// Backup: serves what is meant for another ServerId.
     IgnoreServerId = "ignore-server-id",
+    /// Connections: a wire that has broken is kept.
+    KeepBrokenWire = "keep-broken-wire",
+    /// Connections: who called over a wire that has ended is not told.
+    ForgetLostCalls = "forget-lost-calls",
     /// Client: what may have been applied goes out again as another call.
     RetryAsAnotherCall = "retry-as-another-call",
     /// Control: coordinators that name each other as the leader are followed without a rest.
