@@ -144,6 +144,11 @@ impl Peers {
         self.leave(now, peer, now + ELECTION_REST, reason)
     }
 
+    /// This side has closed the connection to this one, or the attempt to open it.
+    pub fn link_closed(&mut self, peer: usize) {
+        self.ended_connecting(peer);
+    }
+
     fn ended_connecting(&mut self, peer: usize) {
         if let Some(peer) = self.all.get_mut(peer) {
             peer.connecting = None;

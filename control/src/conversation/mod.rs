@@ -298,13 +298,18 @@ impl<O: PartialEq> Conversation<O> {
         }
     }
 
-    /// A connection that is to be closed: the coordinator was silent.
+    /// This side has closed the connection, or the attempt to open it.
+    pub fn link_closed(&mut self, peer: usize) {
+        self.peers.link_closed(peer);
+    }
+
+    /// A connection that is to be closed, or not to be opened any more: the coordinator was silent.
     pub fn pop_closing(&mut self) -> Option<usize> {
         self.closing.pop_front()
     }
 
-    /// All that is unanswered will be asked of another coordinator.
-    fn ask_anew(&mut self) {
+    /// All that is unanswered will be sent again.
+    pub(crate) fn ask_anew(&mut self) {
         self.asks.retain(|ask| ask.asker != Asker::Probe);
         for ask in &mut self.asks {
             ask.sent = None;
@@ -394,7 +399,9 @@ impl<O: PartialEq> Conversation<O> {
 
     /// Lets time pass.
     pub fn handle_tick(&mut self, now: Micros) {
+        let asked = self.peers.current();
         if self.peers.tick(now) {
+            self.closing.push_back(asked);
             self.ask_anew();
         }
         let passed = |at: Option<Micros>| at.is_some_and(|at| at <= now);

@@ -4,4 +4,3 @@
 mod bench;
 mod finding_the_leader;
 mod mutations;
-mod random;
