@@ -64,8 +64,10 @@ crate::named! {
     InventoryBeforeWaiting = "inventory-before-waiting",
     /// Backup: goes on taking bytes from a master that it has fenced.
     HearFenced = "hear-fenced",
-    /// Backup: serves what is meant for another ServerId.
+    /// Connections: neither side minds for which process something is meant.
     IgnoreServerId = "ignore-server-id",
+    /// Connections: a hello of another cluster is welcomed.
+    HelloAnyCluster = "hello-any-cluster",
     /// Client: what may have been applied goes out again as another call.
     RetryAsAnotherCall = "retry-as-another-call",
     /// Coordinator: answers before its journal is synced.
