@@ -183,7 +183,7 @@ impl Handshake {
         }
         let next = match state {
             State::AwaitHello(state) => state.handle(&header, decode(payload)?, out)?,
-            State::AwaitWelcome(state) => state.handle(decode(payload)?, out)?,
+            State::AwaitWelcome(state) => state.handle(&decode(payload)?, out)?,
             State::AwaitProof(state) => state.handle(&decode(payload)?)?,
             State::Ended => unreachable!("a state that has ended expects nothing"),
         };

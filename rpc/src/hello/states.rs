@@ -92,9 +92,9 @@ pub(super) struct AwaitWelcome {
 }
 
 impl AwaitWelcome {
-    pub(super) fn handle(self, welcome: Welcome, out: &mut Vec<u8>) -> Result<Next, HelloError> {
+    pub(super) fn handle(self, welcome: &Welcome, out: &mut Vec<u8>) -> Result<Next, HelloError> {
         let Self { key, hello } = self;
-        let expected = |side| mac(key.as_ref(), side, &hello, &welcome);
+        let expected = |side| mac(key.as_ref(), side, &hello, welcome);
         if !bool::from(expected(Side::Accepting).ct_eq(&welcome.mac)) {
             return refuse(Refusal::Key);
         }
