@@ -33,6 +33,9 @@ pub mod service;
 #[cfg(feature = "sockets")]
 mod socket;
 mod wake;
+pub mod wires;
+#[cfg(feature = "sockets")]
+mod wiring;
 
 pub use address::{Address, AddressError};
 #[cfg(feature = "sockets")]
@@ -50,3 +53,5 @@ pub use receive::{Batch, Expect};
 pub use server::{BindError, Serving, WorkerPool};
 pub use service::{Peer, Router, Service, Session};
 pub use wake::Wake;
+#[cfg(feature = "sockets")]
+pub use wiring::{WireHandler, Wiring};

@@ -68,6 +68,10 @@ crate::named! {
     IgnoreServerId = "ignore-server-id",
     /// Connections: a hello of another cluster is welcomed.
     HelloAnyCluster = "hello-any-cluster",
+    /// Connections: a wire that has broken is kept.
+    KeepBrokenWire = "keep-broken-wire",
+    /// Connections: who called over a wire that has ended is not told.
+    ForgetLostCalls = "forget-lost-calls",
     /// Client: what may have been applied goes out again as another call.
     RetryAsAnotherCall = "retry-as-another-call",
     /// Coordinator: answers before its journal is synced.

@@ -9,7 +9,10 @@
 //!
 //! Pure: the shell brings the time, carries what comes out, and brings back what was answered.
 
+mod orders;
+mod reports;
 mod scrub;
+mod slots;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -17,31 +20,33 @@ use std::time::Duration;
 use parking_lot::{Mutex, MutexGuard};
 use ramkeep_memory::Slot;
 use ramkeep_wire::certificate::CertificateKey;
-use ramkeep_wire::coordinator::{
-    Answer, Heartbeat, MasterStats, Refused, Request, Response, ServerEntry, ServerList,
-    ServerState, Settings,
-};
-use ramkeep_wire::limits::MAX_DAMAGED_REPORTED;
-use ramkeep_wire::order::{Command, Order, OrderReply, Recovery, TabletGrant};
+use ramkeep_wire::coordinator::{Request, ServerEntry, ServerList, ServerState, Settings};
+use ramkeep_wire::order::TabletGrant;
 use ramkeep_wire::replicate::{Replicate, ReplicateAck};
-use ramkeep_wire::{
-    Ballot, ClusterId, ListVersion, LogPosition, Micros, ReplicationEpoch, SegmentId, ServerId,
-};
+use ramkeep_wire::{Ballot, ClusterId, ListVersion, Micros, ReplicationEpoch, SegmentId, ServerId};
 
 pub use scrub::{CHUNK, ScrubAsk};
 
 use crate::lease::LeaseEnd;
 use crate::recovery::Recoveries;
 use crate::replication::lease::{RENEWALS_PER_LEASE, SUSPECT_EIGHTHS};
-use crate::replication::{AckEffect, Config, LogSegment, Output, ReplicatedLog, Replication};
-use crate::store::{Gate, Log, MasterLease, NotTaken, Store, StoreConfig, StoreError};
+use crate::replication::{AckEffect, Config, Output, Replication};
+use crate::store::{Gate, MasterLease, Store, StoreConfig, StoreError};
 use scrub::Scrub;
-
-/// How long after a coordinator could not be asked it is asked again.
-const RETRY_REQUEST: Duration = Duration::from_millis(20);
+use slots::SlotLog;
 
 /// Buckets of the index looked at in one tick for what dropped tables left.
 const SWEEP_BUCKETS: usize = 4_096;
+
+/// A backup may keep the copy of a closed segment waiting for this many lease lengths before it is
+/// replaced.
+const SLOW_COPY_LEASES: u64 = 4;
+
+/// A leader that answered what was sent so many heartbeats ago is there to record a change.
+const FRESH_HEARTBEATS: u64 = 2;
+
+/// Reports of a master without backups in one lease.
+const COORDINATOR_RENEWALS: u64 = 4;
 
 /// Who the master is and what it may use.
 #[derive(Clone, Debug)]
@@ -194,7 +199,7 @@ impl Master {
         let mut writer = self.store.writer();
         let (outputs, requests) = (&mut control.outputs, &mut control.requests);
         let log = writer.log_mut();
-        let mut slots = SlotLog { log, last: None };
+        let mut slots = SlotLog::new(log);
         let without_backups = self.config.settings.replicas == 0;
         let moved = {
             let mut collect = |output| outputs.push((output, Slot(0)));
@@ -310,167 +315,9 @@ impl Master {
         self.control.lock().replication.link_down(server);
     }
 
-    /// Carries out an order of the coordinator.
-    pub fn handle_order(&self, order: Order) -> OrderReply {
-        let mut control = self.control.lock();
-        if order.ballot < control.ballot {
-            return OrderReply::StaleBallot(control.ballot);
-        }
-        control.ballot = order.ballot;
-        match order.command {
-            Command::Probe => OrderReply::Done,
-            Command::UpdateServers(list) => {
-                self.take_list(&mut control, list);
-                OrderReply::Done
-            }
-            Command::TakeTablets(grants) => {
-                self.take_tablets(&control, || self.store.take_tablets(&grants))
-            }
-            Command::TakeRecovered(recovered) => {
-                self.take_tablets(&control, || self.store.take_recovered(&recovered))
-            }
-            Command::Recover(order) => self.recover(&control, order),
-            Command::DropTable(table) => {
-                // Nothing was served of it if the order came before.
-                let _ = self.store.drop_table(table);
-                OrderReply::Done
-            }
-        }
-    }
-
-    fn recover(&self, control: &Control, order: Recovery) -> OrderReply {
-        if self.is_fenced() || !control.replication.ready() {
-            return OrderReply::NotReady;
-        }
-        // Before anything is replayed, let alone served: what these did may be forgotten.
-        self.store.clients_ended(&order.ended);
-        self.recoveries()
-            .handle_order(&self.store, order, &control.list)
-    }
-
     /// The recoveries on this master: to be driven, and to be asked.
     pub fn recoveries(&self) -> MutexGuard<'_, Recoveries> {
         self.recoveries.lock()
-    }
-
-    fn take_tablets(
-        &self,
-        control: &Control,
-        take: impl FnOnce() -> Result<Vec<LogPosition>, NotTaken>,
-    ) -> OrderReply {
-        if self.is_fenced() || !control.replication.ready() {
-            return OrderReply::NotReady;
-        }
-        match take() {
-            Ok(positions) => OrderReply::Taken(positions),
-            Err(why) => {
-                tracing::error!(%why, "tablets were given that can't be taken");
-                OrderReply::NotReady
-            }
-        }
-    }
-
-    fn take_list(&self, control: &mut Control, list: ServerList) {
-        if list.version <= control.list.version {
-            return;
-        }
-        let before = std::mem::replace(&mut control.list, list);
-        let Control {
-            replication, list, ..
-        } = control;
-        // One that is not listed any more was crashed when it was forgotten.
-        let gone = before.servers.iter().map(|entry| entry.server);
-        for server in gone.filter(|server| listed(list, *server).is_none()) {
-            replication.crashed(server);
-        }
-        for entry in &list.servers {
-            let known = listed(&before, entry.server);
-            let is_crashed = entry.state == ServerState::Crashed;
-            if entry.server == self.config.me {
-                if is_crashed {
-                    self.fence();
-                }
-                continue;
-            }
-            if let (None, Some(old)) = (known, entry.replaces) {
-                replication.inherited(entry.server, old);
-            }
-            if is_crashed && known.is_none_or(|known| known.state != ServerState::Crashed) {
-                replication.crashed(entry.server);
-            }
-        }
-        replication.recovering(list.servers.iter().any(waits_for_recovery));
-        self.recoveries().take_list(list);
-        self.list_version.store(list.version.0, Ordering::Release);
-    }
-
-    fn fence(&self) {
-        self.lease.fence();
-        self.store.set_write_gate(Gate::NotReady);
-    }
-
-    /// Requests to the coordinator that are due. Each is answered by
-    /// [`Master::handle_answer`], also when the coordinator could not be reached.
-    pub fn poll_request(&self) -> Option<Request> {
-        let mut control = self.control.lock();
-        if control.requests.is_empty() {
-            None
-        } else {
-            Some(control.requests.remove(0))
-        }
-    }
-
-    /// What the coordinator answered to `asked`, which was sent at `sent`; `None`: it could not be
-    /// reached.
-    pub fn handle_answer(
-        &self,
-        now: Micros,
-        sent: Micros,
-        asked: &Request,
-        response: Option<&Response>,
-    ) {
-        let mut control = self.control.lock();
-        let heard = response.map(|_| sent);
-        control.replication.coordinator_answered(heard);
-        if let Some(response) = response {
-            control.ballot = control.ballot.max(response.ballot);
-            if response.answer == Answer::Refused(Refused::Crashed) {
-                self.fence();
-            }
-        }
-        let answer = response.map(|response| &response.answer);
-        match (asked, answer) {
-            (Request::RecordEpoch { segment, epoch, .. }, Some(Answer::EpochRecorded)) => {
-                control.replication.epoch_recorded(*segment, *epoch);
-            }
-            (Request::RecordEpoch { segment, epoch, .. }, refused) => {
-                let too_low = refused == Some(&Answer::Refused(Refused::Epoch));
-                control
-                    .failed_records
-                    .push((now + RETRY_REQUEST, *segment, *epoch, too_low));
-            }
-            (
-                _,
-                Some(Answer::Heard {
-                    list,
-                    lease_us,
-                    ended,
-                }),
-            ) => {
-                self.store.clients_ended(ended);
-                if *lease_us > 0 {
-                    let until = sent + Duration::from_micros((*lease_us).into());
-                    control.granted = control.granted.max(until);
-                    if self.config.settings.replicas == 0 {
-                        self.publish(now, control.granted);
-                    }
-                }
-                if let Some(list) = list {
-                    self.take_list(&mut control, list.clone());
-                }
-            }
-            _ => {}
-        }
     }
 
     /// Lets time pass: call every few milliseconds, then [`Master::pump`].
@@ -488,43 +335,6 @@ impl Master {
             });
         self.set_gate(now, control);
         self.store.sweep(SWEEP_BUCKETS);
-    }
-
-    /// The report to send now.
-    #[must_use]
-    pub fn heartbeat(&self) -> Heartbeat {
-        let mut damaged = self.recoveries().bad_replicas();
-        let control = self.control.lock();
-        // Neither hides the other.
-        let own = control.scrub.found.len().min(MAX_DAMAGED_REPORTED / 2);
-        damaged.truncate(MAX_DAMAGED_REPORTED - own);
-        let left = MAX_DAMAGED_REPORTED - damaged.len();
-        damaged.extend(control.scrub.found.iter().take(left));
-        Heartbeat {
-            server: self.config.me,
-            list: control.list.version,
-            ready: control.replication.ready(),
-            floor: control.replication.floor(),
-            master: Some(self.stats_with(&control)),
-            backup: None,
-            damaged,
-            resident: 0,
-        }
-    }
-
-    /// What the master uses its memory for.
-    #[must_use]
-    pub fn stats(&self) -> MasterStats {
-        self.stats_with(&self.control.lock())
-    }
-
-    fn stats_with(&self, control: &Control) -> MasterStats {
-        let under_replicated =
-            u32::try_from(control.replication.under_replicated()).unwrap_or(u32::MAX);
-        MasterStats {
-            under_replicated,
-            ..self.store.stats()
-        }
     }
 
     /// Version of the server list that was taken in last.
@@ -585,76 +395,8 @@ impl Master {
     }
 }
 
-fn waits_for_recovery(entry: &ServerEntry) -> bool {
-    entry.roles.master && entry.state == ServerState::Crashed && !entry.recovered
-}
-
 /// A server's entry in a list, which is ordered by id.
 fn listed(list: &ServerList, server: ServerId) -> Option<&ServerEntry> {
     let found = list.servers.binary_search_by_key(&server, |e| e.server);
     found.ok().map(|at| &list.servers[at])
-}
-
-/// A backup may keep the copy of a closed segment waiting for this many lease lengths before it is
-/// replaced.
-const SLOW_COPY_LEASES: u64 = 4;
-
-/// A leader that answered what was sent so many heartbeats ago is there to record a change.
-const FRESH_HEARTBEATS: u64 = 2;
-
-/// Reports of a master without backups in one lease.
-const COORDINATOR_RENEWALS: u64 = 4;
-
-/// The log as replication sees it.
-struct SlotLog<'a> {
-    log: &'a mut Log,
-    last: Option<(SegmentId, Slot)>,
-}
-
-impl SlotLog<'_> {
-    fn slot(&mut self, id: SegmentId) -> Option<Slot> {
-        if let Some((known, slot)) = self.last
-            && known == id
-        {
-            return Some(slot);
-        }
-        let slot = self.log.info(id)?.slot;
-        self.last = Some((id, slot));
-        Some(slot)
-    }
-}
-
-impl ReplicatedLog for SlotLog<'_> {
-    fn open_heads(&self) -> [Option<SegmentId>; 2] {
-        [self.log.previous_head(), Some(self.log.head())]
-    }
-
-    fn segment(&self, id: SegmentId) -> Option<LogSegment> {
-        let info = self.log.info(id)?;
-        Some(LogSegment {
-            kind: info.kind,
-            length: info.length,
-            sealed: info.sealed,
-        })
-    }
-
-    fn certify(
-        &mut self,
-        id: SegmentId,
-        epoch: ReplicationEpoch,
-    ) -> (u32, ramkeep_wire::Certificate) {
-        self.log.certify(id, epoch)
-    }
-
-    fn set_durable(&mut self, id: SegmentId, length: u32) {
-        self.log.set_durable(id, length);
-    }
-
-    fn predecessor_closed(&mut self, id: SegmentId) {
-        self.log.predecessor_closed(id);
-    }
-
-    fn active_end(&self, id: SegmentId) -> Option<u32> {
-        self.log.active_end(id)
-    }
 }

@@ -17,9 +17,9 @@ use ramkeep_wire::envelope::Header;
 use ramkeep_wire::limits::{MAX_KEY, MAX_PAYLOAD, MAX_SCAN_PAGE, MAX_VALUE};
 use ramkeep_wire::{KeyHash, LogPosition, TableId, Version, key_hash};
 
+use super::Store;
 use super::durability::Durable;
 use super::entries::{Entries, Found};
-use super::read::Store;
 use super::replies::Output;
 use crate::index::{EntryHashes, Reference};
 

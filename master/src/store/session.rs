@@ -15,10 +15,10 @@ use ramkeep_wire::envelope::{Header, Kind};
 use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::{KeyHash, Version, key_hash};
 
+use super::Store;
 use super::answer::{Answer, Shown};
 use super::calls::Caller;
 use super::durability::Durable;
-use super::read::Store;
 use super::replies::{Held, Output};
 use super::scan::Scans;
 use super::tablets::Tablets;

@@ -12,9 +12,9 @@ use ramkeep_wire::{KeyHash, LogPosition, TableId, Version};
 use super::calls;
 use super::registry::Phase;
 use super::{Replay, ReplayError, Tombstones};
+use crate::store::Store;
 use crate::store::account::Demand;
 use crate::store::answer::Refused;
-use crate::store::read::Store;
 use crate::store::tablets::{Owned, Tablets};
 use crate::store::writer::{Writer, refusal};
 

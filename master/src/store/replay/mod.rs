@@ -28,8 +28,8 @@ use ramkeep_wire::order::{LostTablet, TabletGrant};
 use ramkeep_wire::segment::VerifiedSegment;
 use ramkeep_wire::{LogPosition, Version};
 
+use super::Store;
 use super::completions::Completions;
-use super::read::Store;
 use super::tablets::Tablets;
 use apply::Batch;
 use registry::Phase;

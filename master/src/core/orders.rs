@@ -1,0 +1,112 @@
+//! Orders of the coordinator, and what its server lists say.
+
+use std::sync::atomic::Ordering;
+
+use ramkeep_wire::LogPosition;
+use ramkeep_wire::coordinator::{ServerEntry, ServerList, ServerState};
+use ramkeep_wire::order::{Command, Order, OrderReply, Recovery};
+
+use super::{Control, Master, listed};
+use crate::store::{Gate, NotTaken};
+
+impl Master {
+    /// Carries out an order of the coordinator.
+    pub fn handle_order(&self, order: Order) -> OrderReply {
+        let mut control = self.control.lock();
+        if order.ballot < control.ballot {
+            return OrderReply::StaleBallot(control.ballot);
+        }
+        control.ballot = order.ballot;
+        match order.command {
+            Command::Probe => OrderReply::Done,
+            Command::UpdateServers(list) => {
+                self.take_list(&mut control, list);
+                OrderReply::Done
+            }
+            Command::TakeTablets(grants) => {
+                self.take_tablets(&control, || self.store.take_tablets(&grants))
+            }
+            Command::TakeRecovered(recovered) => {
+                self.take_tablets(&control, || self.store.take_recovered(&recovered))
+            }
+            Command::Recover(order) => self.recover(&control, order),
+            Command::DropTable(table) => {
+                // Nothing was served of it if the order came before.
+                let _ = self.store.drop_table(table);
+                OrderReply::Done
+            }
+        }
+    }
+
+    fn recover(&self, control: &Control, order: Recovery) -> OrderReply {
+        if self.is_fenced() || !control.replication.ready() {
+            return OrderReply::NotReady;
+        }
+        // Before anything is replayed, let alone served: what these did may be forgotten.
+        self.store.clients_ended(&order.ended);
+        self.recoveries()
+            .handle_order(&self.store, order, &control.list)
+    }
+
+    fn take_tablets(
+        &self,
+        control: &Control,
+        take: impl FnOnce() -> Result<Vec<LogPosition>, NotTaken>,
+    ) -> OrderReply {
+        if self.is_fenced() || !control.replication.ready() {
+            return OrderReply::NotReady;
+        }
+        match take() {
+            Ok(positions) => OrderReply::Taken(positions),
+            Err(why) => {
+                tracing::error!(%why, "tablets were given that can't be taken");
+                OrderReply::NotReady
+            }
+        }
+    }
+
+    /// Takes in a server list, unless one as new was.
+    pub(super) fn take_list(&self, control: &mut Control, list: ServerList) {
+        if list.version <= control.list.version {
+            return;
+        }
+        let before = std::mem::replace(&mut control.list, list);
+        let Control {
+            replication, list, ..
+        } = control;
+        // One that is not listed any more was crashed when it was forgotten.
+        let gone = before.servers.iter().map(|entry| entry.server);
+        for server in gone.filter(|server| listed(list, *server).is_none()) {
+            replication.crashed(server);
+        }
+        for entry in &list.servers {
+            let known = listed(&before, entry.server);
+            let is_crashed = entry.state == ServerState::Crashed;
+            if entry.server == self.config.me {
+                if is_crashed {
+                    self.fence();
+                }
+                continue;
+            }
+            if let (None, Some(old)) = (known, entry.replaces) {
+                replication.inherited(entry.server, old);
+            }
+            if is_crashed && known.is_none_or(|known| known.state != ServerState::Crashed) {
+                replication.crashed(entry.server);
+            }
+        }
+        replication.recovering(list.servers.iter().any(waits_for_recovery));
+        self.recoveries().take_list(list);
+        self.list_version.store(list.version.0, Ordering::Release);
+    }
+
+    /// This master was decided crashed.
+    pub(super) fn fence(&self) {
+        self.lease.fence();
+        self.store.set_write_gate(Gate::NotReady);
+    }
+}
+
+fn waits_for_recovery(entry: &ServerEntry) -> bool {
+    entry.roles.master && entry.state == ServerState::Crashed && !entry.recovered
+}
