@@ -64,8 +64,10 @@ crate::named! {
     InventoryBeforeWaiting = "inventory-before-waiting",
     /// Backup: goes on taking bytes from a master that it has fenced.
     HearFenced = "hear-fenced",
-    /// Backup: serves what is meant for another ServerId.
+    /// Connections: neither side minds for which process something is meant.
     IgnoreServerId = "ignore-server-id",
+    /// Connections: a hello of another cluster is welcomed.
+    HelloAnyCluster = "hello-any-cluster",
     /// Connections: a wire that has broken is kept.
     KeepBrokenWire = "keep-broken-wire",
     /// Connections: who called over a wire that has ended is not told.
