@@ -10,6 +10,8 @@ pub mod conversation;
 pub mod limits;
 pub mod peers;
 mod rpc_ids;
+#[cfg(feature = "shell")]
+pub mod shell;
 
 pub use asking::Asking;
 pub use conversation::{Answered, Conversation, Sequencing, Unanswered};

@@ -22,8 +22,8 @@ use ramkeep_wire::coordinator::{Answer, Once, Refused, Request, Response};
 use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::{Ballot, ClientId, MapVersion, Micros, postcards};
 
-pub use self::ask::is_mutation;
 use self::ask::{Ask, Asker, Sent, once_of};
+pub use self::ask::{is_mutation, is_slow};
 use crate::limits::{MAX_ASKS, backoff};
 use crate::peers::{PATIENCE, Peers};
 use crate::rpc_ids::RpcIds;
