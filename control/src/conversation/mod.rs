@@ -225,6 +225,12 @@ impl<O: PartialEq> Conversation<O> {
         (self.asks.iter()).position(|ask| ask.is_due(now, sequencing, has_room))
     }
 
+    /// The correlation of the next request.
+    #[must_use]
+    pub fn next_correlation(&self) -> u64 {
+        self.next_correlation
+    }
+
     /// Appends the next request's payload, if there is one for this coordinator, and returns the
     /// correlation that its answer must have.
     pub fn fill(&mut self, now: Micros, peer: usize, payload: &mut Vec<u8>) -> Option<u64> {

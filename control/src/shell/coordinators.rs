@@ -18,8 +18,7 @@ use ramkeep_wire::{ClusterId, Micros, Party};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, oneshot};
 
-use crate::conversation::is_slow;
-use crate::{Asking, Sequencing, Unanswered};
+use crate::{Asking, Sequencing, Unanswered, is_slow};
 
 /// How long a call goes on trying, so that an election is bridged.
 pub const CALL_PATIENCE: Duration = Duration::from_secs(1);
