@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use ramkeep_backup::shell::BackupService;
-use ramkeep_master::shell::{ControlEnd, Coordinators, Probing};
+use ramkeep_control::shell::Coordinators;
+use ramkeep_master::shell::{ControlEnd, Probing};
 use ramkeep_rpc::{Batch, Peer, Service, Session, Wake};
 use ramkeep_wire::coordinator::{Answer, Heartbeat, Refused, Request, ServerList};
 use ramkeep_wire::envelope::{self, Envelope, Kind};

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ramkeep_backup::shell::boot_id;
-use ramkeep_master::shell::Coordinators;
+use ramkeep_control::shell::Coordinators;
 use ramkeep_wire::certificate::CertificateKey;
 use ramkeep_wire::coordinator::{Answer, Enlist, Request, Roles, ServerList, Settings};
 use ramkeep_wire::{ClusterId, ServerId};

@@ -20,10 +20,11 @@ use std::time::Duration;
 use clap::Args;
 use ramkeep_backup::layout::Geometry;
 use ramkeep_backup::shell::{BackupService, Stock};
+use ramkeep_control::shell::Coordinators;
 use ramkeep_master::core::{Master, MasterConfig};
 use ramkeep_master::probing::Prober;
 use ramkeep_master::shell::{
-    ControlConfig, ControlEnd, Coordinators, MasterService, MasterShell, Probing, run_control,
+    ControlConfig, ControlEnd, MasterService, MasterShell, Probing, run_control,
 };
 use ramkeep_rpc::{Address, Identity, PollMode, Router, Serving, WorkerPool, clock};
 use ramkeep_wire::coordinator::{Heartbeat, Roles};

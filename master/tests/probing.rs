@@ -10,8 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use ramkeep_control::shell::Coordinators;
 use ramkeep_master::probing::Prober;
-use ramkeep_master::shell::{Coordinators, Probing};
+use ramkeep_master::shell::Probing;
 use ramkeep_rpc::{
     Address, Batch, Identity, Peer, PollMode, Router, Serving, Session, Wake, WorkerPool,
 };

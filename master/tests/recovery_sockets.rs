@@ -6,8 +6,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ramkeep_control::shell::Coordinators;
 use ramkeep_master::core::{Master, MasterConfig};
-use ramkeep_master::shell::{ControlConfig, Coordinators, MasterShell, run_control};
+use ramkeep_master::shell::{ControlConfig, MasterShell, run_control};
 use ramkeep_master::store::{Store, StoreConfig};
 use ramkeep_rpc::{
     Batch, Identity, Peer, PollMode, Router, Service, Serving, Session, Wake, WorkerPool,

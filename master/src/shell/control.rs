@@ -10,10 +10,10 @@ use ramkeep_wire::ServerId;
 use ramkeep_wire::coordinator::{Answer, Heartbeat, Refused, Request};
 
 use super::MasterShell;
-use super::coordinators::Coordinators;
 use super::probing::Probing;
 use super::{recovery, scrub};
 use crate::probing::Prober;
+use ramkeep_control::shell::Coordinators;
 
 /// How often time is let pass.
 const TICK: Duration = Duration::from_millis(10);

@@ -2,8 +2,7 @@
 //! conversation with the coordinator.
 
 mod control;
-pub mod coordinators;
-mod links;
+pub mod links;
 mod probing;
 mod recovery;
 mod replaying;
@@ -25,7 +24,6 @@ use links::{BackupLinks, LinkSink};
 use recovery::RecoveryLinks;
 
 pub use control::{ControlConfig, ControlEnd, run_control};
-pub use coordinators::{CALL_PATIENCE, Coordinators, Unreachable};
 pub use probing::Probing;
 pub use service::MasterService;
 

@@ -15,8 +15,8 @@ use ramkeep_wire::envelope::Kind;
 use ramkeep_wire::{ListVersion, ServerId};
 use tokio::time::MissedTickBehavior;
 
-use super::coordinators::Coordinators;
 use crate::probing::{Prober, Step};
+use ramkeep_control::shell::Coordinators;
 
 /// How often time is let pass.
 const TICK: Duration = Duration::from_millis(10);
