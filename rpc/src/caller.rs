@@ -13,7 +13,8 @@ use ramkeep_wire::envelope::{self, Envelope, Kind};
 use ramkeep_wire::limits::MAX_PAYLOAD;
 
 use crate::clock;
-use crate::link::{Closed, Link, SendError, WaitError, poll_until};
+use crate::closed::Closed;
+use crate::link::{Link, SendError, WaitError, poll_until};
 
 /// Calls in flight on one link.
 pub const MAX_CALLS: usize = 1_024;
@@ -139,25 +140,11 @@ impl Caller {
             |cx| inner.check(call.correlation, cx),
         )
         .await?;
-        if Some(answered) == answer_of(kind) {
+        if answered.answers() == Some(kind) {
             Ok(payload)
         } else {
             Err(CallError::Unexpected(answered))
         }
-    }
-}
-
-/// The kind that answers another.
-fn answer_of(kind: Kind) -> Option<Kind> {
-    match kind {
-        Kind::DataRequest => Some(Kind::DataResponse),
-        Kind::Replicate => Some(Kind::ReplicateAck),
-        Kind::BackupRequest => Some(Kind::BackupResponse),
-        Kind::CoordinatorRequest => Some(Kind::CoordinatorResponse),
-        Kind::Order => Some(Kind::OrderReply),
-        Kind::StatusRequest => Some(Kind::StatusResponse),
-        Kind::Probe => Some(Kind::ProbeReply),
-        _ => None,
     }
 }
 

@@ -80,6 +80,23 @@ kinds! {
     ProbeReply = 43,
 }
 
+impl Kind {
+    /// The kind of request that this kind answers.
+    #[must_use]
+    pub fn answers(self) -> Option<Self> {
+        match self {
+            Self::DataResponse => Some(Self::DataRequest),
+            Self::ReplicateAck => Some(Self::Replicate),
+            Self::BackupResponse => Some(Self::BackupRequest),
+            Self::CoordinatorResponse => Some(Self::CoordinatorRequest),
+            Self::OrderReply => Some(Self::Order),
+            Self::StatusResponse => Some(Self::StatusRequest),
+            Self::ProbeReply => Some(Self::Probe),
+            _ => None,
+        }
+    }
+}
+
 /// Why an envelope is not one. The connection that carried it is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EnvelopeError {
