@@ -173,6 +173,12 @@ impl World {
             let due = core.and_then(Coordinator::next_timeout);
             if due.is_some_and(|due| due <= self.now) {
                 self.input(peer, Coordinator::handle_tick);
+                let core = self.machines[&peer].core.as_ref();
+                let due = core.and_then(Coordinator::next_timeout);
+                assert!(
+                    due.is_none_or(|due| due > self.now),
+                    "its timer never rests"
+                );
             }
         }
     }
