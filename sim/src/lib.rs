@@ -18,6 +18,7 @@ mod right;
 pub mod rng;
 pub mod run;
 pub mod scenarios;
+pub mod strangers;
 pub mod trace;
 pub mod workload;
 pub mod world;

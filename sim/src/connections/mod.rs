@@ -13,6 +13,8 @@ mod accepting;
 mod making;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(crate) mod toys;
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,7 +1,5 @@
 //! Toy processes over the simulated network: what each hears of its connections.
 
-mod toys;
-
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -12,8 +10,8 @@ use ramkeep_wire::envelope::{self, Kind};
 use ramkeep_wire::hello::Refusal;
 use ramkeep_wire::{Micros, Party, postcards};
 
-use self::toys::{OTHER, OURS, Toys, enveloped, ours, server};
 use super::Happening;
+use super::toys::{OTHER, OURS, Toys, enveloped, ours, server};
 use crate::network::{Direction, NetEvent, ProcessId};
 
 const MOMENT: Duration = Duration::from_millis(50);

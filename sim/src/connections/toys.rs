@@ -16,44 +16,46 @@ use crate::history::History;
 use crate::network::{ConnectionId, Delays, NetEvent, Network, ProcessId};
 use crate::node::Context;
 use crate::rng::Rng;
+use crate::strangers::{StrangerConfig, StrangerNode};
 use crate::trace::{Lines, Trace};
 use crate::world::Event;
 
-pub(super) const OURS: ClusterId = ClusterId([1; 16]);
-pub(super) const OTHER: ClusterId = ClusterId([2; 16]);
+pub(crate) const OURS: ClusterId = ClusterId([1; 16]);
+pub(crate) const OTHER: ClusterId = ClusterId([2; 16]);
 
-pub(super) fn server(id: u64) -> Party {
+pub(crate) fn server(id: u64) -> Party {
     Party::server(ServerId(id))
 }
 
 /// A server of our cluster.
-pub(super) fn ours(id: u64) -> Identity {
+pub(crate) fn ours(id: u64) -> Identity {
     Identity::new(None)
         .with_cluster(OURS)
         .with_party(server(id))
 }
 
-pub(super) fn enveloped(kind: Kind, to: Party, from: Party) -> Vec<u8> {
+pub(crate) fn enveloped(kind: Kind, to: Party, from: Party) -> Vec<u8> {
     let mut bytes = Vec::new();
     envelope::append(&mut bytes, Header::new(kind, 7, to, from), b"payload");
     bytes
 }
 
-pub(super) struct Toy {
-    pub(super) connections: Connections,
+pub(crate) struct Toy {
+    pub(crate) connections: Connections,
     /// What it heard and was not looked at.
-    pub(super) heard: Vec<Happening>,
-    clock: Clock,
-    rng: Rng,
+    pub(crate) heard: Vec<Happening>,
 }
 
-pub(super) struct Toys {
-    pub(super) network: Network,
-    pub(super) events: Events<Event>,
-    pub(super) toys: BTreeMap<ProcessId, Toy>,
+pub(crate) struct Toys {
+    pub(crate) network: Network,
+    pub(crate) events: Events<Event>,
+    pub(crate) toys: BTreeMap<ProcessId, Toy>,
+    pub(crate) strangers: BTreeMap<ProcessId, StrangerNode>,
     /// What came to processes without a layer, that speak bytes.
-    pub(super) raw: Vec<NetEvent>,
+    pub(crate) raw: Vec<NetEvent>,
     rng: Rng,
+    /// The clock and the chance of each process.
+    bodies: BTreeMap<ProcessId, (Clock, Rng)>,
     listeners: BTreeMap<String, ProcessId>,
     others: Others,
 }
@@ -66,14 +68,16 @@ struct Others {
 }
 
 impl Toys {
-    pub(super) fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         let rng = Rng::new(seed);
         Self {
             network: Network::new(rng.fork(1), Delays::default()),
             events: Events::default(),
             toys: BTreeMap::new(),
+            strangers: BTreeMap::new(),
             raw: Vec::new(),
             rng,
+            bodies: BTreeMap::new(),
             listeners: BTreeMap::new(),
             others: Others {
                 history: History::default(),
@@ -84,57 +88,82 @@ impl Toys {
     }
 
     /// A process that listens at its number, and serves orders.
-    pub(super) fn add(&mut self, number: u32, identity: Identity) -> ProcessId {
+    pub(crate) fn add(&mut self, number: u32, identity: Identity) -> ProcessId {
         let process = self.add_raw(number);
         let toy = Toy {
             connections: Connections::new(identity, &[Kind::Order]),
             heard: Vec::new(),
-            clock: Clock::random(&mut self.rng),
-            rng: self.rng.fork(u64::from(number) + 10),
         };
         self.toys.insert(process, toy);
         process
     }
 
-    /// A process that listens at its number, and speaks bytes.
-    pub(super) fn add_raw(&mut self, number: u32) -> ProcessId {
-        let process = ProcessId(number);
-        self.listeners.insert(number.to_string(), process);
+    /// A stranger that listens at its number.
+    pub(crate) fn add_stranger(&mut self, config: StrangerConfig) -> ProcessId {
+        let process = self.add_raw(config.number);
+        self.strangers.insert(process, StrangerNode::new(config));
+        self.with_stranger(process, StrangerNode::start);
         process
     }
 
-    pub(super) fn with<R>(
+    /// A process that listens at its number, and speaks bytes.
+    pub(crate) fn add_raw(&mut self, number: u32) -> ProcessId {
+        let process = ProcessId(number);
+        self.listeners.insert(number.to_string(), process);
+        let clock = Clock::random(&mut self.rng);
+        let rng = self.rng.fork(u64::from(number) + 10);
+        self.bodies.insert(process, (clock, rng));
+        process
+    }
+
+    pub(crate) fn with<R>(
         &mut self,
         process: ProcessId,
         act: impl FnOnce(&mut Connections, &mut Context<'_>) -> R,
     ) -> R {
-        let toy = self.toys.get_mut(&process).expect("it is a toy");
-        let mut context = Context {
+        let mut toy = self.toys.remove(&process).expect("it is a toy");
+        let result = act(&mut toy.connections, &mut self.context(process));
+        self.toys.insert(process, toy);
+        result
+    }
+
+    fn with_stranger(
+        &mut self,
+        process: ProcessId,
+        act: impl FnOnce(&mut StrangerNode, &mut Context<'_>),
+    ) {
+        let mut node = self.strangers.remove(&process).expect("it is a stranger");
+        act(&mut node, &mut self.context(process));
+        self.strangers.insert(process, node);
+    }
+
+    fn context(&mut self, process: ProcessId) -> Context<'_> {
+        let (clock, rng) = self.bodies.get_mut(&process).expect("it was added");
+        Context {
             me: process,
-            now: toy.clock.shows(self.events.now()),
-            clock: toy.clock,
-            rng: &mut toy.rng,
+            now: clock.shows(self.events.now()),
+            clock: *clock,
+            rng,
             history: &mut self.others.history,
             group: &mut self.others.group,
             listeners: &self.listeners,
             network: &mut self.network,
             events: &mut self.events,
             trace: &mut self.others.trace,
-        };
-        act(&mut toy.connections, &mut context)
+        }
     }
 
     /// Lets a process with bytes of its own connect to `to`.
-    pub(super) fn raw_connect(&mut self, from: ProcessId, to: ProcessId) -> ConnectionId {
+    pub(crate) fn raw_connect(&mut self, from: ProcessId, to: ProcessId) -> ConnectionId {
         self.network.connect(&mut self.events, from, Some(to))
     }
 
-    pub(super) fn now(&self) -> Micros {
+    pub(crate) fn now(&self) -> Micros {
         self.events.now()
     }
 
     /// Lets everything happen that happens within `time`.
-    pub(super) fn pass(&mut self, time: Duration) {
+    pub(crate) fn pass(&mut self, time: Duration) {
         let until = self.now() + time;
         self.events.at(until, Event::Step(0));
         while self.step() {}
@@ -153,20 +182,34 @@ impl Toys {
                 true
             }
             Some(Event::Timer { process, .. }) => {
-                let news = self.with(process, |connections, context| {
-                    connections.handle_tick(context)
-                });
-                self.hear(process, news);
+                self.tick(process);
                 true
             }
             _ => false,
         }
     }
 
+    fn tick(&mut self, process: ProcessId) {
+        if self.strangers.contains_key(&process) {
+            return self.with_stranger(process, StrangerNode::timer);
+        }
+        let news = self.with(process, |connections, context| {
+            connections.handle_tick(context)
+        });
+        self.hear(process, news);
+    }
+
     fn set_timers(&mut self) {
-        for (process, toy) in &self.toys {
-            let due = toy.connections.next_timeout();
-            let due = due.map(|shown| toy.clock.when(shown));
+        let toys = self
+            .toys
+            .iter()
+            .map(|(p, toy)| (p, toy.connections.next_timeout()));
+        let strangers = self
+            .strangers
+            .iter()
+            .map(|(p, node)| (p, node.next_timeout()));
+        for (process, due) in toys.chain(strangers) {
+            let due = due.map(|shown| self.bodies[process].0.when(shown));
             if let Some(due) = due.filter(|due| self.events.next_at().is_none_or(|at| *due < at)) {
                 let timer = Event::Timer {
                     process: *process,
@@ -179,13 +222,16 @@ impl Toys {
 
     fn give(&mut self, event: NetEvent) {
         let at = event.at();
-        if !self.toys.contains_key(&at) {
-            return self.raw.push(event);
+        if self.toys.contains_key(&at) {
+            let news = self.with(at, |connections, context| {
+                connections.handle(context, &event)
+            });
+            self.hear(at, news);
+        } else if self.strangers.contains_key(&at) {
+            self.with_stranger(at, |node, context| node.net(context, &event));
+        } else {
+            self.raw.push(event);
         }
-        let news = self.with(at, |connections, context| {
-            connections.handle(context, &event)
-        });
-        self.hear(at, news);
     }
 
     fn hear(&mut self, process: ProcessId, news: Vec<Happening>) {
@@ -195,13 +241,13 @@ impl Toys {
     }
 
     /// What a process has heard since this was asked last.
-    pub(super) fn heard(&mut self, process: ProcessId) -> Vec<Happening> {
+    pub(crate) fn heard(&mut self, process: ProcessId) -> Vec<Happening> {
         let toy = self.toys.get_mut(&process).expect("it is a toy");
         std::mem::take(&mut toy.heard)
     }
 
     /// Has `from` make a wire to addresses, and lets time pass.
-    pub(super) fn connect(&mut self, from: ProcessId, addresses: &[u32], to: Party) -> WireId {
+    pub(crate) fn connect(&mut self, from: ProcessId, addresses: &[u32], to: Party) -> WireId {
         let addresses = addresses.iter().map(u32::to_string).collect();
         let wire = self.with(from, |connections, context| {
             connections.connect(context, addresses, to)
@@ -211,7 +257,7 @@ impl Toys {
     }
 
     /// How a wire to addresses ends that can't be made.
-    pub(super) fn end(&mut self, from: ProcessId, addresses: &[u32], to: Party) -> WireEnd {
+    pub(crate) fn end(&mut self, from: ProcessId, addresses: &[u32], to: Party) -> WireEnd {
         let wire = self.connect(from, addresses, to);
         match &self.heard(from)[..] {
             [Happening::Down { wire: down, end }] if *down == wire => end.clone(),
@@ -220,7 +266,7 @@ impl Toys {
     }
 
     /// A wire that is up, and its other end.
-    pub(super) fn joined(&mut self, from: ProcessId, to: ProcessId) -> (WireId, ConnectionId) {
+    pub(crate) fn joined(&mut self, from: ProcessId, to: ProcessId) -> (WireId, ConnectionId) {
         let party = self.toys[&to].connections.identity().party();
         let wire = self.connect(from, &[to.0], party);
         let heard = self.heard(from);
@@ -234,14 +280,14 @@ impl Toys {
         }
     }
 
-    pub(super) fn send(&mut self, from: ProcessId, wire: WireId, bytes: &[u8]) {
+    pub(crate) fn send(&mut self, from: ProcessId, wire: WireId, bytes: &[u8]) {
         self.with(from, |connections, context| {
             connections.send(context, wire, bytes);
         });
         self.pass(Duration::from_millis(20));
     }
 
-    pub(super) fn send_inbound(&mut self, from: ProcessId, inbound: ConnectionId, bytes: &[u8]) {
+    pub(crate) fn send_inbound(&mut self, from: ProcessId, inbound: ConnectionId, bytes: &[u8]) {
         self.with(from, |connections, context| {
             connections.send_inbound(context, inbound, bytes);
         });
