@@ -5,6 +5,7 @@
 
 pub mod check;
 pub mod clock;
+pub mod connections;
 pub mod crash_points;
 pub mod events;
 pub mod faults;

@@ -8,7 +8,7 @@ pub mod server;
 use std::collections::BTreeMap;
 
 use ramkeep_wire::envelope::{self, Envelope, Header, Kind};
-use ramkeep_wire::hello::{Hello, Refusal, Welcome};
+use ramkeep_wire::hello::{Hello, Proof, Refusal, Welcome};
 use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::{ClusterId, Micros, Party, postcards};
 
@@ -108,6 +108,13 @@ impl Context<'_> {
             self.send_payload(connection, header, &postcards::encode(&refusal));
             self.close(connection);
         }
+    }
+
+    /// Answers a welcome: the connection is of use from now on.
+    pub fn prove(&mut self, connection: ConnectionId, welcome: &Envelope<'_>) {
+        let header = welcome.header.reply(Kind::Proof);
+        let proof = Proof { mac: [0; 32] };
+        self.send_payload(connection, header, &postcards::encode(&proof));
     }
 
     /// Closes this end of a connection.
