@@ -70,6 +70,26 @@ const ELSEWHERE: &[(Mutant, &str)] = &[
         Mutant::HelloAnyCluster,
         "rpc/src/hello/tests.rs: all simulated processes are of one cluster",
     ),
+    (
+        Mutant::RedirectWithoutRest,
+        "control/tests/planted_faults.rs: random groups and a story",
+    ),
+    (
+        Mutant::ForgetEarlierSend,
+        "control/tests/planted_faults.rs: as above",
+    ),
+    (
+        Mutant::TakeOldBallot,
+        "control/tests/planted_faults.rs: as above",
+    ),
+    (
+        Mutant::ResendAsAnother,
+        "control/tests/planted_faults.rs: as above",
+    ),
+    (
+        Mutant::TakeOldCorrelation,
+        "control/tests/planted_faults.rs: as above",
+    ),
 ];
 
 fn play(seed: u64, mutant: Option<Mutant>) -> Report {
