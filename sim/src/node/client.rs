@@ -203,11 +203,11 @@ impl ClientNode {
                 self.core
                     .handle_response(context.now, server, envelope.payload);
             }
-            (Some(Target::Coordinator(_)), Kind::CoordinatorResponse) => {
+            (Some(Target::Coordinator(peer)), Kind::CoordinatorResponse) => {
                 if let Ok(response) = postcards::decode::<Response>(envelope.payload) {
                     let correlation = envelope.header.correlation;
                     self.core
-                        .handle_coordinator_response(context.now, correlation, response);
+                        .handle_coordinator_response(context.now, peer, correlation, response);
                 }
             }
             _ => {}
