@@ -3,7 +3,7 @@
 use ramkeep_wire::Party;
 use ramkeep_wire::hello::Refusal;
 
-use super::WireEnd;
+use super::words::WireEnd;
 use crate::hello::HelloError;
 
 /// What came of one address.
