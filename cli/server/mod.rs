@@ -224,7 +224,7 @@ fn listen(
 ) -> Result<Vec<Serving>, Failure> {
     let mut router = Router::new().route(MasterService::KINDS, Arc::new(control.clone()));
     if let Some(backup) = backup {
-        router = router.route(ramkeep_backup::shell::KINDS, Arc::new(backup.clone()));
+        router = router.route(ramkeep_backup::KINDS, Arc::new(backup.clone()));
     }
     args.listen
         .iter()
