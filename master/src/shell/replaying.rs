@@ -16,7 +16,7 @@ use ramkeep_rpc::clock;
 use ramkeep_wire::LogPosition;
 
 use super::MasterShell;
-use crate::recovery::{Next, Outcome, RecoveryId, Replayer, Stepped};
+use crate::recovery::{Driven, Outcome, RecoveryId, Replayer};
 use crate::store::Store;
 
 /// A thread that waits for backups looks again after as long, if nobody wakes it.
@@ -86,41 +86,30 @@ fn replay(shell: &MasterShell, id: RecoveryId, mut replayer: Replayer) {
         if lets_backups_follow(shell, &mut sent, &mut spent) {
             continue;
         }
-        let stepped = replayer.step(store);
+        let driven = replayer.drive(id, store, || shell.master.recoveries());
         spent.add(|spent| &mut spent.working);
-        match stepped {
-            Stepped::Worked => {}
-            Stepped::Wait => {
-                wait_for_backups(shell);
-                spent.add(|spent| &mut spent.durable);
-            }
-            Stepped::Idle => {
-                let next = shell.master.recoveries().next_job(id);
-                match next {
-                    Next::Job(job) => replayer.give(job),
-                    Next::Nothing => {
-                        shell.pump(clock::now());
-                        std::thread::park_timeout(IDLE_WAIT);
-                        spent.add(|spent| &mut spent.fetching);
-                    }
-                    Next::Ended => return replayer.abandon(store),
-                }
-            }
-            Stepped::Said(outcome) => {
-                let failed = matches!(outcome, Outcome::Failed(_));
-                let finished = matches!(outcome, Outcome::Finished(_));
-                shell.master.recoveries().handle_outcome(id, outcome);
+        match driven {
+            Driven::Worked => {}
+            Driven::Told => {
                 shell.recovery.look();
-                if failed {
-                    return replayer.abandon(store);
-                }
-                if finished {
-                    shell.pump(clock::now());
-                    return spent.tell();
-                }
                 // What the next segment goes into.
                 store.populate_ahead();
             }
+            Driven::WaitsForBackups => {
+                wait_for_backups(shell);
+                spent.add(|spent| &mut spent.durable);
+            }
+            Driven::WaitsForSegments => {
+                shell.pump(clock::now());
+                std::thread::park_timeout(IDLE_WAIT);
+                spent.add(|spent| &mut spent.fetching);
+            }
+            Driven::Finished(_) => {
+                shell.recovery.look();
+                shell.pump(clock::now());
+                return spent.tell();
+            }
+            Driven::Ended => return shell.recovery.look(),
         }
     }
 }
