@@ -10,7 +10,8 @@ use tokio::net::{TcpStream, UnixStream};
 
 use super::Link;
 use crate::address::Address;
-use crate::handshake::{self, HandshakeError, check_locality};
+use crate::handshake::{self, HandshakeError};
+use crate::hello::check_locality;
 use crate::identity::Identity;
 use crate::polling::PollMode;
 use crate::socket::Socket;
@@ -44,11 +45,8 @@ impl ConnectError {
     #[must_use]
     pub fn refusal(&self) -> Option<&Refusal> {
         match self {
-            Self::Handshake {
-                error: HandshakeError::Refused(refusal) | HandshakeError::Refuse(refusal),
-                ..
-            } => Some(refusal),
-            _ => None,
+            Self::Handshake { error, .. } => error.refusal(),
+            Self::Io { .. } => None,
         }
     }
 }
@@ -122,7 +120,7 @@ async fn open_tcp(addresses: &[SocketAddr], identity: &Identity) -> Result<TcpSt
     for address in addresses {
         let local = address.ip().to_canonical().is_loopback();
         if let Err(error) = check_locality(identity, local) {
-            last = Failure::Handshake(error);
+            last = Failure::Handshake(error.into());
             continue;
         }
         match TcpStream::connect(address).await {

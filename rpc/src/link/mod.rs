@@ -29,10 +29,11 @@ pub use connect::ConnectError;
 pub use reach::Unreached;
 pub use wait::{WaitError, poll_until};
 
+use crate::buffer::ReceiveBuffer;
 use crate::clock;
-use crate::handshake::{Opened, refusal_envelope};
+use crate::hello::{Opened, refusal_envelope};
 use crate::polling::{Pace, PollMode};
-use crate::receive::{Batch, Expect, ReceiveBuffer};
+use crate::receive::{Batch, Expect};
 use crate::send::SendQueue;
 use crate::socket::{Moved, Socket};
 
@@ -113,11 +114,7 @@ impl Link {
         Self(Arc::new(Owner(Arc::new(Inner {
             socket,
             runtime: Handle::current(),
-            expect: Expect {
-                to: opened.local,
-                from: opened.peer,
-                from_unknown: true,
-            },
+            expect: Expect::made(opened.local, opened.peer),
             cluster: opened.cluster,
             send: Mutex::default(),
             flushing: AtomicBool::new(false),
@@ -137,13 +134,13 @@ impl Link {
     /// Who is at the other end, as it said when the link was made.
     #[must_use]
     pub fn peer(&self) -> Party {
-        self.inner().expect.from
+        self.inner().expect.from()
     }
 
     /// Who this process said it was when the link was made.
     #[must_use]
     pub fn local(&self) -> Party {
-        self.inner().expect.to
+        self.inner().expect.to()
     }
 
     /// The cluster, as either side knew it; all zero if neither did.
@@ -292,7 +289,7 @@ impl Inner {
     }
 
     fn refuse(&self, refusal: &Refusal) {
-        let bytes = refusal_envelope(refusal, self.expect.to, self.expect.from);
+        let bytes = refusal_envelope(refusal, self.expect.to(), self.expect.from());
         let mut queue = self.send.lock();
         queue.buffer().extend_from_slice(&bytes);
         // The link is given up either way.

@@ -22,10 +22,12 @@ use ramkeep_wire::{Micros, postcards};
 
 use super::listen::{Place, Shared};
 use super::worker::{SpinSlot, Worker};
+use crate::buffer::ReceiveBuffer;
 use crate::clock;
-use crate::handshake::{self, Opened};
+use crate::handshake;
+use crate::hello::{Opened, refusal_envelope};
 use crate::polling::Pace;
-use crate::receive::{Batch, Expect, ReceiveBuffer};
+use crate::receive::{Batch, Expect};
 use crate::send::SendQueue;
 use crate::service::{Peer, Session, UNROUTED};
 use crate::socket::{Moved, Socket, Unwatched};
@@ -228,11 +230,7 @@ impl Connection {
     /// it all, for later.
     fn handle(&mut self, now: Micros) -> Result<bool, End> {
         self.unseen = false;
-        let expect = Expect {
-            to: self.shared.identity.party(),
-            from: self.peer.party,
-            from_unknown: false,
-        };
+        let expect = Expect::accepted(self.shared.identity.party(), self.peer.party);
         let mut batch = Batch::expecting(self.received.pending(), expect);
         let router = &self.shared.router;
         let mut outcome = Ok(());
@@ -347,7 +345,7 @@ impl Connection {
             End::Refuse(refusal) => {
                 tracing::info!(%address, %refusal, "refused the peer");
                 let from = self.shared.identity.party();
-                let bytes = handshake::refusal_envelope(&refusal, from, self.peer.party);
+                let bytes = refusal_envelope(&refusal, from, self.peer.party);
                 self.out.buffer().extend_from_slice(&bytes);
                 // Best effort: a peer that doesn't read isn't waited for.
                 if self.out.flush(&self.socket).is_ok() {
