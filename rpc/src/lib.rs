@@ -16,6 +16,7 @@ mod buffer;
 pub mod caller;
 #[cfg(feature = "sockets")]
 pub mod clock;
+mod closed;
 #[cfg(feature = "sockets")]
 mod handshake;
 pub mod hello;
@@ -40,12 +41,13 @@ mod wiring;
 pub use address::{Address, AddressError};
 #[cfg(feature = "sockets")]
 pub use caller::{CallError, Caller};
+pub use closed::{Closed, NotServed, hand_over};
 #[cfg(feature = "sockets")]
 pub use handshake::HandshakeError;
 pub use hello::{Handshake, HelloError, Opened};
 pub use identity::Identity;
 #[cfg(feature = "sockets")]
-pub use link::{Closed, ConnectError, Link, SendError, Unreached, WaitError, poll_until};
+pub use link::{ConnectError, Link, SendError, Unreached, WaitError, poll_until};
 #[cfg(feature = "sockets")]
 pub use polling::PollMode;
 pub use receive::{Batch, Expect};

@@ -15,15 +15,15 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use ramkeep_wire::envelope::Kind;
+use ramkeep_wire::Micros;
 use ramkeep_wire::hello::Refusal;
 use ramkeep_wire::limits::MAX_UNSENT;
-use ramkeep_wire::{Micros, postcards};
 
 use super::listen::{Place, Shared};
 use super::worker::{SpinSlot, Worker};
 use crate::buffer::ReceiveBuffer;
 use crate::clock;
+use crate::closed::NotServed;
 use crate::handshake;
 use crate::hello::{Opened, refusal_envelope};
 use crate::polling::Pace;
@@ -71,6 +71,15 @@ enum End {
 impl From<io::Error> for End {
     fn from(error: io::Error) -> Self {
         Self::Gone(error)
+    }
+}
+
+impl From<NotServed> for End {
+    fn from(judged: NotServed) -> Self {
+        match judged {
+            NotServed::Told(refusal) => Self::Told(refusal),
+            NotServed::Refuse(refusal) => Self::Refuse(refusal),
+        }
     }
 }
 
@@ -237,7 +246,7 @@ impl Connection {
         while let Some(kind) = batch.peek() {
             let index = router.table()[kind as usize];
             if index == UNROUTED {
-                outcome = Err(not_served(kind, &mut batch));
+                outcome = Err(NotServed::judge(kind, &mut batch).into());
                 break;
             }
             let session = self.sessions[usize::from(index)].get_or_insert_with(|| {
@@ -355,15 +364,4 @@ impl Connection {
             }
         }
     }
-}
-
-/// An envelope of a kind that no service here answers.
-fn not_served(kind: Kind, batch: &mut Batch<'_>) -> End {
-    if kind == Kind::Refusal
-        && let Some(envelope) = batch.next()
-        && let Ok(refusal) = postcards::decode(envelope.payload)
-    {
-        return End::Told(refusal);
-    }
-    End::Refuse(Refusal::Malformed(format!("{kind:?} is not served here")))
 }
