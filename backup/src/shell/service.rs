@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use ramkeep_rpc::{Batch, Peer, Service, Session, Wake};
-use ramkeep_wire::coordinator::{BackupStats, ServerList};
+use ramkeep_wire::coordinator::BackupStats;
 use ramkeep_wire::hello::Refusal;
 use ramkeep_wire::limits::MAX_UNSENT;
-use ramkeep_wire::{BootId, ClusterId, Micros, ServerId};
+use ramkeep_wire::{ClusterId, Micros, ServerId};
 
 use super::directory::{self, DirectoryLock, OpenError};
 use super::keeper::{Keeper, Stock};
@@ -73,6 +73,12 @@ impl BackupService {
         })
     }
 
+    /// The backup itself, for who fences and asks it beside what comes over connections.
+    #[must_use]
+    pub fn core(&self) -> Arc<Mutex<Backup<MappedStore>>> {
+        Arc::clone(&self.shared.core)
+    }
+
     /// The server whose frames these were; enlistment names it.
     #[must_use]
     pub fn replaces(&self) -> Option<ServerId> {
@@ -83,12 +89,6 @@ impl BackupService {
     #[must_use]
     pub fn cluster(&self) -> Option<ClusterId> {
         self.shared.core.lock().cluster()
-    }
-
-    /// The boot of this machine.
-    #[must_use]
-    pub fn boot(&self) -> BootId {
-        self.shared.core.lock().boot()
     }
 
     /// Enlistment is done. Until then everything is refused.
@@ -103,21 +103,6 @@ impl BackupService {
         lease_us: u32,
     ) -> Result<(), FramesError> {
         self.shared.core.lock().assign(cluster, server, lease_us)
-    }
-
-    /// Draws from a server list what the backup must do; see [`Backup::take_list`].
-    pub fn take_list(&self, list: &ServerList) {
-        self.shared.core.lock().take_list(list);
-    }
-
-    /// A master was decided crashed: it changes nothing here any more.
-    pub fn fence(&self, master: ServerId) {
-        self.shared.core.lock().fence(master);
-    }
-
-    /// Frees every replica of a master that has been recovered, or never will be.
-    pub fn free_master(&self, master: ServerId) {
-        self.shared.core.lock().free_master(master);
     }
 
     /// What is reported to the coordinator.

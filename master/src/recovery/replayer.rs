@@ -5,6 +5,9 @@
 //!    locked only to take a job or to tell what came of one.
 //! 2. What can't be proved is not looked into.
 //! 3. A replay that failed or was given up is ended with the step that finds out.
+//! 4. What a replay appends runs at most [`MAX_AHEAD`] and a batch ahead of what is durable: writes of
+//!    clients stand in the same line, and a backup that is far behind is sent bytes without a
+//!    certificate, which make nothing durable until it has caught up.
 
 use std::ops::DerefMut;
 
@@ -19,6 +22,9 @@ use ramkeep_wire::segment::{ProvedSegment, VerifiedSegment};
 use super::gather::{Fetched, Job};
 use super::{Next, Recoveries, RecoveryId};
 use crate::store::{Finished, Replay, ReplayError, ReplayId, Step, Store};
+
+/// Bytes appended and not durable, past which a replay waits.
+const MAX_AHEAD: u32 = 1 << 20;
 
 /// What came of some work.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,7 +60,7 @@ pub enum Driven {
     Worked,
     /// Its recovery was told something, and may have more to ask of backups.
     Told,
-    /// The log is rolling over: go on when backups have answered.
+    /// The log is rolling over, or its backups are far behind: go on when they have answered.
     WaitsForBackups,
     /// Go on when segments have come.
     WaitsForSegments,
@@ -119,6 +125,9 @@ impl Replayer {
         store: &Store,
         recoveries: impl FnOnce() -> R,
     ) -> Driven {
+        if is_far_ahead(store) {
+            return Driven::WaitsForBackups;
+        }
         match self.step(store) {
             Stepped::Worked => Driven::Worked,
             Stepped::Wait => Driven::WaitsForBackups,
@@ -265,6 +274,11 @@ impl Replayer {
         self.work = Work::Replay { proved, at };
         Ok(stepped)
     }
+}
+
+fn is_far_ahead(store: &Store) -> bool {
+    let appended = store.writer().log().appended_position();
+    appended.bytes_since(store.durability().position()) >= MAX_AHEAD
 }
 
 fn digest_of(segment: &VerifiedSegment<'_>) -> Option<Vec<DigestItem>> {
