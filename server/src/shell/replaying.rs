@@ -2,22 +2,20 @@
 //!
 //! # Invariants
 //! 1. A thread ends when its recovery has failed, is finished, or was given up.
-//! 2. What a replay appends runs at most [`MAX_AHEAD`] and a batch ahead of what is durable: writes of
-//!    clients stand in the same line, and a backup that is far behind is sent bytes without a
-//!    certificate, which make nothing durable until it has caught up.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Wake;
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use ramkeep_rpc::clock;
+use ramkeep_master::recovery::{Driven, Outcome, RecoveryId, Replayer};
+use ramkeep_rpc::{Link, clock};
 use ramkeep_wire::LogPosition;
 
-use super::MasterShell;
-use crate::recovery::{Next, Outcome, RecoveryId, Replayer, Stepped};
-use crate::store::Store;
+use super::ServerShell;
+use crate::core::DataPlane;
 
 /// A thread that waits for backups looks again after as long, if nobody wakes it.
 const DURABLE_WAIT: Duration = Duration::from_millis(2);
@@ -26,8 +24,6 @@ const IDLE_WAIT: Duration = Duration::from_millis(20);
 /// Bytes appended by a replay that go to the backups in one message, so that hashing them never
 /// takes the lock for long.
 const SEND_AFTER: u32 = 128 << 10;
-/// Bytes appended and not durable, past which a replay waits.
-const MAX_AHEAD: u32 = 1 << 20;
 
 /// The threads that replay.
 #[derive(Debug, Default)]
@@ -38,7 +34,7 @@ pub(super) struct Threads {
 
 impl Threads {
     /// There may be something to do for them.
-    pub(super) fn wake(&self) {
+    pub(super) fn unpark(&self) {
         // One that comes just now looks before it sleeps.
         if self.count.load(Ordering::Relaxed) > 0 {
             self.all.lock().iter().for_each(Thread::unpark);
@@ -59,14 +55,27 @@ impl Threads {
     }
 }
 
+impl Wake for Threads {
+    fn wake(self: Arc<Self>) {
+        self.unpark();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.unpark();
+    }
+}
+
 /// Starts the thread of a recovery.
-pub(super) fn start(shell: &Arc<MasterShell>, id: RecoveryId, replayer: Replayer) {
+pub(super) fn start(shell: &Arc<ServerShell>, id: RecoveryId, replayer: Replayer) {
+    let Some(plane) = shell.plane().cloned() else {
+        return;
+    };
     let work = {
-        let shell = shell.clone();
+        let (shell, plane) = (shell.clone(), plane.clone());
         move || {
-            shell.recovery.threads.enter();
-            replay(&shell, id, replayer);
-            shell.recovery.threads.leave();
+            shell.threads.enter();
+            replay(&shell, &plane, id, replayer);
+            shell.threads.leave();
         }
     };
     let spawned = std::thread::Builder::new()
@@ -74,92 +83,60 @@ pub(super) fn start(shell: &Arc<MasterShell>, id: RecoveryId, replayer: Replayer
         .spawn(work);
     if let Err(error) = spawned {
         let failed = Outcome::Failed(format!("no thread to replay on: {error}"));
-        shell.master.recoveries().handle_outcome(id, failed);
+        plane.master().recoveries().handle_outcome(id, failed);
     }
 }
 
-fn replay(shell: &MasterShell, id: RecoveryId, mut replayer: Replayer) {
-    let store = shell.master.store();
+fn replay(shell: &ServerShell, plane: &DataPlane<Link>, id: RecoveryId, mut replayer: Replayer) {
+    let (master, store) = (plane.master(), plane.master().store());
     let mut sent = LogPosition::ZERO;
     let mut spent = Spent::new();
-    while !shell.master.is_fenced() {
-        if lets_backups_follow(shell, &mut sent, &mut spent) {
-            continue;
-        }
-        let stepped = replayer.step(store);
+    while !master.is_fenced() {
+        send_if_enough(plane, &mut sent, &mut spent);
+        let driven = replayer.drive(id, store, || master.recoveries());
         spent.add(|spent| &mut spent.working);
-        match stepped {
-            Stepped::Worked => {}
-            Stepped::Wait => {
-                wait_for_backups(shell);
-                spent.add(|spent| &mut spent.durable);
-            }
-            Stepped::Idle => {
-                let next = shell.master.recoveries().next_job(id);
-                match next {
-                    Next::Job(job) => replayer.give(job),
-                    Next::Nothing => {
-                        shell.pump(clock::now());
-                        std::thread::park_timeout(IDLE_WAIT);
-                        spent.add(|spent| &mut spent.fetching);
-                    }
-                    Next::Ended => return replayer.abandon(store),
-                }
-            }
-            Stepped::Said(outcome) => {
-                let failed = matches!(outcome, Outcome::Failed(_));
-                let finished = matches!(outcome, Outcome::Finished(_));
-                shell.master.recoveries().handle_outcome(id, outcome);
-                shell.recovery.look();
-                if failed {
-                    return replayer.abandon(store);
-                }
-                if finished {
-                    shell.pump(clock::now());
-                    return spent.tell();
-                }
+        match driven {
+            Driven::Worked => {}
+            Driven::Told => {
+                shell.look();
                 // What the next segment goes into.
                 store.populate_ahead();
             }
+            Driven::WaitsForBackups => {
+                wait_for_backups(shell, plane);
+                spent.add(|spent| &mut spent.durable);
+            }
+            Driven::WaitsForSegments => {
+                plane.pump(clock::now());
+                std::thread::park_timeout(IDLE_WAIT);
+                spent.add(|spent| &mut spent.fetching);
+            }
+            Driven::Finished(_) => {
+                shell.look();
+                plane.pump(clock::now());
+                return spent.tell();
+            }
+            Driven::Ended => return shell.look(),
         }
     }
 }
 
-/// Sends what was appended if it is enough for a message; then, if the backups are far behind, waits
-/// a while and says so.
-fn lets_backups_follow(shell: &MasterShell, sent: &mut LogPosition, spent: &mut Spent) -> bool {
-    let store = shell.master.store();
-    let appended = store.writer().log().appended_position();
-    if distance(*sent, appended) >= SEND_AFTER {
+/// Sends what was appended if it is enough for a message.
+fn send_if_enough(plane: &DataPlane<Link>, sent: &mut LogPosition, spent: &mut Spent) {
+    let appended = plane.master().store().writer().log().appended_position();
+    if appended.bytes_since(*sent) >= SEND_AFTER {
         *sent = appended;
-        shell.pump(clock::now());
+        plane.pump(clock::now());
         spent.add(|spent| &mut spent.sending);
     }
-    if is_near(store, appended) {
-        return false;
-    }
-    wait_for_backups(shell);
-    spent.add(|spent| &mut spent.durable);
-    true
 }
 
 /// Takes in what the backups answered, or sleeps until they have.
-fn wait_for_backups(shell: &MasterShell) {
-    if !shell.drive(clock::now()) {
-        shell.pump(clock::now());
+fn wait_for_backups(shell: &ServerShell, plane: &DataPlane<Link>) {
+    if !shell.drive(plane, clock::now()) {
+        plane.pump(clock::now());
         std::thread::park_timeout(DURABLE_WAIT);
     }
-}
-
-fn is_near(store: &Store, appended: LogPosition) -> bool {
-    distance(store.durability().position(), appended) < MAX_AHEAD
-}
-
-/// Bytes between two positions, as far as the head has them.
-fn distance(from: LogPosition, to: LogPosition) -> u32 {
-    let same = from.segment() == to.segment();
-    let from = if same { from.offset() } else { 0 };
-    to.offset().saturating_sub(from)
 }
 
 /// What a replaying thread spent its time on.

@@ -2,36 +2,38 @@
 #![cfg(feature = "shell")]
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ramkeep_master::core::{Master, MasterConfig};
-use ramkeep_master::shell::{ControlConfig, Coordinators, MasterShell, run_control};
 use ramkeep_master::store::{Store, StoreConfig};
 use ramkeep_rpc::{
     Batch, Identity, Peer, PollMode, Router, Service, Serving, Session, Wake, WorkerPool,
 };
 use ramkeep_wire::backup::{BackupRequest, BackupResponse, ReplicaInfo};
 use ramkeep_wire::certificate::CertificateKey;
-use ramkeep_wire::coordinator::{Roles, ServerEntry, ServerList, ServerState, Settings};
+use ramkeep_wire::coordinator::{ServerList, ServerState};
 use ramkeep_wire::data::{RejectRules, Status};
 use ramkeep_wire::envelope::{self, Kind};
 use ramkeep_wire::hello::Refusal;
-use ramkeep_wire::order::{Command, LogEnd, LostTablet, Order, OrderReply, Recovery, TabletGrant};
+use ramkeep_wire::order::{Command, LogEnd, LostTablet, OrderReply, Recovery, TabletGrant};
 use ramkeep_wire::{
-    Ballot, BootId, ClusterId, KeyHash, ListVersion, LogPosition, Micros, Party, ReplicationEpoch,
-    SegmentId, ServerId, TableId, postcards,
+    BootId, KeyHash, LogPosition, Micros, Party, ReplicationEpoch, SegmentId, ServerId, TableId,
+    postcards,
 };
+
+use common::{CLUSTER, Running, entry};
 
 const DEAD: ServerId = ServerId(1);
 const ME: ServerId = ServerId(2);
 const BACKUP: ServerId = ServerId(3);
-const CLUSTER: ClusterId = ClusterId([1; 16]);
 const KEY: CertificateKey = CertificateKey([4; 32]);
 const TABLE: TableId = TableId(1);
 const SEGMENT: u32 = 1 << 20;
 const OBJECTS: u64 = 20_000;
+const MEMORY: u64 = 64 << 20;
 
 type Copies = BTreeMap<SegmentId, (ReplicaInfo, Vec<u8>)>;
 
@@ -162,51 +164,10 @@ fn serve(pool: &WorkerPool, copies: Copies) -> Serving {
 }
 
 fn list(backup: &Serving) -> ServerList {
-    let entry = |server, state, addresses| ServerEntry {
-        server,
-        roles: Roles::BOTH,
-        addresses,
-        state,
-        replaces: None,
-        recovered: false,
-    };
-    ServerList {
-        version: ListVersion(1),
-        servers: vec![
-            entry(DEAD, ServerState::Crashed, Vec::new()),
-            entry(BACKUP, ServerState::Up, vec![backup.address().to_string()]),
-        ],
-    }
-}
-
-fn shell() -> Arc<MasterShell> {
-    let settings = Settings {
-        replicas: 0,
-        lease_us: 200_000,
-        backup_wait_us: 2_000_000,
-        heartbeat_us: 100_000,
-        suspect_us: 500_000,
-        segment_size: SEGMENT,
-    };
-    let config = MasterConfig {
-        me: ME,
-        cluster: CLUSTER,
-        key: CertificateKey([1; 32]),
-        settings,
-        memory: 64 << 20,
-        seed: 1,
-    };
-    let identity = Identity::new(None)
-        .with_cluster(CLUSTER)
-        .with_party(Party::server(ME));
-    MasterShell::new(Master::new(config).unwrap(), identity, PollMode::Never)
-}
-
-fn order(command: Command) -> Order {
-    Order {
-        ballot: Ballot::default(),
-        command,
-    }
+    common::list(vec![
+        entry(DEAD, ServerState::Crashed, Vec::new()),
+        entry(BACKUP, ServerState::Up, vec![backup.address().to_string()]),
+    ])
 }
 
 #[test]
@@ -229,20 +190,12 @@ fn a_crashed_masters_tablet_is_fetched_replayed_and_served() {
     };
     let mut builder = tokio::runtime::Builder::new_current_thread();
     let runtime = builder.enable_all().build().unwrap();
-    let shell = shell();
-    runtime.block_on(async {
-        let control = ControlConfig {
-            coordinators: Arc::new(Coordinators::new(&[], Identity::new(None))),
-            heartbeat: Duration::from_millis(100),
-            complete: Box::new(|_| ()),
-            prefault: false,
-        };
-        let running = tokio::spawn(run_control(shell.clone(), control));
-        let master = shell.master();
-        master.handle_order(order(Command::UpdateServers(list(&backup))));
+    let running = runtime.block_on(async {
+        let (settings, list) = (common::settings(SEGMENT), list(&backup));
+        let running = Running::start(ME, settings, list, MEMORY, PollMode::Never).await;
         let recovered = async {
             loop {
-                match master.handle_order(order(Command::Recover(recover.clone()))) {
+                match running.order(Command::Recover(recover.clone())) {
                     OrderReply::Recovered(positions) => return positions,
                     OrderReply::Recovering { .. } => {
                         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -254,11 +207,11 @@ fn a_crashed_masters_tablet_is_fetched_replayed_and_served() {
         let positions = tokio::time::timeout(Duration::from_secs(60), recovered)
             .await
             .unwrap();
-        let taken = master.handle_order(order(Command::TakeTablets(vec![whole()])));
+        let taken = running.order(Command::TakeTablets(vec![whole()]));
         assert_eq!(taken, OrderReply::Taken(positions));
-        running.abort();
+        running
     });
-    let store = shell.master().store();
+    let store = running.shell.plane().unwrap().master().store();
     let (guard, tablets) = (store.pin(), store.tablets());
     for number in 0..OBJECTS {
         let key = number.to_le_bytes();

@@ -5,33 +5,30 @@
     reason = "a test stops where the stage falls down"
 )]
 
+mod common;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use ramkeep_master::probing::Prober;
-use ramkeep_master::shell::{Coordinators, Probing};
 use ramkeep_rpc::{
     Address, Batch, Identity, Peer, PollMode, Router, Serving, Session, Wake, WorkerPool,
 };
-use ramkeep_wire::coordinator::{
-    Answer, Request, Response, Roles, ServerEntry, ServerList, ServerState, Symptom,
-};
+use ramkeep_wire::coordinator::{ServerEntry, ServerState, Symptom};
 use ramkeep_wire::envelope::{self, Kind};
 use ramkeep_wire::hello::Refusal;
-use ramkeep_wire::{Ballot, ListVersion, Micros, Party, PeerId, ServerId, postcards};
-use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+use ramkeep_wire::{Micros, Party, ServerId};
+
+use common::{Running, list, settings};
 
 const ME: ServerId = ServerId(1);
+const SEGMENT: u32 = 1 << 20;
+const MEMORY: u64 = 64 << 20;
 
-/// What the leader was told.
-type Told = UnboundedSender<(ServerId, Symptom)>;
-
-/// One who answers.
+/// One who is probed.
 #[derive(Clone)]
 enum Part {
-    Leader(Told),
     /// A server that answers probes, and notes that it was probed.
     Server(ServerId, Arc<Mutex<BTreeSet<ServerId>>>),
     /// A server that hangs.
@@ -52,26 +49,6 @@ impl Session for Part {
                     probed.lock().insert(*me);
                     envelope::append(out, asked.header.reply(Kind::ProbeReply), &[]);
                 }
-                Self::Leader(told) => {
-                    let request = postcards::decode(asked.payload).unwrap();
-                    let Request::Suspect {
-                        server,
-                        by,
-                        symptom,
-                    } = request
-                    else {
-                        panic!("{request:?}");
-                    };
-                    assert_eq!(by, ME);
-                    // The test has heard enough when nobody listens.
-                    let _ = told.send((server, symptom));
-                    let response = Response {
-                        ballot: Ballot::default(),
-                        answer: Answer::Noted,
-                    };
-                    let header = asked.header.reply(Kind::CoordinatorResponse);
-                    envelope::append(out, header, &postcards::encode(&response));
-                }
             }
         }
         Ok(())
@@ -88,30 +65,20 @@ impl Session for Part {
 
 fn play(pool: &WorkerPool, party: Party, part: Part) -> Serving {
     let open = move |_: &Peer, _: Wake| -> Box<dyn Session> { Box::new(part.clone()) };
-    let kinds = &[Kind::Probe, Kind::CoordinatorRequest];
-    let router = Router::new().route(kinds, Arc::new(open));
+    let router = Router::new().route(&[Kind::Probe], Arc::new(open));
     let anywhere = "127.0.0.1:0".parse().unwrap();
     let identity = Identity::new(None).with_party(party);
     pool.serve(&anywhere, &identity, router).unwrap()
 }
 
 fn entry(server: ServerId, address: &Address) -> ServerEntry {
-    ServerEntry {
-        server,
-        roles: Roles::BOTH,
-        addresses: vec![address.to_string()],
-        state: ServerState::Up,
-        replaces: None,
-        recovered: false,
-    }
+    common::entry(server, ServerState::Up, vec![address.to_string()])
 }
 
 #[tokio::test]
 async fn the_leader_is_told_of_who_hangs_has_ended_or_is_another_and_of_nobody_else() {
     let pool = WorkerPool::start(1, PollMode::Never).unwrap();
-    let (tell, mut told) = unbounded_channel();
     let probed = Arc::new(Mutex::new(BTreeSet::new()));
-    let leader = play(&pool, Party::coordinator(PeerId(1)), Part::Leader(tell));
     let server = |id| Part::Server(ServerId(id), probed.clone());
     let [well, ended, hangs, other] = [2, 3, 4, 5].map(ServerId);
     let at_well = play(&pool, Party::server(well), server(2));
@@ -119,21 +86,14 @@ async fn the_leader_is_told_of_who_hangs_has_ended_or_is_another_and_of_nobody_e
     // A process that is a new server by now has the address.
     let at_other = play(&pool, Party::server(ServerId(9)), server(9));
     let nowhere: Address = "127.0.0.1:1".parse().unwrap();
-    let list = ServerList {
-        version: ListVersion(1),
-        servers: vec![
-            entry(well, at_well.address()),
-            entry(ended, &nowhere),
-            entry(hangs, at_hangs.address()),
-            entry(other, at_other.address()),
-        ],
-    };
-    let identity = Identity::new(None).with_party(Party::server(ME));
-    let address = leader.address().to_string().parse().unwrap();
-    let coordinators = Arc::new(Coordinators::new(&[address], identity.clone()));
-    let probing = Probing::new(Prober::new(ME, 3), identity, coordinators);
-    let running =
-        tokio::spawn(probing.run(move |known| (known != list.version).then(|| list.clone())));
+    let list = list(vec![
+        entry(well, at_well.address()),
+        entry(ended, &nowhere),
+        entry(hangs, at_hangs.address()),
+        entry(other, at_other.address()),
+    ]);
+    let never = PollMode::Never;
+    let mut running = Running::start(ME, settings(SEGMENT), list, MEMORY, never).await;
     let mut symptoms = BTreeSet::new();
     let wanted = BTreeSet::from([
         (ended, "Refused".to_owned()),
@@ -142,7 +102,7 @@ async fn the_leader_is_told_of_who_hangs_has_ended_or_is_another_and_of_nobody_e
     ]);
     let all = async {
         while symptoms != wanted || !probed.lock().contains(&well) {
-            let (server, symptom) = told.recv().await.unwrap();
+            let (server, symptom) = running.told.recv().await.unwrap();
             // On a machine that is busy with other tests anybody may be slow once.
             if symptom != Symptom::Silent || server == hangs {
                 symptoms.insert((server, format!("{symptom:?}")));
@@ -156,5 +116,4 @@ async fn the_leader_is_told_of_who_hangs_has_ended_or_is_another_and_of_nobody_e
         !probed.lock().contains(&ServerId(9)),
         "it was meant for another"
     );
-    running.abort();
 }

@@ -13,15 +13,14 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use ramkeep_master::replication::placement::Random;
 use ramkeep_wire::coordinator::{Request, ServerList, ServerState, Symptom};
 use ramkeep_wire::limits::{PROBE_INTERVAL, PROBE_PATIENCE, PROBE_PAUSE};
 use ramkeep_wire::{ListVersion, Micros, ServerId};
 
-use crate::replication::placement::Random;
-
-/// What to do next.
+/// What a prober wants done.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Step {
+pub enum ProbeStep {
     /// Probe a server: what came of it goes to [`Prober::handle_answer`] or
     /// [`Prober::handle_failed`], with the number.
     Probe {
@@ -47,7 +46,7 @@ pub struct Prober {
     next: Micros,
     last: u64,
     asked: Option<Asked>,
-    steps: VecDeque<Step>,
+    steps: VecDeque<ProbeStep>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -74,12 +73,6 @@ impl Prober {
             asked: None,
             steps: VecDeque::new(),
         }
-    }
-
-    /// The server list that it has.
-    #[must_use]
-    pub fn list_version(&self) -> ListVersion {
-        self.version
     }
 
     /// Whether a server is one to be probed.
@@ -137,7 +130,7 @@ impl Prober {
             since: now,
             renewed: false,
         });
-        self.steps.push_back(Step::Probe {
+        self.steps.push_back(ProbeStep::Probe {
             number,
             server,
             addresses,
@@ -162,15 +155,15 @@ impl Prober {
     }
 
     /// The next thing to do.
-    pub fn poll_step(&mut self) -> Option<Step> {
+    pub fn poll_step(&mut self) -> Option<ProbeStep> {
         self.steps.pop_front()
     }
 
     /// At most once for each server until it is drained.
     fn tell(&mut self, server: ServerId, symptom: Symptom) {
-        let is_same = |step: &Step| matches!(step, Step::Tell(Request::Suspect { server: told, .. }) if *told == server);
+        let is_same = |step: &ProbeStep| matches!(step, ProbeStep::Tell(Request::Suspect { server: told, .. }) if *told == server);
         if self.knows(server) && !self.steps.iter().any(is_same) {
-            self.steps.push_back(Step::Tell(Request::Suspect {
+            self.steps.push_back(ProbeStep::Tell(Request::Suspect {
                 server,
                 by: self.me,
                 symptom,
@@ -233,11 +226,11 @@ mod tests {
             prober.handle_tick(now);
             while let Some(step) = prober.poll_step() {
                 match step {
-                    Step::Probe { number, server, .. } => {
+                    ProbeStep::Probe { number, server, .. } => {
                         probed.push(server);
                         answer(prober, number, server);
                     }
-                    Step::Tell(Request::Suspect {
+                    ProbeStep::Tell(Request::Suspect {
                         server,
                         by,
                         symptom,
@@ -245,7 +238,7 @@ mod tests {
                         assert_eq!(by, ME);
                         told.push((server, symptom));
                     }
-                    Step::Tell(other) => panic!("{other:?}"),
+                    ProbeStep::Tell(other) => panic!("{other:?}"),
                 }
             }
             now = now + TICK;
@@ -319,7 +312,7 @@ mod tests {
         for tick in 0..100 {
             prober.handle_tick(Micros(tick * 40_000));
             while let Some(step) = prober.poll_step() {
-                told += u32::from(matches!(step, Step::Tell(_)));
+                told += u32::from(matches!(step, ProbeStep::Tell(_)));
             }
         }
         assert!(told > 20, "{told}");

@@ -1,30 +1,27 @@
-//! The master's service over real sockets.
+//! Data requests over real sockets.
 #![cfg(feature = "shell")]
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use ramkeep_master::core::{Master, MasterConfig};
-use ramkeep_master::shell::{MasterService, MasterShell};
-use ramkeep_rpc::{Identity, Link, PollMode, Router, Serving, WorkerPool, clock, poll_until};
+use ramkeep_rpc::{Identity, Link, PollMode, clock, poll_until};
 use ramkeep_wire::bytes::Reader;
-use ramkeep_wire::certificate::CertificateKey;
-use ramkeep_wire::coordinator::{Answer, Request, Response, Settings};
+use ramkeep_wire::coordinator::ServerList;
 use ramkeep_wire::data::{self, Item, Op, RejectRules, ResponseItem, ScanCursor, Status};
 use ramkeep_wire::envelope::{self, Kind};
-use ramkeep_wire::order::{Command, Order, TabletGrant};
-use ramkeep_wire::{Ballot, ClientId, ClusterId, KeyHash, Party, RpcId, ServerId, TableId};
+use ramkeep_wire::order::{Command, OrderReply, TabletGrant};
+use ramkeep_wire::{ClientId, KeyHash, Party, RpcId, ServerId, TableId};
+
+use common::Running;
 
 const FULL: TableId = TableId(1);
 const EMPTY: TableId = TableId(2);
-
-struct Server {
-    serving: Serving,
-    _pool: WorkerPool,
-}
+const SEGMENT: u32 = 8 << 20;
+const MEMORY: u64 = 256 << 20;
 
 fn grant(table: TableId) -> TabletGrant {
     TabletGrant {
@@ -35,51 +32,13 @@ fn grant(table: TableId) -> TabletGrant {
 }
 
 /// A master without backups that serves two tables.
-fn server(mode: PollMode) -> Server {
-    let settings = Settings {
-        replicas: 0,
-        lease_us: 200_000,
-        backup_wait_us: 2_000_000,
-        heartbeat_us: 100_000,
-        suspect_us: 500_000,
-        segment_size: 8 << 20,
-    };
-    let me = ServerId(1);
-    let config = MasterConfig {
-        me,
-        cluster: ClusterId([1; 16]),
-        key: CertificateKey([1; 32]),
-        settings,
-        memory: 256 << 20,
-        seed: 1,
-    };
-    let master = Master::new(config).unwrap();
-    master.handle_order(Order {
-        ballot: Ballot::default(),
-        command: Command::TakeTablets(vec![grant(FULL), grant(EMPTY)]),
-    });
-    // For as long as the test takes.
-    let heard = Response {
-        ballot: Ballot::default(),
-        answer: Answer::Heard {
-            list: None,
-            lease_us: u32::MAX,
-            ended: ramkeep_wire::EndedClients::default(),
-        },
-    };
-    let report = Request::Heartbeat(master.heartbeat());
-    master.handle_answer(clock::now(), clock::now(), &report, Some(&heard));
-    let identity = Identity::new(None)
-        .with_cluster(ClusterId([1; 16]))
-        .with_party(Party::server(me));
-    let shell = MasterShell::new(master, identity.clone(), mode);
-    let pool = WorkerPool::start(1, mode).unwrap();
-    let router = Router::new().route(MasterService::KINDS, Arc::new(MasterService(shell)));
-    let serving = pool.serve(&"127.0.0.1:0".parse().unwrap(), &identity, router);
-    Server {
-        serving: serving.unwrap(),
-        _pool: pool,
-    }
+async fn server(mode: PollMode) -> Running {
+    let (settings, list) = (common::settings(SEGMENT), ServerList::default());
+    let running = Running::start(ServerId(1), settings, list, MEMORY, mode).await;
+    let grants = vec![grant(FULL), grant(EMPTY)];
+    let taken = running.order(Command::TakeTablets(grants));
+    assert!(matches!(taken, OrderReply::Taken(_)), "{taken:?}");
+    running
 }
 
 fn item<'a>(op: Op, id: u32, table: TableId, key: &'a [u8], value: &'a [u8]) -> Item<'a> {
@@ -96,7 +55,7 @@ fn item<'a>(op: Op, id: u32, table: TableId, key: &'a [u8], value: &'a [u8]) -> 
 
 /// Sends each group of items as an envelope, all in one go, and waits for all answers; a value is
 /// only measured.
-async fn ask(server: &Server, groups: &[Vec<Item<'_>>]) -> BTreeMap<u32, (Status, usize)> {
+async fn ask(server: &Running, groups: &[Vec<Item<'_>>]) -> BTreeMap<u32, (Status, usize)> {
     let identity = Identity::new(None);
     let address = server.serving.address();
     let link = Link::connect(address, &identity, Party::NONE, PollMode::Never);
@@ -141,9 +100,9 @@ fn run<T>(future: impl Future<Output = T>) -> T {
 
 #[test]
 fn more_than_a_connection_may_leave_unsent_can_be_asked_for_in_one_go() {
-    let server = server(PollMode::Adaptive);
     let value = vec![7; 1 << 20];
     run(async {
+        let server = server(PollMode::Adaptive).await;
         let written = ask(&server, &[vec![item(Op::Write, 0, FULL, b"k", &value)]]).await;
         assert_eq!(written[&0], (Status::Ok, 0));
         let reads: Vec<Vec<Item<'_>>> = (0..40)
@@ -158,9 +117,9 @@ fn more_than_a_connection_may_leave_unsent_can_be_asked_for_in_one_go() {
 
 #[test]
 fn a_scan_that_finds_little_goes_on_when_nothing_else_happens() {
-    let server = server(PollMode::Never);
     let keys: Vec<[u8; 4]> = (0..40_000u32).map(u32::to_le_bytes).collect();
     run(async {
+        let server = server(PollMode::Never).await;
         for some in keys.chunks(4_000) {
             let items = some.iter().enumerate();
             let items = items.map(|(id, key)| item(Op::Write, id as u32, FULL, key, b"value"));
