@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use paxos::limits::Timing;
 use ramkeep_control::shell::Direct;
+use ramkeep_coordinator::DeskEnd;
 use ramkeep_coordinator::core::default_settings;
 use ramkeep_coordinator::shell::{Running, ShellConfig, ShellError};
 use ramkeep_rpc::{Address, Identity, PollMode};
@@ -326,7 +327,10 @@ fn one_that_joins_takes_the_place_of_one_that_is_lost_which_ends() {
         group.stop(leader);
         assert_eq!(group.lease(1).await, client);
         group.start(lost).unwrap();
-        assert!(matches!(group.ended(lost), ShellError::Removed));
+        assert!(matches!(
+            group.ended(lost),
+            ShellError::End(DeskEnd::Removed)
+        ));
     });
 }
 

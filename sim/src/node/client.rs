@@ -188,6 +188,7 @@ impl ClientNode {
         let target = self.connections.get(&connection).map(|(target, _)| *target);
         match (target, envelope.header.kind) {
             (Some(target), Kind::Welcome) => {
+                context.prove(connection, &envelope);
                 self.connections.insert(connection, (target, true));
                 self.core.handle_link_up(target);
                 if let Some(bytes) = self.waiting.remove(&connection) {
