@@ -2,7 +2,7 @@
 
 use std::collections::btree_map::{BTreeMap, Entry};
 
-use ramkeep_master::probing::{Prober, Step};
+use ramkeep_server::core::{ProbeStep as Step, Prober};
 use ramkeep_wire::coordinator::Symptom;
 use ramkeep_wire::envelope::{Header, Kind};
 use ramkeep_wire::{Party, ServerId};
