@@ -15,6 +15,8 @@ mod coordinator;
 mod corrupt;
 mod counts;
 mod crash;
+mod down;
+mod fill;
 mod ledger;
 mod load;
 mod metadata;

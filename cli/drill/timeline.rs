@@ -13,7 +13,7 @@ use crate::failure::Failure;
 use crate::output::Output;
 
 /// Counts of the summary that spoil a drill.
-const MUST_BE_NONE: [&str; 16] = [
+const MUST_BE_NONE: [&str; 19] = [
     "lost_writes",
     "stale_reads",
     "wrong_values",
@@ -30,6 +30,9 @@ const MUST_BE_NONE: [&str; 16] = [
     "damage_unnoticed",
     "accused_wrongly",
     "rounds_failed",
+    "tablets_unserved",
+    "tablets_unexplained",
+    "puts_failed",
 ];
 
 /// Tells of a drill from its start on.
