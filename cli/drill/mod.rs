@@ -9,6 +9,7 @@
 mod all;
 mod asking;
 mod background;
+mod churn;
 mod cluster;
 mod cold;
 mod coordinator;

@@ -13,7 +13,7 @@ use crate::failure::Failure;
 use crate::output::Output;
 
 /// Counts of the summary that spoil a drill.
-const MUST_BE_NONE: [&str; 19] = [
+const MUST_BE_NONE: [&str; 20] = [
     "lost_writes",
     "stale_reads",
     "wrong_values",
@@ -33,6 +33,7 @@ const MUST_BE_NONE: [&str; 19] = [
     "tablets_unserved",
     "tablets_unexplained",
     "puts_failed",
+    "churn_failed",
 ];
 
 /// Tells of a drill from its start on.

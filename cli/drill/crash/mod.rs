@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use clap::{Args, ValueEnum};
 use serde_json::{Map, Value};
 
+use super::churn::Churn;
 use super::cluster::Cluster;
 use super::down::Down;
 use super::rounds;
@@ -94,6 +95,10 @@ pub(crate) struct CrashArgs {
     /// others, the rest are empty
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=8_192))]
     tables: u32,
+    /// Beside the whole drill so many loops of: connect, write once, disconnect. JSON: churn_clients
+    /// (how many came and went), churn_failed (of those, who could not write)
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=1_024))]
+    client_churn: u32,
     /// Wait until every segment has all its copies again, and compare the latency meanwhile with the
     /// healthy one. With --role backup it is so always
     #[arg(long)]
@@ -127,6 +132,7 @@ impl CrashArgs {
         let start = (self.shape()?, global);
         let (mut cluster, workload) = rounds::begin(start, &self.data(), timeline).await?;
         let addresses = cluster.addresses.clone();
+        let churn = Churn::start(&addresses, self.client_churn);
         let calm = Instant::now();
         tokio::time::sleep(self.steady).await;
         let victims = self.victims(&cluster, &mut random);
@@ -142,6 +148,7 @@ impl CrashArgs {
             )
             .await?;
         after.look(&cluster, timeline).await?;
+        let churned = Churn::finish(churn).await?;
         let svg = self.common.svg.as_deref();
         let served = (&addresses[..], &after.down);
         let (shared, tally) = rounds::conclude(workload, served, svg, timeline).await?;
@@ -155,6 +162,10 @@ impl CrashArgs {
         let (mut note, mut fields) = felt(&recovered, &shared, calm);
         note += &after.text();
         fields.extend(after.json());
+        if let Some(churned) = churned {
+            note += &churned.text();
+            fields.extend(churned.json());
+        }
         let outcome = Outcome {
             seed,
             recovered,
