@@ -79,7 +79,7 @@ async fn come_and_go(addresses: Vec<String>, number: u32, stop: Stop) -> Churned
     while !stop.is_set() {
         churned.came += 1;
         if let Err(failure) = write_once(&addresses, &format!("churn {number}")).await {
-            tracing::warn!(?failure, "a client that came and went");
+            tracing::warn!(%failure, "a client that came and went");
             churned.failed += 1;
         }
         tokio::time::sleep(PACE).await;

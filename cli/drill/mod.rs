@@ -10,6 +10,7 @@ mod all;
 mod asking;
 mod background;
 mod churn;
+mod clients;
 mod cluster;
 mod cold;
 mod coordinator;
@@ -65,6 +66,8 @@ pub(crate) enum DrillArgs {
     Rejoin(rejoin::RejoinArgs),
     /// Keep every core busy for long, and see nobody taken for dead
     Load(load::LoadArgs),
+    /// Hold very many clients, and see a server join and another recovered
+    Clients(clients::ClientsArgs),
     /// Crash, damage and cold start, each several times, and one table of what came of it
     All(all::AllArgs),
 }
@@ -145,6 +148,7 @@ pub(crate) fn run(args: &DrillArgs, global: &Global) -> Result<(), Failure> {
                 DrillArgs::Outage(args) => args.run(global, timeline).await,
                 DrillArgs::Rejoin(args) => args.run(global, timeline).await,
                 DrillArgs::Load(args) => args.run(global, timeline).await,
+                DrillArgs::Clients(args) => args.run(global, timeline).await,
                 DrillArgs::All(args) => args.run(timeline).await,
             }
         };

@@ -13,7 +13,7 @@ use crate::failure::Failure;
 use crate::output::Output;
 
 /// Counts of the summary that spoil a drill.
-const MUST_BE_NONE: [&str; 20] = [
+const MUST_BE_NONE: [&str; 25] = [
     "lost_writes",
     "stale_reads",
     "wrong_values",
@@ -34,6 +34,11 @@ const MUST_BE_NONE: [&str; 20] = [
     "tablets_unexplained",
     "puts_failed",
     "churn_failed",
+    "clients_refused",
+    "clients_failed",
+    "status_failed",
+    "joins_failed",
+    "recoveries_failed",
 ];
 
 /// Tells of a drill from its start on.
