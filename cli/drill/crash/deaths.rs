@@ -33,7 +33,9 @@ pub(in crate::drill) struct Recovered {
     pub(in crate::drill) first_read: Duration,
     /// Until all of it had new owners, or new copies.
     pub(in crate::drill) recover: Duration,
-    /// Until all of it was read again.
+    /// Until every tablet was served by somebody, as the leader knows it.
+    pub(in crate::drill) served: Duration,
+    /// Until all of it was read again, and every tablet served.
     pub(in crate::drill) unavailable: Duration,
     /// What that consists of.
     pub(in crate::drill) parts: Vec<(&'static str, Duration)>,
@@ -148,8 +150,7 @@ impl<'a> Deaths<'a> {
         let mut recovered = Vec::new();
         for mut death in std::mem::take(&mut self.dead) {
             death.steps.close(led.at);
-            let given_up = (!down.is_empty()).then_some(led.at);
-            recovered.push(self.end(death, given_up).await?);
+            recovered.push(self.end(death, led.at, !down.is_empty()).await?);
         }
         self.draw_parts(&recovered);
         if self.heal {
@@ -199,6 +200,7 @@ impl<'a> Deaths<'a> {
                 detect,
                 first_read: Duration::ZERO,
                 recover,
+                served: Duration::ZERO,
                 unavailable: Duration::ZERO,
                 parts: vec![("detect", detect), ("copy", recover - detect)],
                 healing: Some(healing),
@@ -359,22 +361,24 @@ impl<'a> Deaths<'a> {
         tell(self.timeline, self.start, at, what)
     }
 
-    /// What came of a death. `given_up`: from when on nothing more is waited for.
+    /// What came of a death. `served`: when all tablets were, or when that was `given_up`.
     async fn end(
         &self,
         death: Death,
-        given_up: Option<Instant>,
+        served: Instant,
+        given_up: bool,
     ) -> Result<(Recovered, Vec<Took>), Failure> {
         let committed = death.steps.committed().unwrap_or(death.killed);
-        let (first, last) = match (death.reads, given_up) {
-            (Some(reads), Some(at)) => {
+        let (first, last) = match death.reads {
+            Some(reads) if given_up => {
                 reads.abort();
-                (at, at)
+                (served, served)
             }
-            (Some(reads), None) => reads.await.map_err(Failure::new)??,
+            Some(reads) => reads.await.map_err(Failure::new)??,
             // It owned no key.
-            (None, _) => (committed, committed),
+            None => (committed, committed),
         };
+        let last = last.max(served);
         let after = |at: Instant| at.duration_since(death.killed);
         let parts = death.steps.parts(death.killed, last);
         let recovered = Recovered {
@@ -383,6 +387,7 @@ impl<'a> Deaths<'a> {
             detect: death.steps.detected().map_or(Duration::ZERO, after),
             first_read: after(first),
             recover: after(committed),
+            served: after(served),
             unavailable: after(last),
             parts: parts
                 .iter()

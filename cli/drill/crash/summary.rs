@@ -70,6 +70,7 @@ impl Outcome {
             ("detect_ms", ms(self.most(|one| one.detect)).into()),
             ("first_read_ms", ms(self.most(|one| one.first_read)).into()),
             ("recover_ms", ms(self.most(|one| one.recover)).into()),
+            ("served_ms", ms(self.most(|one| one.served)).into()),
             ("unavailable_ms", ms(self.unavailable()).into()),
             ("parts_ms", parts.unwrap_or_default()),
         ];
@@ -91,12 +92,13 @@ impl Outcome {
             .collect();
         format!(
             "servers {:?} killed, {} of data recovered: decided crashed after {} ms, first read served \
-             after {} ms, all tablets served after {} ms, unavailable {} ms\n  of which ms: {}\n{}",
+             after {} ms, new owners decided after {} ms, all tablets served after {} ms, unavailable {} ms\n  of which ms: {}\n{}",
             self.victims(),
             Size(self.lost_memory),
             ms(self.most(|one| one.detect)),
             ms(self.most(|one| one.first_read)),
             ms(self.most(|one| one.recover)),
+            ms(self.most(|one| one.served)),
             ms(self.unavailable()),
             parts.join(", "),
             self.tally.text(),
@@ -141,6 +143,7 @@ pub(in crate::drill) fn totals(seed: u64, outcomes: &[Outcome]) -> Map<String, V
         ("detect_ms", most(|one| one.detect).into()),
         ("first_read_ms", most(|one| one.first_read).into()),
         ("recover_ms", most(|one| one.recover).into()),
+        ("served_ms", most(|one| one.served).into()),
         ("unavailable_ms", ms(longest.unavailable()).into()),
         ("median_ms", medians(outcomes)),
         ("each", outcomes.iter().map(each).collect()),
@@ -221,6 +224,7 @@ mod tests {
                 detect: ms(unavailable / 2),
                 first_read: ms(unavailable),
                 recover: ms(unavailable),
+                served: ms(unavailable),
                 unavailable: ms(unavailable),
                 parts: vec![
                     ("detect", ms(unavailable / 2)),
