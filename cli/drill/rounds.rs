@@ -56,7 +56,8 @@ pub(super) async fn begin(
 ) -> Result<(Cluster, Workload), Failure> {
     let cluster = Cluster::start(shape, global).await?;
     timeline.tell("cluster ready")?;
-    let workload = Workload::start_with(&cluster.addresses, data, RECOVERY_DEADLINE).await?;
+    let workload =
+        Workload::start_with(&cluster.addresses[..].into(), data, RECOVERY_DEADLINE).await?;
     let bytes = Size(workload.shared.bytes);
     timeline.tell(format_args!("{bytes} loaded, workload runs"))?;
     Ok((cluster, workload))
@@ -74,7 +75,7 @@ pub(super) async fn conclude(
         tokio::time::sleep(picture::AFTER).await;
     }
     let shared = workload.finish().await?;
-    let (tally, objects) = read_back_but(addresses, &shared, down).await?;
+    let (tally, objects) = read_back_but(&addresses.into(), &shared, down).await?;
     timeline.tell(format_args!("{objects} objects read back"))?;
     Ok((shared, tally))
 }

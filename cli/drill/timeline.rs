@@ -13,7 +13,7 @@ use crate::failure::Failure;
 use crate::output::Output;
 
 /// Counts of the summary that spoil a drill.
-const MUST_BE_NONE: [&str; 25] = [
+const MUST_BE_NONE: [&str; 27] = [
     "lost_writes",
     "stale_reads",
     "wrong_values",
@@ -34,6 +34,8 @@ const MUST_BE_NONE: [&str; 25] = [
     "tablets_unexplained",
     "puts_failed",
     "churn_failed",
+    "sides_stuck",
+    "sides_late",
     "clients_refused",
     "clients_failed",
     "status_failed",
@@ -124,6 +126,14 @@ impl Timeline {
         picture::save(&scene, path)?;
         drop(story);
         self.tell(format_args!("picture: {}", path.display()))
+    }
+
+    /// The drill of this name can't be done here, which is no failure of it.
+    pub(super) fn skip(self, drill: &str, why: &str) -> Result<(), Failure> {
+        let json = serde_json::json!({ "drill": drill, "skipped": why });
+        Ok(self
+            .output
+            .line(format!("{drill}: skipped: {why}"), &json)?)
     }
 
     /// The end of the drill of this name: a summary, and a failure if it counts what must not be.

@@ -1,6 +1,6 @@
 //! What a read may find, and what must be there in the end.
 
-use super::{BATCH, Group, Shared, connect};
+use super::{BATCH, Group, Reach, Shared};
 use crate::drill::counts::{Finding, Tally};
 use crate::drill::down::Down;
 use crate::drill::record::{Found, Record, Verdict};
@@ -49,27 +49,27 @@ pub(in crate::drill) async fn read_back(
     wanted: impl Fn(&Group) -> bool,
 ) -> Result<Tally, Failure> {
     let groups = shared.groups.iter().filter(|group| wanted(group));
-    read_groups(addresses, shared, groups, &Down::default()).await?;
+    read_groups(&addresses.into(), shared, groups, &Down::default()).await?;
     Ok(shared.tally(wanted))
 }
 
 /// Reads back every key but those that nobody serves. How many objects that are.
 pub(in crate::drill) async fn read_back_but(
-    addresses: &[String],
+    reach: &Reach,
     shared: &Shared,
     down: &Down,
 ) -> Result<(Tally, usize), Failure> {
-    let read = read_groups(addresses, shared, shared.groups.iter(), down).await?;
+    let read = read_groups(reach, shared, shared.groups.iter(), down).await?;
     Ok((shared.tally(|_| true), read))
 }
 
 async fn read_groups(
-    addresses: &[String],
+    reach: &Reach,
     shared: &Shared,
     groups: impl Iterator<Item = &Group>,
     down: &Down,
 ) -> Result<usize, Failure> {
-    let client = connect(addresses).await?;
+    let client = reach.connect().await?;
     let tables = shared.spread.open(&client).await?;
     let mut read = 0;
     for group in groups {

@@ -145,6 +145,7 @@ pub(super) fn groups(
                 probes: Vec::new(),
                 counters: Vec::new(),
                 counts: Counts::default(),
+                done: Default::default(),
             }),
         }
     }

@@ -13,7 +13,9 @@ mod spread;
 mod tasks;
 
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use ramkeep_client::{Client, TableId, Version};
@@ -25,6 +27,7 @@ use super::counts::{Counts, Tally};
 use super::record::Record;
 use super::samples::Samples;
 use crate::failure::Failure;
+use crate::up::namespace::Namespace;
 pub(super) use check::{read_back, read_back_but};
 use load::Loader;
 use spread::Spread;
@@ -34,7 +37,7 @@ pub(super) const TABLE: &str = "drill";
 /// Bytes of a loaded value.
 pub(super) const LOADED_VALUE: usize = 1_000;
 /// How long an operation may wait where nobody's death is waited for.
-const DEFAULT_DEADLINE: Duration = Duration::from_secs(10);
+pub(super) const DEFAULT_DEADLINE: Duration = Duration::from_secs(10);
 /// How long one may wait while data is loaded; many tables take long to be made.
 const LOAD_DEADLINE: Duration = Duration::from_secs(60);
 /// How long an operation may wait for its tablet to be recovered.
@@ -103,6 +106,15 @@ pub(super) struct Group {
     counters: Vec<(String, Record)>,
     /// What happened.
     pub(super) counts: Counts,
+    /// Operations that each of its tasks had answered.
+    done: [AtomicU64; 2 * TASKS_PER_SERVER as usize],
+}
+
+impl Group {
+    /// How many operations each of its tasks has had answered.
+    pub(super) fn done(&self) -> Vec<u64> {
+        self.done.iter().map(|count| count.load(Relaxed)).collect()
+    }
 }
 
 /// What all tasks share.
@@ -154,22 +166,22 @@ pub(super) struct Workload {
 impl Workload {
     /// Loads `bytes` of values and begins.
     pub(super) async fn start(addresses: &[String], bytes: u64) -> Result<Self, Failure> {
-        Self::start_with(addresses, &Data::of(bytes), DEFAULT_DEADLINE).await
+        Self::start_with(&addresses.into(), &Data::of(bytes), DEFAULT_DEADLINE).await
     }
 
     /// The same where somebody dies: operations wait until tablets are recovered.
     pub(super) async fn start_patient(addresses: &[String], bytes: u64) -> Result<Self, Failure> {
-        Self::start_with(addresses, &Data::of(bytes), RECOVERY_DEADLINE).await
+        Self::start_with(&addresses.into(), &Data::of(bytes), RECOVERY_DEADLINE).await
     }
 
     /// Loads `data` and begins, with operations that wait up to `deadline`.
     pub(super) async fn start_with(
-        addresses: &[String],
+        reach: &Reach,
         data: &Data,
         deadline: Duration,
     ) -> Result<Self, Failure> {
-        let client = connect(addresses).await?.with_deadline(LOAD_DEADLINE);
-        let (spread, tables) = Spread::make(addresses, &client, data.tables).await?;
+        let client = reach.connect().await?.with_deadline(LOAD_DEADLINE);
+        let (spread, tables) = Spread::make(reach, &client, data.tables).await?;
         let loader = Loader {
             client: &client,
             spread: &spread,
@@ -186,9 +198,8 @@ impl Workload {
             groups,
             samples: Samples::default(),
         });
-        let (addresses, running) = (addresses.to_vec(), shared.clone());
-        let background =
-            Background::start(move |stop| tasks::run(addresses, running, deadline, stop));
+        let (reach, running) = (reach.clone(), shared.clone());
+        let background = Background::start(move |stop| tasks::run(reach, running, deadline, stop));
         let workload = Self { shared, background };
         workload.goes_on(|_| true).await?;
         Ok(workload)
@@ -220,9 +231,38 @@ impl Workload {
     }
 }
 
+/// How clients reach a cluster.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Reach {
+    /// Of the coordinators.
+    pub(super) addresses: Vec<String>,
+    /// File with the key that all share.
+    pub(super) key_file: Option<PathBuf>,
+    /// Where the workload runs, if not where the drill does.
+    pub(super) namespace: Option<Namespace>,
+}
+
+impl From<&[String]> for Reach {
+    fn from(addresses: &[String]) -> Self {
+        Self {
+            addresses: addresses.to_vec(),
+            ..Self::default()
+        }
+    }
+}
+
+impl Reach {
+    /// A client of the cluster.
+    pub(super) async fn connect(&self) -> Result<Client, Failure> {
+        let mut builder = Client::builder().coordinators(self.addresses.clone());
+        if let Some(file) = &self.key_file {
+            builder = builder.key_file(file);
+        }
+        builder.connect().await.map_err(Failure::new)
+    }
+}
+
 /// A client of the drill's cluster.
 pub(super) async fn connect(addresses: &[String]) -> Result<Client, Failure> {
-    Client::connect(addresses.to_vec())
-        .await
-        .map_err(Failure::new)
+    Reach::from(addresses).connect().await
 }

@@ -3,7 +3,7 @@
 use ramkeep_client::{Client, Table, TableId};
 use tokio::task::JoinSet;
 
-use super::{LOAD_DEADLINE, TABLE, connect};
+use super::{LOAD_DEADLINE, Reach, TABLE};
 use crate::failure::Failure;
 
 /// Of the further tables one in so many has objects.
@@ -20,7 +20,7 @@ pub(super) struct Spread(Vec<TableId>);
 impl Spread {
     /// Makes so many tables, and opens those that are to have objects.
     pub(super) async fn make(
-        addresses: &[String],
+        reach: &Reach,
         client: &Client,
         tables: u32,
     ) -> Result<(Self, Vec<Table>), Failure> {
@@ -28,7 +28,7 @@ impl Spread {
         let mut makers = JoinSet::new();
         for first in 0..MAKERS.min(tables) {
             // Results of one client are kept until it has all before them.
-            let maker = connect(addresses).await?.with_deadline(LOAD_DEADLINE);
+            let maker = reach.connect().await?.with_deadline(LOAD_DEADLINE);
             makers.spawn(async move {
                 for number in (first..tables).step_by(MAKERS as usize) {
                     maker.create_table(&name(number)).await?;

@@ -1,12 +1,13 @@
 //! Writers and readers.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use ramkeep_client::{Error, Object, Reject, Table, Version};
 use tokio::task::JoinSet;
 
-use super::{Group, PACE, Shared, TASKS_PER_SERVER, check, connect};
+use super::{Group, PACE, Reach, Shared, TASKS_PER_SERVER, check};
 use crate::drill::background::Stop;
 use crate::drill::counts::Finding;
 use crate::drill::record::{Record, removes};
@@ -20,30 +21,34 @@ const CLIENTS: usize = 2;
 
 /// Reads and writes until it is stopped.
 pub(super) async fn run(
-    addresses: Vec<String>,
+    reach: Reach,
     shared: Arc<Shared>,
     deadline: Duration,
     stop: Stop,
 ) -> Result<(), Failure> {
+    if let Some(namespace) = &reach.namespace {
+        namespace.enter()?;
+    }
     let mut tables = Vec::new();
     for _ in 0..CLIENTS {
-        let client = connect(&addresses).await?.with_deadline(deadline);
+        let client = reach.connect().await?.with_deadline(deadline);
         tables.push(Arc::from(shared.spread.open(&client).await?));
     }
     let mut tasks = JoinSet::new();
     for group in 0..shared.groups.len() {
         for part in 0..TASKS_PER_SERVER {
-            let task = |tables: &Arc<[Table]>| Task {
+            let task = |tables: &Arc<[Table]>, number| Task {
                 tables: tables.clone(),
                 shared: shared.clone(),
                 group,
                 part,
+                number,
                 random: Random((group as u64) << 32 | part),
                 stop: stop.clone(),
             };
             let at = (group + part as usize) % CLIENTS;
-            tasks.spawn(task(&tables[at]).write());
-            tasks.spawn(task(&tables[CLIENTS - 1 - at]).read());
+            tasks.spawn(task(&tables[at], part).write());
+            tasks.spawn(task(&tables[CLIENTS - 1 - at], TASKS_PER_SERVER + part).read());
         }
     }
     while let Some(ended) = tasks.join_next().await {
@@ -59,6 +64,8 @@ struct Task {
     shared: Arc<Shared>,
     group: usize,
     part: u64,
+    /// Among the tasks of its group.
+    number: u64,
     random: Random,
     stop: Stop,
 }
@@ -96,6 +103,7 @@ impl Task {
     fn took(&self, began: Instant) -> Duration {
         let took = began.elapsed();
         self.shared.samples.note(self.group, took);
+        self.group().done[self.number as usize].fetch_add(1, Relaxed);
         took
     }
 
