@@ -6,12 +6,14 @@
 #![forbid(unsafe_code)]
 
 mod asking;
-pub mod conversation;
+mod conversation;
 pub mod limits;
 pub mod peers;
 mod rpc_ids;
+#[cfg(feature = "shell")]
+pub mod shell;
 
 pub use asking::Asking;
-pub use conversation::{Answered, Conversation, Sequencing, Unanswered};
+pub use conversation::{Answered, Conversation, Sequencing, Unanswered, is_mutation, is_slow};
 pub use limits::backoff;
 pub use rpc_ids::RpcIds;

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use paxos::limits::Timing;
+use ramkeep_coordinator::DeskEnd;
 use ramkeep_coordinator::core::default_settings;
 use ramkeep_coordinator::shell::{Running, ShellConfig, ShellError};
 use ramkeep_rpc::{Address, Caller, Identity, Link, PollMode};
@@ -328,7 +329,10 @@ fn one_that_joins_takes_the_place_of_one_that_is_lost_which_ends() {
         group.stop(leader);
         assert_eq!(group.lease(1).await, client);
         group.start(lost).unwrap();
-        assert!(matches!(group.ended(lost), ShellError::Removed));
+        assert!(matches!(
+            group.ended(lost),
+            ShellError::End(DeskEnd::Removed)
+        ));
     });
 }
 

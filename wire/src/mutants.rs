@@ -102,6 +102,14 @@ crate::named! {
     HearTheDead = "hear-the-dead",
     /// Coordinator: a leader answers from its state when its lease has run out.
     AnswerWithoutLease = "answer-without-lease",
+    /// Coordinator: an answer is given although the lease ended after the core had made it.
+    StaleReply = "stale-reply",
+    /// Coordinator: an answer goes to whoever connected last.
+    AnswerTheNewest = "answer-the-newest",
+    /// Coordinator: another coordinator may speak for a third.
+    HearAnyPeer = "hear-any-peer",
+    /// Coordinator: the core is not told that a question to a backup was lost.
+    LoseQuestions = "lose-questions",
     /// Coordinator: a request that a client sends again runs again.
     ForgetOnce = "forget-once",
     /// Coordinator: a new leader takes the time before it led for silence of the servers.

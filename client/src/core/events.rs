@@ -8,8 +8,7 @@ use ramkeep_wire::{ClientId, Micros, ServerId};
 
 use super::control::Event;
 use super::links::LinkState;
-use super::routing::{FOR_LEASE, NO_MAP};
-use super::slots::{OpId, Phase};
+use super::slots::{Awaited, OpId, Phase};
 use super::{Core, Target, answers};
 use crate::error::Error;
 use crate::limits::{MAP_PATIENCE, backoff};
@@ -72,13 +71,13 @@ impl Core {
             Status::RetryLater => {
                 slot.attempts += 1;
                 let until = now + backoff(slot.attempts);
-                self.wait(op, NO_MAP, until);
+                self.wait(op, Awaited::Time, until);
             }
             Status::WrongServer => {
                 slot.attempts += 1;
                 slot.refused_by = Some(server);
                 let map = self.control.refresh();
-                self.wait(op, map, now + MAP_PATIENCE);
+                self.wait(op, Awaited::Map(map), now + MAP_PATIENCE);
             }
             Status::LeaseOver => self.lease_over(now, op),
             Status::NotRemembered => {
@@ -117,35 +116,41 @@ impl Core {
         self.dispatch(now, op);
     }
 
-    /// Takes the coordinator's answer.
+    /// Takes the answer of the coordinator of this number.
     pub fn handle_coordinator_response(
         &mut self,
         now: Micros,
+        peer: usize,
         correlation: u64,
         response: Response,
     ) {
         self.attention = true;
-        match self.control.handle(now, correlation, response) {
-            Some(Event::Map(number, map)) => self.handle_map(now, number, map),
-            Some(Event::Lease(client, lease_us)) => {
-                self.lease.opened(now, client, lease_us);
-                self.leave_for_lease(now);
-            }
-            Some(Event::LeaseLost) => self.lease.lost(now),
-            Some(Event::LeaseRefused) => {
-                self.lease.refused(now);
-                self.leave_for_lease(now);
-            }
-            Some(Event::Forgotten(client, over)) => {
-                if client == self.lease.client() {
-                    self.lease.lost(now);
+        self.control.handle(now, peer, correlation, response);
+        self.heed_control(now);
+    }
+
+    /// Does what follows from what the coordinators answered, or did not in time.
+    pub(super) fn heed_control(&mut self, now: Micros) {
+        while let Some(event) = self.control.poll_event() {
+            match event {
+                Event::Map(number, map) => self.handle_map(now, number, map),
+                Event::Lease(client, lease_us) => {
+                    self.lease.opened(now, client, lease_us);
+                    self.leave_for_lease(now);
                 }
-                if let Some((op, error)) = over {
-                    self.complete_request(op, Err(error));
+                Event::Renewed => {}
+                Event::LeaseLost => self.lease.lost(now),
+                Event::LeaseRefused => {
+                    self.lease.refused(now);
+                    self.leave_for_lease(now);
                 }
+                Event::Forgotten(client) => {
+                    if client == self.lease.client() {
+                        self.lease.lost(now);
+                    }
+                }
+                Event::Done(op, result) => self.complete_request(op, result.map(Outcome::Answer)),
             }
-            Some(Event::Done(op, result)) => self.complete_request(op, result.map(Outcome::Answer)),
-            Some(Event::Renewed) | None => {}
         }
     }
 
@@ -153,7 +158,11 @@ impl Core {
     fn leave_for_lease(&mut self, now: Micros) {
         for index in 0..self.slots.high_water() {
             let (op, slot) = self.slots.at(index);
-            if matches!(slot.phase, Phase::Waiting { map: FOR_LEASE, .. }) {
+            if let Phase::Waiting {
+                awaited: Awaited::Lease,
+                ..
+            } = slot.phase
+            {
                 self.dispatch(now, op);
             }
         }

@@ -17,7 +17,6 @@
 //!    again.
 
 mod answers;
-mod asks;
 mod control;
 mod events;
 mod lease;
@@ -32,6 +31,7 @@ mod timing;
 
 use std::collections::{BTreeMap, VecDeque};
 
+use ramkeep_control::{RpcIds, is_mutation};
 use ramkeep_wire::coordinator::{Request, Table};
 use ramkeep_wire::data::{self, Item, Op, ScanCursor};
 use ramkeep_wire::envelope::Header;
@@ -47,7 +47,6 @@ use self::slots::{Begin, Phase, Slots};
 use crate::error::Error;
 use crate::limits::{MAX_PENDING, MAX_PENDING_BYTES};
 use crate::types::{Operation, Outcome};
-use ramkeep_control::RpcIds;
 
 /// Whom something is sent to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -250,7 +249,7 @@ impl Core {
         deadline: Micros,
     ) -> Result<OpId, NotStarted> {
         self.attention = true;
-        if asks::is_mutation(&request) {
+        if is_mutation(&request) {
             self.lease.want_soon();
         }
         let op = self.control.start(request, deadline);

@@ -5,8 +5,7 @@ use ramkeep_wire::envelope::{Header, Kind};
 use ramkeep_wire::limits::MAX_ITEMS;
 use ramkeep_wire::{ClientId, Micros, Party, ServerId};
 
-use super::routing::FOR_LEASE;
-use super::slots::{OpId, Phase};
+use super::slots::{Awaited, OpId, Phase};
 use super::{Core, Target};
 use crate::limits::{MAX_BATCH_BYTES, MAX_PENDING};
 
@@ -73,8 +72,8 @@ impl Core {
         let header = self.header(to);
         let filled = match to {
             Target::Coordinator(peer) => {
-                let (known, client) = (self.routes.version(), self.lease.client());
-                self.control.fill(now, peer, known, client, payload)
+                let client = self.lease.client();
+                self.control.fill(now, peer, client, payload)
             }
             Target::Server(server) => self.fill_items(now, server, payload),
         };
@@ -125,8 +124,8 @@ impl Core {
                     && !slot.unremembered
                     && let Some(until) = self.lease.waits(now)
                 {
-                    let map = FOR_LEASE;
-                    slot.phase = Phase::Waiting { map, until };
+                    let awaited = Awaited::Lease;
+                    slot.phase = Phase::Waiting { awaited, until };
                     self.wake_bound = self.wake_bound.min(until);
                     self.attention = true;
                     link.queue.pop_front();

@@ -23,9 +23,8 @@ impl Core {
         if self.servers.values_mut().any(|link| link.is_silent(now)) {
             self.control.refresh();
         }
-        for (op, error) in self.control.tick(now) {
-            self.complete_request(op, Err(error));
-        }
+        self.control.tick(now);
+        self.heed_control(now);
         if let Some(request) = self.lease.due(now) {
             self.control.ask_lease(request);
         }

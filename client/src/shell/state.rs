@@ -153,11 +153,11 @@ impl State {
             (Target::Server(server), Kind::DataResponse) => {
                 self.core.handle_response(now, server, envelope.payload);
             }
-            (Target::Coordinator(_), Kind::CoordinatorResponse) => {
+            (Target::Coordinator(peer), Kind::CoordinatorResponse) => {
                 let response =
                     postcards::decode(envelope.payload).map_err(|error| error.to_string())?;
                 let correlation = envelope.header.correlation;
-                (self.core).handle_coordinator_response(now, correlation, response);
+                (self.core).handle_coordinator_response(now, peer, correlation, response);
             }
             (_, kind) => return Err(format!("an envelope of kind {kind:?} is not for a client")),
         }

@@ -73,13 +73,8 @@ impl<O> Ask<O> {
         self.sent.is_none() && self.not_before <= now && !held_back
     }
 
-    /// Whether its answer may wait for others than the leader.
     pub(super) fn is_slow(&self) -> bool {
-        is_mutation(&self.request)
-            || matches!(
-                self.request,
-                Request::ReplaceCoordinator { .. } | Request::AcceptLoss(_)
-            )
+        is_slow(&self.request)
     }
 
     /// When its coordinator is to be given up.
@@ -144,6 +139,16 @@ pub fn is_mutation(request: &Request) -> bool {
         request,
         Request::CreateTable { .. } | Request::DropTable { .. }
     )
+}
+
+/// Whether a request's answer may wait for others than the leader.
+#[must_use]
+pub fn is_slow(request: &Request) -> bool {
+    is_mutation(request)
+        || matches!(
+            request,
+            Request::ReplaceCoordinator { .. } | Request::AcceptLoss(_)
+        )
 }
 
 /// Whether it changes nothing.

@@ -22,8 +22,8 @@ use ramkeep_wire::coordinator::{Answer, Once, Refused, Request, Response};
 use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::{Ballot, ClientId, MapVersion, Micros, postcards};
 
-pub use self::ask::is_mutation;
 use self::ask::{Ask, Asker, Sent, once_of};
+pub use self::ask::{is_mutation, is_slow};
 use crate::limits::{MAX_ASKS, backoff};
 use crate::peers::{PATIENCE, Peers};
 use crate::rpc_ids::RpcIds;
@@ -223,6 +223,12 @@ impl<O: PartialEq> Conversation<O> {
     fn due(&self, now: Micros) -> Option<usize> {
         let (sequencing, has_room) = (self.sequencing, self.sequences.has_room());
         (self.asks.iter()).position(|ask| ask.is_due(now, sequencing, has_room))
+    }
+
+    /// The correlation of the next request.
+    #[must_use]
+    pub fn next_correlation(&self) -> u64 {
+        self.next_correlation
     }
 
     /// Appends the next request's payload, if there is one for this coordinator, and returns the

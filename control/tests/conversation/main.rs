@@ -4,3 +4,4 @@
 mod bench;
 mod finding_the_leader;
 mod mutations;
+mod random;

@@ -16,8 +16,9 @@ use crate::identity::Identity;
 use crate::polling::PollMode;
 use crate::socket::Socket;
 
-/// A connection that isn't made by then, the handshake apart, is given up.
-pub(crate) const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
+/// A connection that isn't made by then, the handshake apart, is given up: the next attempt comes
+/// sooner than the system would repeat this one.
+pub(crate) const CONNECT_DEADLINE: Duration = Duration::from_millis(700);
 
 /// Why there is no link.
 #[derive(Debug, thiserror::Error)]
@@ -56,7 +57,7 @@ impl Link {
     /// the tokio runtime that this is called on, and may be used from any.
     ///
     /// # Errors
-    /// When nothing answers in two seconds, or the handshake fails.
+    /// When nothing answers in 0.7 seconds, or the handshake fails.
     pub async fn connect(
         address: &Address,
         identity: &Identity,

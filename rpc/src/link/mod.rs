@@ -31,6 +31,7 @@ pub use wait::{WaitError, poll_until};
 use crate::buffer::ReceiveBuffer;
 use crate::clock;
 use crate::closed::{Closed, hand_over};
+use crate::dispatch::Outbox;
 use crate::hello::{Opened, refusal_envelope};
 use crate::polling::{Pace, PollMode};
 use crate::receive::{Batch, Expect};

@@ -142,7 +142,7 @@ fn bind_unix(path: &Path) -> io::Result<UnixListener> {
 /// What the connections of one listener share.
 pub(super) struct Shared {
     pub(super) identity: Identity,
-    pub(super) router: Router,
+    pub(super) router: Arc<Router>,
     pub(super) stopping: AtomicBool,
     /// When a connection must be closed, once stopping.
     stop_by: Mutex<Micros>,
@@ -203,7 +203,7 @@ impl Shared {
     fn new(identity: &Identity, router: Router) -> Arc<Self> {
         Arc::new(Self {
             identity: identity.clone(),
-            router,
+            router: Arc::new(router),
             stopping: AtomicBool::new(false),
             stop_by: Mutex::new(Micros(u64::MAX)),
             connections: Mutex::default(),

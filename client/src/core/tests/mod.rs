@@ -4,6 +4,7 @@ mod coordinators;
 mod operations;
 mod trouble;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ramkeep_wire::coordinator::{Answer, Request, Response, Table, Tablet, TabletMap, TabletState};
@@ -44,6 +45,8 @@ struct Bench {
     items: Vec<Seen>,
     envelopes: Vec<(ServerId, usize)>,
     asks: Vec<(usize, u64, Request)>,
+    /// By correlation: the coordinator that was asked.
+    sent_to: BTreeMap<u64, usize>,
     done: Vec<(OpId, Result<Outcome, Error>)>,
     closed: Vec<Target>,
 }
@@ -58,6 +61,7 @@ impl Bench {
             items: Vec::new(),
             envelopes: Vec::new(),
             asks: Vec::new(),
+            sent_to: BTreeMap::new(),
             done: Vec::new(),
             closed: Vec::new(),
         };
@@ -99,6 +103,7 @@ impl Bench {
                 assert_eq!(kind, Kind::CoordinatorRequest);
                 let request = postcards::decode(payload).unwrap();
                 self.asks.push((peer, correlation, request));
+                self.sent_to.insert(correlation, peer);
             }
             Target::Server(server) => {
                 assert_eq!(kind, Kind::DataRequest);
@@ -153,14 +158,16 @@ impl Bench {
         seen
     }
 
+    /// Answers what went out under this correlation, from where it went.
     fn answer_at(&mut self, correlation: u64, round: u64, answer: Answer) {
+        let peer = self.sent_to[&correlation];
         let ballot = Ballot {
             round,
             peer: PeerId(1),
         };
         let response = Response { ballot, answer };
         self.core
-            .handle_coordinator_response(self.now, correlation, response);
+            .handle_coordinator_response(self.now, peer, correlation, response);
         self.drain();
     }
 

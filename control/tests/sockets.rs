@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ramkeep_master::shell::Coordinators;
+use ramkeep_control::shell::{Coordinators, Direct};
 use ramkeep_rpc::{
     Address, Batch, Identity, Peer, PollMode, Router, Serving, Session, Wake, WorkerPool,
 };
@@ -128,4 +128,38 @@ async fn an_answer_under_an_older_ballot_is_not_taken() {
     let patience = Duration::from_millis(50);
     let error = all.call_within(&REQUEST, patience).await.unwrap_err();
     assert!(error.0.contains("a leader that was replaced"), "{error}");
+}
+
+#[tokio::test]
+async fn many_ask_at_a_time_and_some_give_up() {
+    let pool = WorkerPool::start(1, PollMode::Never).unwrap();
+    let (_one, silent) = play(&pool, Part::Silent);
+    let (_other, leader) = play(&pool, Part::Leads(1));
+    let all = Arc::new(coordinators(&[silent, leader]));
+    let mut asked = tokio::task::JoinSet::new();
+    for number in 0..40 {
+        let all = all.clone();
+        asked.spawn(async move {
+            let patience = Duration::from_millis(if number % 2 == 0 { 20 } else { 60_000 });
+            let call = all.call_within(&REQUEST, Duration::from_secs(60));
+            tokio::time::timeout(patience, call).await
+        });
+    }
+    let ended = asked.join_all().await;
+    let answered = ended.iter().filter(|call| matches!(call, Ok(Ok(_))));
+    assert_eq!(answered.count(), 20);
+}
+
+#[tokio::test]
+async fn one_coordinator_is_asked_whether_or_not_it_leads() {
+    let pool = WorkerPool::start(1, PollMode::Never).unwrap();
+    let (serving, follower) = play(&pool, Part::Names(None));
+    let mut direct = Direct::new(follower, Identity::new(None));
+    let response = direct.ask(&REQUEST).await.unwrap();
+    assert!(matches!(
+        response.answer,
+        Answer::Refused(Refused::NotLeader { .. })
+    ));
+    serving.stop(Duration::ZERO).await;
+    assert!(direct.ask(&REQUEST).await.is_none());
 }
