@@ -358,6 +358,9 @@ impl<S: FrameStore, C: LinkCarrier> ServerCore<S, C> {
         if let Life::Enlisted(enlisted) = &self.life
             && enlisted.is_over()
         {
+            if let Some(plane) = &enlisted.plane {
+                plane.master().fence();
+            }
             self.end(ServerEnd::Crashed);
         }
     }
