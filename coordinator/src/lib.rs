@@ -2,6 +2,8 @@
 //! who owns what.
 //!
 //! ```text
+//!  sessions, wires, disk, time ──> desk::Desk ──> DeskOutput: persist, wires, reply
+//!                                   │    ▲
 //!  requests, replies, time ──> core::Coordinator ──> Output: persist, send, reply, order
 //!                                   │    ▲
 //!                          propose  ▼    │ decided
@@ -16,6 +18,7 @@
 pub mod command;
 pub mod consensus;
 pub mod core;
+pub mod desk;
 mod entropy;
 pub mod journal;
 pub mod limits;
@@ -25,4 +28,5 @@ pub mod state;
 
 pub use crate::command::{Applied, Command};
 pub use crate::core::{Config, Coordinator, Output};
+pub use crate::desk::{Desk, DeskEnd, DeskOutput, DiskJob, SessionId};
 pub use crate::state::State;

@@ -94,7 +94,7 @@ fn start() -> Server {
     let shell = MasterShell::new(master, identity.clone(), PollMode::Never);
     let router = Router::new()
         .route(MasterService::KINDS, Arc::new(MasterService(shell)))
-        .route(ramkeep_backup::shell::KINDS, Arc::new(backup));
+        .route(ramkeep_backup::KINDS, Arc::new(backup));
     let pool = WorkerPool::start(1, PollMode::Never).expect("a worker");
     let path = directory.path().join("socket");
     let serving = pool

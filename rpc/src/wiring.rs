@@ -17,6 +17,7 @@ use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 
 use crate::address::Address;
+use crate::handshake::HandshakeError;
 use crate::identity::Identity;
 use crate::link::{ConnectError, Link};
 use crate::polling::PollMode;
@@ -187,11 +188,12 @@ async fn receive(wire: WireId, link: &Link, handler: &impl WireHandler) {
 
 /// What a failed connect says of who was looked for.
 pub(crate) fn attempt(error: &ConnectError) -> Attempt {
-    if let Some(refusal) = error.refusal() {
-        return Attempt::Refused(refusal.clone());
-    }
     use io::ErrorKind::{ConnectionRefused, NotFound};
     match error {
+        ConnectError::Handshake {
+            error: HandshakeError::Hello(error),
+            ..
+        } => error.into(),
         ConnectError::Io { error, .. } if matches!(error.kind(), ConnectionRefused | NotFound) => {
             Attempt::NobodyListens
         }

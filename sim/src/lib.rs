@@ -5,6 +5,7 @@
 
 pub mod check;
 pub mod clock;
+pub mod connections;
 pub mod crash_points;
 pub mod events;
 pub mod faults;
@@ -17,6 +18,7 @@ mod right;
 pub mod rng;
 pub mod run;
 pub mod scenarios;
+pub mod strangers;
 pub mod trace;
 pub mod workload;
 pub mod world;

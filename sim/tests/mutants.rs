@@ -15,6 +15,22 @@ const A_FEW: u64 = 40;
 /// Faults that whole runs don't show, with where they are caught instead.
 const ELSEWHERE: &[(Mutant, &str)] = &[
     (
+        Mutant::StaleReply,
+        "coordinator/src/desk/tests: a simulated process does not stop while it handles something",
+    ),
+    (
+        Mutant::AnswerTheNewest,
+        "coordinator/src/desk/tests: who gets another's answer asks again",
+    ),
+    (
+        Mutant::HearAnyPeer,
+        "coordinator/src/desk/tests: no simulated coordinator lies",
+    ),
+    (
+        Mutant::LoseQuestions,
+        "coordinator/src/desk/tests: few questions are lost in the moment of a recovery",
+    ),
+    (
         Mutant::AcceptStaleEpoch,
         "backup/tests/planted_faults.rs: late bytes are refused by their connection already",
     ),
@@ -49,6 +65,30 @@ const ELSEWHERE: &[(Mutant, &str)] = &[
     (
         Mutant::ServeEndedClients,
         "master/tests/store/calls.rs: no simulated client outlives its lease",
+    ),
+    (
+        Mutant::HelloAnyCluster,
+        "sim/src/strangers/tests.rs: in whole runs all are of one cluster",
+    ),
+    (
+        Mutant::RedirectWithoutRest,
+        "control/tests/planted_faults.rs: random groups and a story",
+    ),
+    (
+        Mutant::ForgetEarlierSend,
+        "control/tests/planted_faults.rs: as above",
+    ),
+    (
+        Mutant::TakeOldBallot,
+        "control/tests/planted_faults.rs: as above",
+    ),
+    (
+        Mutant::ResendAsAnother,
+        "control/tests/planted_faults.rs: as above",
+    ),
+    (
+        Mutant::TakeOldCorrelation,
+        "control/tests/planted_faults.rs: as above",
     ),
 ];
 

@@ -64,14 +64,36 @@ crate::named! {
     InventoryBeforeWaiting = "inventory-before-waiting",
     /// Backup: goes on taking bytes from a master that it has fenced.
     HearFenced = "hear-fenced",
-    /// Backup: serves what is meant for another ServerId.
+    /// Connections: neither side minds for which process something is meant.
     IgnoreServerId = "ignore-server-id",
+    /// Connections: a hello of another cluster is welcomed.
+    HelloAnyCluster = "hello-any-cluster",
+    /// Server: an order under an old ballot is carried out.
+    ObeyOldBallots = "obey-old-ballots",
+    /// Server: a link to a backup of an older life is kept as current.
+    KeepOldLink = "keep-old-link",
+    /// Server: a server list is told as known before the backup has fenced whom it names.
+    KnowBeforeFencing = "know-before-fencing",
+    /// Server: a recovery is not told that a fetch was lost.
+    ForgetLostFetch = "forget-lost-fetch",
+    /// Server: it goes on after it was decided crashed.
+    OutliveTheDecision = "outlive-the-decision",
     /// Connections: a wire that has broken is kept.
     KeepBrokenWire = "keep-broken-wire",
     /// Connections: who called over a wire that has ended is not told.
     ForgetLostCalls = "forget-lost-calls",
     /// Client: what may have been applied goes out again as another call.
     RetryAsAnotherCall = "retry-as-another-call",
+    /// Control: coordinators that name each other as the leader are followed without a rest.
+    RedirectWithoutRest = "redirect-without-rest",
+    /// Control: a retry forgets that the request may have been applied before.
+    ForgetEarlierSend = "forget-earlier-send",
+    /// Control: takes an answer under a lower ballot than one before.
+    TakeOldBallot = "take-old-ballot",
+    /// Control: a mutation that is sent again gets another sequence.
+    ResendAsAnother = "resend-as-another",
+    /// Control: takes the answer to a send that was given up.
+    TakeOldCorrelation = "take-old-correlation",
     /// Coordinator: answers before its journal is synced.
     AnswerBeforeSync = "answer-before-sync",
     /// Coordinator: takes an epoch that is not above the recorded one.
@@ -80,6 +102,14 @@ crate::named! {
     HearTheDead = "hear-the-dead",
     /// Coordinator: a leader answers from its state when its lease has run out.
     AnswerWithoutLease = "answer-without-lease",
+    /// Coordinator: an answer is given although the lease ended after the core had made it.
+    StaleReply = "stale-reply",
+    /// Coordinator: an answer goes to whoever connected last.
+    AnswerTheNewest = "answer-the-newest",
+    /// Coordinator: another coordinator may speak for a third.
+    HearAnyPeer = "hear-any-peer",
+    /// Coordinator: the core is not told that a question to a backup was lost.
+    LoseQuestions = "lose-questions",
     /// Coordinator: a request that a client sends again runs again.
     ForgetOnce = "forget-once",
     /// Coordinator: a new leader takes the time before it led for silence of the servers.

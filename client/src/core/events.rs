@@ -8,8 +8,7 @@ use ramkeep_wire::{ClientId, Micros, ServerId};
 
 use super::control::Event;
 use super::links::LinkState;
-use super::routing::{FOR_LEASE, NO_MAP};
-use super::slots::{OpId, Phase};
+use super::slots::{Awaited, OpId, Phase};
 use super::{Core, Target, answers};
 use crate::error::Error;
 use crate::limits::{MAP_PATIENCE, backoff};
@@ -21,7 +20,7 @@ const MAYBE: Error = Error::Timeout {
 
 impl Core {
     /// Takes the payload of a DataResponse. One that can't be read breaks the connection off.
-    pub fn handle_response(&mut self, now: Micros, server: ServerId, payload: &[u8]) {
+    pub(crate) fn handle_response(&mut self, now: Micros, server: ServerId, payload: &[u8]) {
         let Some(link) = self.servers.get_mut(&server) else {
             return;
         };
@@ -72,13 +71,13 @@ impl Core {
             Status::RetryLater => {
                 slot.attempts += 1;
                 let until = now + backoff(slot.attempts);
-                self.wait(op, NO_MAP, until);
+                self.wait(op, Awaited::Time, until);
             }
             Status::WrongServer => {
                 slot.attempts += 1;
                 slot.refused_by = Some(server);
                 let map = self.control.refresh();
-                self.wait(op, map, now + MAP_PATIENCE);
+                self.wait(op, Awaited::Map(map), now + MAP_PATIENCE);
             }
             Status::LeaseOver => self.lease_over(now, op),
             Status::NotRemembered => {
@@ -117,35 +116,41 @@ impl Core {
         self.dispatch(now, op);
     }
 
-    /// Takes the coordinator's answer.
-    pub fn handle_coordinator_response(
+    /// Takes the answer of the coordinator of this number.
+    pub(crate) fn handle_coordinator_response(
         &mut self,
         now: Micros,
+        peer: usize,
         correlation: u64,
         response: Response,
     ) {
         self.attention = true;
-        match self.control.handle(now, correlation, response) {
-            Some(Event::Map(number, map)) => self.handle_map(now, number, map),
-            Some(Event::Lease(client, lease_us)) => {
-                self.lease.opened(now, client, lease_us);
-                self.leave_for_lease(now);
-            }
-            Some(Event::LeaseLost) => self.lease.lost(now),
-            Some(Event::LeaseRefused) => {
-                self.lease.refused(now);
-                self.leave_for_lease(now);
-            }
-            Some(Event::Forgotten(client, over)) => {
-                if client == self.lease.client() {
-                    self.lease.lost(now);
+        self.control.handle(now, peer, correlation, response);
+        self.heed_control(now);
+    }
+
+    /// Does what follows from what the coordinators answered, or did not in time.
+    pub(super) fn heed_control(&mut self, now: Micros) {
+        while let Some(event) = self.control.poll_event() {
+            match event {
+                Event::Map(number, map) => self.handle_map(now, number, map),
+                Event::Lease(client, lease_us) => {
+                    self.lease.opened(now, client, lease_us);
+                    self.leave_for_lease(now);
                 }
-                if let Some((op, error)) = over {
-                    self.complete_request(op, Err(error));
+                Event::Renewed => {}
+                Event::LeaseLost => self.lease.lost(now),
+                Event::LeaseRefused => {
+                    self.lease.refused(now);
+                    self.leave_for_lease(now);
                 }
+                Event::Forgotten(client) => {
+                    if client == self.lease.client() {
+                        self.lease.lost(now);
+                    }
+                }
+                Event::Done(op, result) => self.complete_request(op, result.map(Outcome::Answer)),
             }
-            Some(Event::Done(op, result)) => self.complete_request(op, result.map(Outcome::Answer)),
-            Some(Event::Renewed) | None => {}
         }
     }
 
@@ -153,14 +158,18 @@ impl Core {
     fn leave_for_lease(&mut self, now: Micros) {
         for index in 0..self.slots.high_water() {
             let (op, slot) = self.slots.at(index);
-            if matches!(slot.phase, Phase::Waiting { map: FOR_LEASE, .. }) {
+            if let Phase::Waiting {
+                awaited: Awaited::Lease,
+                ..
+            } = slot.phase
+            {
                 self.dispatch(now, op);
             }
         }
     }
 
     /// A connection is being opened: nothing is given out for it until it is up or down.
-    pub fn handle_connecting(&mut self, to: Target) {
+    pub(crate) fn handle_connecting(&mut self, to: Target) {
         match to {
             Target::Coordinator(peer) => self.control.connecting(peer),
             Target::Server(server) => {
@@ -172,7 +181,7 @@ impl Core {
     }
 
     /// A connection that was being opened is up.
-    pub fn handle_link_up(&mut self, to: Target) {
+    pub(crate) fn handle_link_up(&mut self, to: Target) {
         match to {
             Target::Coordinator(peer) => self.control.link_up(peer),
             Target::Server(server) => {
@@ -185,7 +194,7 @@ impl Core {
     }
 
     /// The connection takes no more for now: nothing is given out for it until a moment later.
-    pub fn handle_full(&mut self, now: Micros, to: Target) {
+    pub(crate) fn handle_full(&mut self, now: Micros, to: Target) {
         self.attention = true;
         match to {
             Target::Coordinator(_) => self.control.rest(now),
@@ -199,7 +208,7 @@ impl Core {
 
     /// A connection broke or could not be opened; what was on it is lost and goes out again. Only a
     /// mutation that was sent as nobody's call ends here.
-    pub fn handle_link_down(&mut self, now: Micros, to: Target, reason: &str) {
+    pub(crate) fn handle_link_down(&mut self, now: Micros, to: Target, reason: &str) {
         let server = match to {
             Target::Coordinator(peer) => {
                 self.attention = true;
@@ -228,7 +237,7 @@ impl Core {
             if let Some(slot) = self.slots.get_mut(op) {
                 slot.uncertain = mutates;
                 if mutates && mutants::active(Mutant::RetryAsAnotherCall) {
-                    slot.call_anew(self.rpcs.next());
+                    slot.call_anew(self.rpcs.give());
                 }
             }
             self.dispatch(now, op);

@@ -8,17 +8,10 @@ use ramkeep_wire::{Micros, ServerId};
 
 use super::links::ServerLink;
 use super::map::{self, Route};
-use super::slots::{OpId, Phase};
+use super::slots::{Awaited, OpId, Phase};
 use super::{Core, NEVER, Target};
 use crate::error::Error;
 use crate::limits::{NOT_SERVED_LAST, backoff};
-
-/// As the refresh that an operation waits for: whichever is answered next.
-const ANY_MAP: u64 = 0;
-/// None: it waits for the time alone.
-pub(super) const NO_MAP: u64 = u64::MAX;
-/// The same, but for the client lease.
-pub(super) const FOR_LEASE: u64 = u64::MAX - 1;
 
 impl Core {
     /// Sends an operation on its way by the map, or lets it wait.
@@ -38,18 +31,18 @@ impl Core {
                 slot.attempts += 1;
                 let until = now + backoff(slot.attempts).min(NOT_SERVED_LAST);
                 self.control.refresh();
-                self.wait(op, ANY_MAP, until);
+                self.wait(op, Awaited::AnyMap, until);
             }
             Route::NoTable => {
                 let map = self.control.refresh();
-                self.wait(op, map, NEVER);
+                self.wait(op, Awaited::Map(map), NEVER);
             }
         }
     }
 
-    pub(super) fn wait(&mut self, op: OpId, map: u64, until: Micros) {
+    pub(super) fn wait(&mut self, op: OpId, awaited: Awaited, until: Micros) {
         if let Some(slot) = self.slots.get_mut(op) {
-            slot.phase = Phase::Waiting { map, until };
+            slot.phase = Phase::Waiting { awaited, until };
             self.wake_bound = self.wake_bound.min(until);
             self.attention = true;
         }
@@ -63,6 +56,7 @@ impl Core {
                 self.retire(now);
             }
         }
+        self.control.installed(self.routes.version());
         for index in 0..self.slots.high_water() {
             let (op, slot) = self.slots.at(index);
             match slot.phase {
@@ -74,7 +68,9 @@ impl Core {
                         self.dispatch(now, op);
                     }
                 }
-                Phase::Waiting { map, .. } if map <= number => self.dispatch_anew(now, op),
+                Phase::Waiting { awaited, .. } if awaited.has_map(number) => {
+                    self.dispatch_anew(now, op);
+                }
                 _ => {}
             }
         }
@@ -91,12 +87,12 @@ impl Core {
             Route::Server { server, .. } if slot.refused_by == Some(server) => {
                 slot.refused_by = None;
                 let until = now + backoff(slot.attempts);
-                self.wait(op, NO_MAP, until);
+                self.wait(op, Awaited::Time, until);
             }
             Route::NotServed => {
                 slot.attempts += 1;
                 let until = now + backoff(slot.attempts).min(NOT_SERVED_LAST);
-                self.wait(op, ANY_MAP, until);
+                self.wait(op, Awaited::AnyMap, until);
             }
             Route::Server { .. } => self.dispatch(now, op),
         }

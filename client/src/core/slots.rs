@@ -46,6 +46,19 @@ impl OpId {
     }
 }
 
+/// What an operation waits for that can't be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Awaited {
+    /// Nothing but the time.
+    Time,
+    /// Whichever refresh of the map is answered next.
+    AnyMap,
+    /// The refresh of the map of this number.
+    Map(u64),
+    /// The client lease.
+    Lease,
+}
+
 /// How far an operation is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
@@ -53,8 +66,8 @@ pub(crate) enum Phase {
     Free,
     /// In this server's queue.
     Queued(ServerId),
-    /// For the map refresh of this number, or until this time; whichever is first.
-    Waiting { map: u64, until: Micros },
+    /// For something, or until this time; whichever is first.
+    Waiting { awaited: Awaited, until: Micros },
     /// On the wire; `wire` says with whom.
     Sent,
     /// It has its result.
@@ -256,6 +269,17 @@ impl Slots {
         slot.phase = Phase::Free;
         slot.generation = slot.generation.wrapping_add(1);
         self.free.push(op.index());
+    }
+}
+
+impl Awaited {
+    /// Whether the answer to the refresh of this number ends the wait.
+    pub(crate) fn has_map(self, number: u64) -> bool {
+        match self {
+            Self::AnyMap => true,
+            Self::Map(awaited) => awaited <= number,
+            Self::Time | Self::Lease => false,
+        }
     }
 }
 

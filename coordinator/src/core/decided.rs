@@ -12,7 +12,7 @@ use super::waiting::Wanted;
 use super::{Coordinator, NOTHING_FOLLOWED, Origin, Output, Replacing};
 use crate::command::{Applied, Command, Outcome};
 use crate::consensus::{Decided, Event, Unreadable, peer, time};
-use crate::limits::{CLIENT_LEASE, MAX_REPLACING, SNAPSHOT_AFTER};
+use crate::limits::{CLIENT_LEASE, MAX_REPLACING};
 use crate::state::State;
 
 impl Coordinator {
@@ -77,6 +77,14 @@ impl Coordinator {
         }
     }
 
+    /// Has a snapshot taken after so many bytes of commands, and not after
+    /// [`SNAPSHOT_AFTER`](crate::limits::SNAPSHOT_AFTER).
+    #[must_use]
+    pub fn with_snapshots_after(mut self, bytes: usize) -> Self {
+        self.snapshot_after = bytes;
+        self
+    }
+
     fn apply(&mut self, decided: Decided<Origin>) {
         for (command, origin) in decided.commands {
             let outcome = self.state.apply(&command);
@@ -89,7 +97,7 @@ impl Coordinator {
             self.regrouped = decided.slot;
         }
         self.unsaved += decided.bytes;
-        if self.unsaved >= SNAPSHOT_AFTER {
+        if self.unsaved >= self.snapshot_after {
             self.unsaved = 0;
             let state = postcards::encode(&self.state).into();
             let slot = paxos::Slot(decided.slot);

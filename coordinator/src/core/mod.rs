@@ -218,6 +218,8 @@ pub struct Coordinator {
     regrouped: u64,
     /// Bytes of commands applied since the last snapshot.
     unsaved: usize,
+    /// So many of those make another.
+    snapshot_after: usize,
     /// Syncs of the journal.
     syncs: u64,
     /// It can't go on.
@@ -268,6 +270,7 @@ impl Coordinator {
             backlog: Backlog::default(),
             regrouped: 0,
             unsaved: 0,
+            snapshot_after: crate::limits::SNAPSHOT_AFTER,
             syncs: 0,
             stopped: false,
             watches: BTreeMap::new(),

@@ -9,33 +9,20 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::thread::JoinHandle;
 
-use paxos::{Record, Snapshot};
+use paxos::Record;
 use ramkeep_wire::postcards;
 
 use super::files::{Files, FilesError};
 use super::hub::Hub;
+use crate::desk::DiskJob;
 
 /// Bytes of records that are written with one sync, unless one job alone has more.
 const MAX_TOGETHER: usize = 4 << 20;
 
 /// What it is asked to do, in order.
 pub(super) enum Job {
-    /// Write records, and say when they are safe.
-    Persist {
-        /// Names the job.
-        seq: u64,
-        /// What to write.
-        records: Vec<Record>,
-    },
-    /// Keep a snapshot, with the records that count beside it; say when it is safe.
-    Snapshot {
-        /// Names the job.
-        seq: u64,
-        /// Replaces the last.
-        snapshot: Snapshot,
-        /// What begins the new journal.
-        records: Vec<Record>,
-    },
+    /// Put this on the disk, and say when it is safe.
+    Persist(DiskJob),
     /// End.
     Close,
 }
@@ -59,24 +46,28 @@ fn run(mut files: Files, jobs: &Receiver<Job>, hub: &Arc<Hub>) -> Result<(), Fil
     let mut next = None;
     while let Some(job) = next.take().or_else(|| jobs.recv().ok()) {
         match job {
-            Job::Persist { seq, records } => {
+            Job::Persist(DiskJob {
+                seq,
+                snapshot: None,
+                records,
+            }) => {
                 let mut batch = Batch::default();
                 batch.add(seq, records);
                 next = batch.gather(jobs);
                 files.append(&postcards::encode(&batch.records))?;
-                hub.input(|core, now| core.handle_persisted(now, batch.seq));
+                hub.input(|desk, now| desk.handle_persisted(now, batch.seq));
             }
-            Job::Snapshot {
+            Job::Persist(DiskJob {
                 seq,
-                snapshot,
+                snapshot: Some(snapshot),
                 records,
-            } => {
+            }) => {
                 let records = records
                     .iter()
                     .map(|record| postcards::encode(&[record].as_slice()));
                 let records: Vec<_> = records.collect();
                 files.snapshot(&postcards::encode(&snapshot), &records)?;
-                hub.input(|core, now| core.handle_persisted(now, seq));
+                hub.input(|desk, now| desk.handle_persisted(now, seq));
             }
             Job::Close => return Ok(()),
         }
@@ -105,7 +96,11 @@ impl Batch {
     fn gather(&mut self, jobs: &Receiver<Job>) -> Option<Job> {
         while self.bytes < MAX_TOGETHER {
             match jobs.try_recv() {
-                Ok(Job::Persist { seq, records }) => self.add(seq, records),
+                Ok(Job::Persist(DiskJob {
+                    seq,
+                    snapshot: None,
+                    records,
+                })) => self.add(seq, records),
                 Ok(other) => return Some(other),
                 Err(_) => return None,
             }

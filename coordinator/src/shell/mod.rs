@@ -1,20 +1,17 @@
-//! The coordinator process: files, sockets and the clock around the core.
+//! The coordinator process: files, sockets and the clock around the desk.
 //!
-//! One mutex holds the core. Whoever brings an input (a connection's worker, the journal thread,
-//! the timer, an order's reply, another coordinator) takes it, calls the core, and passes on what the core wants done.
+//! One mutex holds the desk. Whoever brings an input (a connection's worker, the journal thread,
+//! the timer, a wire's task) takes it, calls the desk, and carries out what the desk wants done.
 //! The journal is synced on a thread of its own, so that nobody waits for the disk but the answers
 //! that depend on it.
 //!
 //! # Invariants
-//! 1. The core is told that a record is persisted only after the disk has it for good.
+//! 1. The desk is told that a record is persisted only after the disk has it for good.
 //! 2. After an error of the disk nothing is persisted or answered any more: the process ends.
 
 pub mod files;
-mod group_service;
 mod hub;
 mod journal_thread;
-mod orders;
-mod peers;
 mod service;
 
 use std::future::Future;
@@ -32,12 +29,11 @@ use ramkeep_wire::envelope::Kind;
 use ramkeep_wire::hello::SharedKey;
 use ramkeep_wire::{Party, PeerId, postcards};
 
-use crate::consensus::Unreadable;
 use crate::core::{Config, Coordinator, RecoverError};
+use crate::desk::{Desk, DeskEnd};
 use files::{Files, FilesError, Recovered};
-use group_service::GroupService;
 use hub::Hub;
-use service::RequestService;
+use service::DeskService;
 
 /// What connections get to finish when the process stops.
 const STOP_GRACE: Duration = Duration::from_millis(500);
@@ -79,12 +75,9 @@ pub enum ShellError {
     /// The address can't be listened at.
     #[error(transparent)]
     Bind(#[from] BindError),
-    /// Another coordinator took this one's place.
-    #[error("another coordinator took this one's place; its directory is of no more use")]
-    Removed,
-    /// The group has decided what this build can't read.
+    /// The group goes on without it.
     #[error(transparent)]
-    Unreadable(#[from] Unreadable),
+    End(#[from] DeskEnd),
     /// The system gives no thread or no random bytes.
     #[error("the system refuses: {0}")]
     System(#[from] io::Error),
@@ -109,16 +102,13 @@ impl Running {
         let identity =
             Identity::new(config.key.clone()).with_party(Party::coordinator(config.peer));
         let pool = WorkerPool::start(1, PollMode::Adaptive)?;
-        let (hub, jobs) = Hub::new(core, identity.clone(), pool.runtime().clone());
-        let requests = Arc::new(RequestService::new(hub.clone()));
-        let group = Arc::new(GroupService::new(hub.clone()));
-        let router = Router::new()
-            .route(&[Kind::CoordinatorRequest], requests)
-            .route(&[Kind::Group], group);
+        let (hub, jobs) = Hub::new(Desk::new(core), identity.clone(), pool.runtime().clone());
+        let kinds = [Kind::CoordinatorRequest, Kind::Group];
+        let router = Router::new().route(&kinds, Arc::new(DeskService(hub.clone())));
         let serving = pool.serve(&config.listen, &identity, router)?;
         let journal = journal_thread::start(files, jobs, hub.clone())?;
         hub.begin();
-        pool.runtime().spawn(hub::tick(hub.clone()));
+        pool.runtime().spawn(hub.clone().tick());
         tracing::info!(address = %serving.address(), "coordinator listens");
         Ok(Self {
             hub,

@@ -13,7 +13,8 @@ use ramkeep_wire::envelope::{Envelope, Kind};
 use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::{Micros, Party};
 
-use super::{WireEnd, WireId, WireRules, Wires};
+use super::table::{WireRules, Wires};
+use super::words::{WireEnd, WireId};
 
 /// How a table treats its calls.
 #[derive(Clone, Copy, Debug)]

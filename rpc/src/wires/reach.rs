@@ -3,7 +3,8 @@
 use ramkeep_wire::Party;
 use ramkeep_wire::hello::Refusal;
 
-use super::WireEnd;
+use super::words::WireEnd;
+use crate::hello::HelloError;
 
 /// What came of one address.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,6 +15,15 @@ pub enum Attempt {
     Refused(Refusal),
     /// Something else.
     Failed(String),
+}
+
+impl From<&HelloError> for Attempt {
+    fn from(error: &HelloError) -> Self {
+        match error.refusal() {
+            Some(refusal) => Self::Refused(refusal.clone()),
+            None => Self::Failed(error.to_string()),
+        }
+    }
 }
 
 /// The addresses of a party, the last first: sockets of this machine come last in a list and are the

@@ -1,5 +1,7 @@
 //! Wires and calls, driven by hand.
 
+use std::time::Duration;
+
 use ramkeep_wire::envelope::{self, Envelope, Header, Kind};
 use ramkeep_wire::{Micros, Party, ServerId};
 

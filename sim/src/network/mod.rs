@@ -11,6 +11,8 @@
 //! 2. A side that has been told of the break gets nothing more from that connection.
 //! 3. Every envelope is parsed as it leaves: nothing but valid envelopes travels.
 
+mod faults;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -19,6 +21,8 @@ use ramkeep_wire::{Micros, envelope};
 use crate::events::Events;
 use crate::rng::Rng;
 
+pub use faults::{CUT_BREAKS_AFTER, Direction};
+
 /// One life of a process: a restart is another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ProcessId(pub u32);
@@ -26,6 +30,15 @@ pub struct ProcessId(pub u32);
 /// A connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnectionId(pub u64);
+
+/// Why a connection could not be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unmade {
+    /// The port refuses: no process listens there, or its backlog is full.
+    PortRefuses,
+    /// Nothing answered in time.
+    NoAnswer,
+}
 
 /// What the network does to a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +56,8 @@ pub enum NetEvent {
         connection: ConnectionId,
         /// Who asked.
         at: ProcessId,
+        /// Why.
+        why: Unmade,
     },
     /// Someone has connected to `at`.
     Accepted {
@@ -106,15 +121,6 @@ impl Default for Delays {
     }
 }
 
-/// Which way a cut goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Direction {
-    /// Only from the first to the second.
-    OneWay,
-    /// Both ways.
-    Both,
-}
-
 #[derive(Debug)]
 struct Lane {
     sent: u64,
@@ -157,10 +163,6 @@ impl Connection {
 
 /// How long a connect is tried.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_millis(200);
-/// A cut connection breaks at the latest after this.
-pub const CUT_BREAKS_AFTER: Duration = Duration::from_secs(2);
-/// What a link carries late when everything is mended arrives within this.
-const HEALED_AFTER: Duration = Duration::from_millis(50);
 
 /// The network.
 #[derive(Debug)]
@@ -173,6 +175,8 @@ pub struct Network {
     cuts: BTreeMap<(ProcessId, ProcessId), Micros>,
     /// Directions that are slower by a factor, until then.
     slow: BTreeMap<(ProcessId, ProcessId), (u64, Micros)>,
+    /// Processes that take no more connections, until then.
+    full: BTreeMap<ProcessId, Micros>,
     /// Envelopes sent, for the report.
     pub envelopes: u64,
     /// Bytes sent, for the report.
@@ -190,6 +194,7 @@ impl Network {
             next: 1,
             cuts: BTreeMap::new(),
             slow: BTreeMap::new(),
+            full: BTreeMap::new(),
             envelopes: 0,
             bytes: 0,
         }
@@ -205,29 +210,24 @@ impl Network {
         let now = events.now();
         let connection = ConnectionId(self.next);
         self.next += 1;
+        let failed = |why| NetEvent::Failed {
+            connection,
+            at: from,
+            why,
+        };
         let Some(to) = to else {
             let delay = self.delay(now, from, from);
-            events.at(
-                now + delay,
-                NetEvent::Failed {
-                    connection,
-                    at: from,
-                }
-                .into(),
-            );
+            events.at(now + delay, failed(Unmade::PortRefuses).into());
             return connection;
         };
         let there = self.arrival(now, from, to);
         let back = self.arrival(there, to, from);
         if back > now + CONNECT_TIMEOUT {
-            events.at(
-                now + CONNECT_TIMEOUT,
-                NetEvent::Failed {
-                    connection,
-                    at: from,
-                }
-                .into(),
-            );
+            events.at(now + CONNECT_TIMEOUT, failed(Unmade::NoAnswer).into());
+            return connection;
+        }
+        if self.full.get(&to).is_some_and(|until| *until > now) {
+            events.at(back, failed(Unmade::PortRefuses).into());
             return connection;
         }
         self.connections.insert(
@@ -370,59 +370,6 @@ impl Network {
         Some(known.ends[1 - known.side(of)])
     }
 
-    /// Breaks a connection: in each direction a prefix of what is under way still arrives.
-    pub fn sever<E: From<NetEvent>>(
-        &mut self,
-        events: &mut Events<E>,
-        connection: ConnectionId,
-        notice: (u64, u64),
-    ) {
-        let now = events.now();
-        let Some(known) = self.connections.get_mut(&connection) else {
-            return;
-        };
-        if known.broken {
-            return;
-        }
-        known.broken = true;
-        let notices = [0, 1].map(|_| now + self.rng.micros(notice.0..notice.1 + 1));
-        for (side, lane) in known.lanes.iter_mut().enumerate() {
-            lane.lost_from = self.rng.below(lane.delivered..lane.sent + 1);
-            // Just before the other side learns of the break.
-            let told = Micros(notices[1 - side].0.saturating_sub(1));
-            if self.rng.percent(50) {
-                lane.late_until = told;
-            }
-        }
-        for (at, notice) in known.ends.into_iter().zip(notices) {
-            events.at(notice, NetEvent::Broken { connection, at }.into());
-        }
-    }
-
-    /// Breaks a connection so that `first` learns of it at once, and the other end only at `late`,
-    /// just after everything that is under way to it has arrived.
-    pub fn sever_late<E: From<NetEvent>>(
-        &mut self,
-        events: &mut Events<E>,
-        connection: ConnectionId,
-        first: ProcessId,
-        late: Micros,
-    ) {
-        let Some(known) = self.connections.get_mut(&connection) else {
-            return;
-        };
-        known.broken = true;
-        let side = known.side(first);
-        let lane = &mut known.lanes[side];
-        lane.lost_from = lane.sent;
-        lane.late_until = Micros(late.0.saturating_sub(1));
-        let other = known.ends[1 - side];
-        known.lanes[1 - side].lost_from = known.lanes[1 - side].delivered;
-        for (at, when) in [(first, events.now()), (other, late)] {
-            events.at(when, NetEvent::Broken { connection, at }.into());
-        }
-    }
-
     /// `side` closes its end: it gets nothing more, and what it sent before still arrives first.
     pub fn close<E: From<NetEvent>>(
         &mut self,
@@ -438,19 +385,6 @@ impl Network {
         known.broken = true;
         let (at, when) = (known.ends[1 - side], known.lanes[side].last);
         events.at(when, NetEvent::Broken { connection, at }.into());
-    }
-
-    /// The process is gone: its connections break, its peers learn of it after a time in `notice`.
-    pub fn process_gone<E: From<NetEvent>>(
-        &mut self,
-        events: &mut Events<E>,
-        process: ProcessId,
-        notice: (u64, u64),
-    ) {
-        for connection in self.connections_of(process) {
-            self.sever(events, connection, notice);
-            self.learns(connection, process);
-        }
     }
 
     /// The open connections with `process` at an end.
@@ -473,58 +407,6 @@ impl Network {
             })
             .map(|(id, _)| *id)
             .collect()
-    }
-
-    /// Nothing sent from `one` arrives at `two` until `until` (and the other way, if both).
-    /// Connections that the cut would hold up for longer than they live break.
-    pub fn cut<E: From<NetEvent>>(
-        &mut self,
-        events: &mut Events<E>,
-        one: ProcessId,
-        two: ProcessId,
-        direction: Direction,
-        until: Micros,
-    ) {
-        self.cuts.insert((one, two), until);
-        if direction == Direction::Both {
-            self.cuts.insert((two, one), until);
-        }
-        if until.since(events.now()) > CUT_BREAKS_AFTER {
-            let wait = CUT_BREAKS_AFTER.as_micros() as u64;
-            for connection in self.connections_between(one, two) {
-                self.sever(events, connection, (wait, wait * 2));
-            }
-        }
-    }
-
-    /// Envelopes from `one` to `two` take `factor` times as long until `until`.
-    pub fn slow_down(&mut self, one: ProcessId, two: ProcessId, factor: u64, until: Micros) {
-        self.slow.insert((one, two), (factor, until));
-    }
-
-    /// All cuts and slow links end; connections that they hold up for long yet break, and who has
-    /// not been told of a break is.
-    pub fn heal<E: From<NetEvent>>(&mut self, events: &mut Events<E>) {
-        self.cuts.clear();
-        self.slow.clear();
-        let soon = events.now() + HEALED_AFTER;
-        let held_up = |known: &Connection| known.lanes.iter().any(|lane| lane.last > soon);
-        let held_up: Vec<ConnectionId> = (self.connections.iter())
-            .filter(|(_, known)| held_up(known))
-            .map(|(id, _)| *id)
-            .collect();
-        for connection in held_up {
-            self.sever(events, connection, (50, 2_000));
-        }
-        let broken = self.connections.iter().filter(|(_, known)| known.broken);
-        for (connection, known) in broken {
-            let connection = *connection;
-            for (at, told) in known.ends.into_iter().zip(known.told) {
-                if !told {
-                    events.at(soon, NetEvent::Broken { connection, at }.into());
-                }
-            }
-        }
     }
 
     fn arrival(&mut self, now: Micros, from: ProcessId, to: ProcessId) -> Micros {

@@ -147,5 +147,100 @@ fn a_cut_in_one_direction_holds_only_that_direction_back() {
 fn nobody_listening_fails_the_connect() {
     let mut wire = Wire::new(1);
     wire.network.connect(&mut wire.events, A, None);
-    assert!(matches!(wire.next(), Some(NetEvent::Failed { at: A, .. })));
+    assert_eq!(
+        wire.next().and_then(|event| unmade(&event)),
+        Some(Unmade::PortRefuses)
+    );
+}
+
+fn unmade(event: &NetEvent) -> Option<Unmade> {
+    match event {
+        NetEvent::Failed { at: A, why, .. } => Some(*why),
+        _ => None,
+    }
+}
+
+#[test]
+fn a_full_backlog_refuses_connects_until_it_is_served() {
+    let mut wire = Wire::new(1);
+    wire.network.fill_backlog(B, Micros(10_000));
+    wire.connect();
+    assert_eq!(
+        wire.next().and_then(|event| unmade(&event)),
+        Some(Unmade::PortRefuses)
+    );
+    assert_eq!(wire.next(), None, "the process hears nothing of it");
+    wire.network.connect(&mut wire.events, B, Some(A));
+    let events: Vec<_> = std::iter::from_fn(|| wire.next()).collect();
+    assert!(matches!(events[0], NetEvent::Accepted { at: A, .. }));
+    assert!(matches!(events[1], NetEvent::Opened { at: B, .. }));
+    wire.events.at(
+        Micros(10_000),
+        NetEvent::Broken {
+            connection: ConnectionId(99),
+            at: A,
+        },
+    );
+    assert_eq!(wire.next(), None);
+    let served = wire.connect();
+    let accepted = NetEvent::Accepted {
+        connection: served,
+        at: B,
+    };
+    assert_eq!(wire.next(), Some(accepted));
+}
+
+#[test]
+fn a_connect_that_a_cut_swallows_is_not_answered() {
+    let mut wire = Wire::new(1);
+    wire.network
+        .cut(&mut wire.events, A, B, Direction::Both, Micros(1_000_000));
+    wire.connect();
+    assert_eq!(
+        wire.next().and_then(|event| unmade(&event)),
+        Some(Unmade::NoAnswer)
+    );
+    assert_eq!(wire.events.now(), Micros(0) + CONNECT_TIMEOUT);
+}
+
+#[test]
+fn the_other_end_of_a_half_open_connection_learns_of_it_late() {
+    for seed in 0..20 {
+        let mut wire = Wire::new(seed);
+        let connection = wire.connect();
+        while wire.next().is_some() {}
+        let (now, notice) = (
+            wire.events.now(),
+            wire.events.now() + Duration::from_secs(30),
+        );
+        for number in 0..3 {
+            wire.send(connection, A, number);
+            wire.send(connection, B, number);
+        }
+        wire.network
+            .leave_half_open(&mut wire.events, connection, B, notice);
+        let mut heard = Vec::new();
+        while let Some(event) = wire.next() {
+            heard.push((wire.events.now(), event));
+            wire.send(connection, A, 9);
+        }
+        let broken = |at| NetEvent::Broken { connection, at };
+        assert_eq!(heard, [(now, broken(B)), (notice, broken(A))]);
+        assert!(wire.network.connections_of(A).is_empty());
+    }
+}
+
+#[test]
+fn mending_tells_of_a_half_open_connection() {
+    let mut wire = Wire::new(1);
+    let connection = wire.connect();
+    while wire.next().is_some() {}
+    let never = Micros(u64::MAX);
+    wire.network
+        .leave_half_open(&mut wire.events, connection, A, never);
+    wire.network.heal(&mut wire.events);
+    let told = std::iter::from_fn(|| wire.next()).take(2);
+    let told = told.map(|event| event.at());
+    assert_eq!(told.collect::<Vec<_>>(), [A, B]);
+    assert!(wire.events.now() < Micros(1_000_000));
 }

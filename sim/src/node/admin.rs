@@ -267,7 +267,12 @@ impl AdminNode {
     fn deliver(&mut self, context: &mut Context<'_>, bytes: &[u8]) {
         let envelope = delivered(bytes);
         match envelope.header.kind {
-            Kind::Welcome => self.open = true,
+            Kind::Welcome => {
+                if let Some(connection) = self.connection {
+                    context.prove(connection, &envelope);
+                }
+                self.open = true;
+            }
             Kind::CoordinatorResponse => {
                 let Ok(response) = postcards::decode::<Response>(envelope.payload) else {
                     return self.leave(context, None);

@@ -188,6 +188,7 @@ impl ClientNode {
         let target = self.connections.get(&connection).map(|(target, _)| *target);
         match (target, envelope.header.kind) {
             (Some(target), Kind::Welcome) => {
+                context.prove(connection, &envelope);
                 self.connections.insert(connection, (target, true));
                 self.core.handle_link_up(target);
                 if let Some(bytes) = self.waiting.remove(&connection) {
@@ -202,11 +203,11 @@ impl ClientNode {
                 self.core
                     .handle_response(context.now, server, envelope.payload);
             }
-            (Some(Target::Coordinator(_)), Kind::CoordinatorResponse) => {
+            (Some(Target::Coordinator(peer)), Kind::CoordinatorResponse) => {
                 if let Ok(response) = postcards::decode::<Response>(envelope.payload) {
                     let correlation = envelope.header.correlation;
                     self.core
-                        .handle_coordinator_response(context.now, correlation, response);
+                        .handle_coordinator_response(context.now, peer, correlation, response);
                 }
             }
             _ => {}

@@ -8,7 +8,7 @@ pub mod server;
 use std::collections::BTreeMap;
 
 use ramkeep_wire::envelope::{self, Envelope, Header, Kind};
-use ramkeep_wire::hello::{Hello, Refusal, Welcome};
+use ramkeep_wire::hello::{Hello, Proof, Refusal, Welcome};
 use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::{ClusterId, Micros, Party, postcards};
 
@@ -18,6 +18,7 @@ use crate::events::Events;
 use crate::history::History;
 use crate::network::{ConnectionId, NetEvent, Network, ProcessId};
 use crate::rng::Rng;
+use crate::strangers::StrangerNode;
 use crate::trace::Trace;
 use crate::world::Event;
 
@@ -110,6 +111,13 @@ impl Context<'_> {
         }
     }
 
+    /// Answers a welcome: the connection is of use from now on.
+    pub fn prove(&mut self, connection: ConnectionId, welcome: &Envelope<'_>) {
+        let header = welcome.header.reply(Kind::Proof);
+        let proof = Proof { mac: [0; 32] };
+        self.send_payload(connection, header, &postcards::encode(&proof));
+    }
+
     /// Closes this end of a connection.
     pub fn close(&mut self, connection: ConnectionId) {
         self.network.close(self.events, connection, self.me);
@@ -135,6 +143,8 @@ pub enum Node {
     Client(Box<ClientNode>),
     /// One who makes and drops tables.
     Admin(Box<AdminNode>),
+    /// One who does not belong.
+    Stranger(Box<StrangerNode>),
 }
 
 impl Node {
@@ -145,6 +155,7 @@ impl Node {
             Self::Server(node) => node.start(context),
             Self::Client(node) => node.start(context),
             Self::Admin(node) => node.start(context),
+            Self::Stranger(node) => node.start(context),
         }
     }
 
@@ -155,6 +166,7 @@ impl Node {
             Self::Server(node) => node.net(context, event),
             Self::Client(node) => node.net(context, event),
             Self::Admin(node) => node.net(context, event),
+            Self::Stranger(node) => node.net(context, event),
         }
     }
 
@@ -165,6 +177,7 @@ impl Node {
             Self::Server(node) => node.timer(context),
             Self::Client(node) => node.timer(context),
             Self::Admin(node) => node.timer(context),
+            Self::Stranger(node) => node.timer(context),
         }
     }
 
@@ -176,6 +189,7 @@ impl Node {
             Self::Server(node) => node.next_timeout(),
             Self::Client(node) => node.next_timeout(),
             Self::Admin(node) => node.next_timeout(),
+            Self::Stranger(node) => node.next_timeout(),
         }
     }
 }

@@ -99,7 +99,7 @@ impl World {
                     None => Disk::None,
                 }
             }
-            Node::Client(_) | Node::Admin(_) => Disk::None,
+            Node::Client(_) | Node::Admin(_) | Node::Stranger(_) => Disk::None,
         };
         let place = &mut self.machines[machine];
         place.process = None;

@@ -7,6 +7,7 @@
 //! 3. A paused process handles nothing; what arrives meanwhile it gets, in order, when it goes on.
 
 mod death;
+mod strangers;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -83,7 +84,7 @@ pub enum Role {
     Coordinator(CoordinatorConfig),
     /// A server; boot and nonce change with each start.
     Server(ServerConfig),
-    /// A client, or one who makes and drops tables.
+    /// A client, one who makes and drops tables, or one who does not belong.
     Client,
 }
 
@@ -549,7 +550,7 @@ impl World {
         let points = match &mut running.node {
             Node::Server(node) => node.take_points(),
             Node::Coordinator(node) => node.take_points(),
-            Node::Client(_) | Node::Admin(_) => return,
+            Node::Client(_) | Node::Admin(_) | Node::Stranger(_) => return,
         };
         let reached = points.into_iter().map(|point| Reached { point, machine });
         self.reached.extend(reached);

@@ -14,7 +14,7 @@
 //!  | u8 |  u8   |  u16    | u32|  u32  |   u32     | [version u64, if flag VERSION] | key | value
 //! ```
 
-use super::DataError;
+use super::error::DataError;
 use crate::bytes::{Reader, Writer};
 use crate::ids::{ClientId, RpcId, TableId, Version};
 use crate::limits::{MAX_ITEMS, MAX_KEY, MAX_VALUE, MIN_KEY};

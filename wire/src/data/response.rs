@@ -9,7 +9,7 @@
 //! Items are answered in any order, each once; answers to one request may come in several
 //! envelopes. An item's id is unique among those in flight on its connection.
 
-use super::DataError;
+use super::error::DataError;
 use crate::bytes::Reader;
 use crate::ids::Version;
 

@@ -1,6 +1,6 @@
 //! Scans: where one goes on, and the pages of objects that answer it.
 
-use super::DataError;
+use super::error::DataError;
 use crate::bytes::Reader;
 use crate::hash::KeyHash;
 use crate::ids::Version;

@@ -241,7 +241,11 @@ impl CoordinatorNode {
                 self.inbound.insert(connection, envelope.header.from);
                 context.welcome(connection, &envelope, me);
             }
-            Kind::Welcome => self.welcomed(context, connection),
+            Kind::Welcome => {
+                context.prove(connection, &envelope);
+                self.welcomed(context, connection);
+            }
+            Kind::Proof => {}
             Kind::Refusal => {
                 context.close(connection);
                 self.lost(context, connection, true);

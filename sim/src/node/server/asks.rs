@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ramkeep_backup::Backup;
 use ramkeep_master::core::{Master, MasterConfig};
-use ramkeep_master::probing::Prober;
+use ramkeep_server::core::Prober;
 use ramkeep_wire::coordinator::{Answer, Heartbeat, Refused, Request, Response};
 use ramkeep_wire::envelope::{Header, Kind};
 use ramkeep_wire::order::{Command, Order};

@@ -348,7 +348,11 @@ impl ServerNode {
             return self.lost(context, connection);
         }
         match header.kind {
-            Kind::Welcome => self.welcomed(context, connection),
+            Kind::Welcome => {
+                context.prove(connection, envelope);
+                self.welcomed(context, connection);
+            }
+            Kind::Proof => {}
             Kind::Refusal => {
                 context.close(connection);
                 match self.probes.to(connection) {

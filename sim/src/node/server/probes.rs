@@ -2,7 +2,7 @@
 
 use std::collections::btree_map::{BTreeMap, Entry};
 
-use ramkeep_master::probing::{Prober, Step};
+use ramkeep_server::core::{ProbeStep, Prober};
 use ramkeep_wire::coordinator::Symptom;
 use ramkeep_wire::envelope::{Header, Kind};
 use ramkeep_wire::{Party, ServerId};
@@ -51,12 +51,12 @@ impl ServerNode {
     fn take_steps(&mut self, context: &mut Context<'_>) {
         while let Some(step) = self.probes.prober.as_mut().and_then(Prober::poll_step) {
             match step {
-                Step::Probe {
+                ProbeStep::Probe {
                     number,
                     server,
                     addresses,
                 } => self.send_probe(context, number, server, &addresses),
-                Step::Tell(request) => {
+                ProbeStep::Tell(request) => {
                     context.say(format_args!("tells: {request:?}"));
                     self.ask(context, request);
                 }

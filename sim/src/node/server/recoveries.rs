@@ -10,9 +10,7 @@ use std::collections::btree_map::{BTreeMap, Entry};
 use std::time::Duration;
 
 use ramkeep_master::core::{Master, ScrubAsk};
-use ramkeep_master::recovery::{
-    Ask, AskId, Next, Outcome, Recoveries, RecoveryId, Replayer, Stepped,
-};
+use ramkeep_master::recovery::{Ask, AskId, Driven, RecoveryId, Replayer};
 use ramkeep_wire::backup::{BackupRequest, BackupResponse};
 use ramkeep_wire::envelope::{Header, Kind};
 use ramkeep_wire::{LogPosition, Micros, Party, ServerId, postcards};
@@ -154,64 +152,37 @@ impl RecoveryLinks {
     }
 
     fn replay(&mut self, master: &Master) -> Option<CrashPoint> {
-        let recoveries = &mut master.recoveries();
-        while let Some(started) = recoveries.poll_started() {
+        while let Some(started) = master.recoveries().poll_started() {
             self.replayers.push(started);
         }
-        let replayers = std::mem::take(&mut self.replayers);
-        let most = self.steps;
-        let finished = &mut self.finished;
-        let before = finished.len();
-        let goes_on = |(id, replayer)| {
-            let replayer = steps(master, recoveries, id, replayer, most, finished)?;
-            Some((id, replayer))
-        };
-        self.replayers = replayers.into_iter().filter_map(goes_on).collect();
+        let before = self.finished.len();
+        let (most, finished) = (self.steps, &mut self.finished);
+        self.replayers
+            .retain_mut(|(id, replayer)| steps(master, *id, replayer, most, finished));
         (self.finished.len() > before).then_some(CrashPoint::Replayed)
     }
 }
 
-/// A few steps of a replayer; none if it is done with.
+/// A few steps of a replayer; false if it is done with.
 fn steps(
     master: &Master,
-    recoveries: &mut Recoveries,
     id: RecoveryId,
-    mut replayer: Replayer,
+    replayer: &mut Replayer,
     most: usize,
     ends: &mut Vec<LogPosition>,
-) -> Option<Replayer> {
-    let store = master.store();
+) -> bool {
     for _ in 0..most {
-        match replayer.step(store) {
-            Stepped::Worked => {}
-            Stepped::Wait => break,
-            Stepped::Idle => match recoveries.next_job(id) {
-                Next::Job(job) => replayer.give(job),
-                Next::Nothing => break,
-                Next::Ended => {
-                    replayer.abandon(store);
-                    return None;
-                }
-            },
-            Stepped::Said(outcome) => {
-                let failed = matches!(outcome, Outcome::Failed(_));
-                let finished = match &outcome {
-                    Outcome::Finished(finished) => Some(finished.end),
-                    _ => None,
-                };
-                ends.extend(finished);
-                recoveries.handle_outcome(id, outcome);
-                if failed {
-                    replayer.abandon(store);
-                    return None;
-                }
-                if finished.is_some() {
-                    return None;
-                }
+        match replayer.drive(id, master.store(), || master.recoveries()) {
+            Driven::Worked | Driven::Told => {}
+            Driven::WaitsForBackups | Driven::WaitsForSegments => return true,
+            Driven::Ended => return false,
+            Driven::Finished(end) => {
+                ends.push(end);
+                return false;
             }
         }
     }
-    Some(replayer)
+    true
 }
 
 impl ServerNode {

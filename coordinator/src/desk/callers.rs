@@ -1,0 +1,129 @@
+//! Who asks: the connections that others made to this process, and the requests that wait for answers.
+//!
+//! # Invariants
+//! 1. A reply goes to the session that asked, with the correlation of its request, or nowhere.
+//! 2. At most [`MAX_UNANSWERED`] requests of one session wait for their answer.
+
+use std::collections::BTreeMap;
+
+use ramkeep_wire::coordinator::{Answer, Refused, Response};
+use ramkeep_wire::envelope::{self, Header, Kind};
+use ramkeep_wire::limits::{MAX_PAYLOAD, MAX_UNSENT};
+use ramkeep_wire::mutants::{self, Mutant};
+use ramkeep_wire::{Party, ServerId, postcards};
+
+use crate::limits::MAX_LIST_BYTES;
+
+/// Requests of one session that are answered at the same time; more are left unread.
+pub const MAX_UNANSWERED: usize = 48;
+
+// The largest answers that are not given at once carry the server list.
+const _: () = assert!(MAX_UNANSWERED * (MAX_LIST_BYTES + 1_024) <= 2 * MAX_UNSENT);
+
+/// Names a connection that another process made to this one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionId(pub u64);
+
+/// One connection.
+#[derive(Debug)]
+struct Session {
+    /// Who said hello.
+    party: Party,
+    /// Whose it is: as it said hello, or as its heartbeats say.
+    server: Option<ServerId>,
+    unanswered: usize,
+}
+
+/// A request without an answer yet.
+#[derive(Debug)]
+struct Asked {
+    by: SessionId,
+    /// Of the answer.
+    header: Header,
+}
+
+/// All who ask.
+#[derive(Debug, Default)]
+pub(super) struct Callers {
+    sessions: BTreeMap<SessionId, Session>,
+    /// By token.
+    asked: BTreeMap<u64, Asked>,
+    last: u64,
+}
+
+impl Callers {
+    pub(super) fn open(&mut self, party: Party) -> SessionId {
+        self.last += 1;
+        let session = Session {
+            party,
+            server: party.as_server(),
+            unanswered: 0,
+        };
+        let id = SessionId(self.last);
+        self.sessions.insert(id, session);
+        id
+    }
+
+    /// A session is over; the server whose it was, if it was one's.
+    pub(super) fn close(&mut self, id: SessionId) -> Option<ServerId> {
+        let session = self.sessions.remove(&id)?;
+        self.asked.retain(|_, asked| asked.by != id);
+        session.server
+    }
+
+    pub(super) fn party(&self, id: SessionId) -> Option<Party> {
+        self.sessions.get(&id).map(|session| session.party)
+    }
+
+    pub(super) fn unanswered(&self, id: SessionId) -> usize {
+        self.sessions
+            .get(&id)
+            .map_or(0, |session| session.unanswered)
+    }
+
+    /// Notes whose a session is.
+    pub(super) fn is_of(&mut self, id: SessionId, server: ServerId) {
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.server = Some(server);
+        }
+    }
+
+    /// Takes a request; its token. `None`: the session is over.
+    pub(super) fn ask(&mut self, by: SessionId, request: &Header) -> Option<u64> {
+        self.sessions.get_mut(&by)?.unanswered += 1;
+        self.last += 1;
+        let header = request.reply(Kind::CoordinatorResponse);
+        self.asked.insert(self.last, Asked { by, header });
+        Some(self.last)
+    }
+
+    /// The envelope of an answer, and whose it is, if who asked is still there.
+    pub(super) fn reply(
+        &mut self,
+        token: u64,
+        response: &Response,
+    ) -> Option<(SessionId, Vec<u8>)> {
+        let Asked { mut by, header } = self.asked.remove(&token)?;
+        if mutants::active(Mutant::AnswerTheNewest) {
+            by = *self.sessions.last_key_value()?.0;
+        }
+        let session = self.sessions.get_mut(&by)?;
+        session.unanswered = session.unanswered.saturating_sub(1);
+        let payload = encode(response);
+        let mut bytes = Vec::with_capacity(envelope::HEADER_LEN + payload.len());
+        envelope::append(&mut bytes, header, &payload);
+        Some((by, bytes))
+    }
+}
+
+/// The answer, or why there is none if it fits no envelope.
+fn encode(response: &Response) -> Vec<u8> {
+    let payload = postcards::encode(response);
+    if payload.len() <= MAX_PAYLOAD {
+        return payload;
+    }
+    postcards::encode(&Response {
+        ballot: response.ballot,
+        answer: Answer::Refused(Refused::Limit("an answer's size".into())),
+    })
+}

@@ -1,0 +1,362 @@
+//! The desk of one coordinator process: the core, and all that is decided around it. Who asked what and is
+//! answered, what is on its way to servers, the lines to the other coordinators.
+//!
+//! ```text
+//!  sessions' envelopes, what becomes of wires, disk, time
+//!      │                                         ▲
+//!      ▼                                         │ DeskOutput: persist, wires, replies
+//!  desk::Desk ──> core::Coordinator ──> Output ──┘
+//! ```
+//! Call any `handle_*`, then drain [`Desk::poll_output`]; call [`Desk::handle_tick`] at
+//! [`Desk::next_timeout`] at the latest.
+//!
+//! # Invariants
+//! 1. What the core wants done leaves in the order in which it wants it.
+//! 2. A reply that counts while a lease runs is given only if a clock that is read after the core
+//!    made it says so.
+//! 3. A coordinator is heard only on its own connections.
+//! 4. After the end nothing leaves any more.
+
+mod callers;
+mod errands;
+mod peers;
+#[cfg(test)]
+mod tests;
+
+use paxos::{Record, Snapshot};
+use ramkeep_rpc::wires::{Calls, WireEnd, WireId, WireOutput};
+use ramkeep_wire::coordinator::{Request, Response};
+use ramkeep_wire::envelope::{Envelope, Kind};
+use ramkeep_wire::hello::Refusal;
+use ramkeep_wire::limits::MAX_UNSENT;
+use ramkeep_wire::mutants::{self, Mutant};
+use ramkeep_wire::{ClusterId, ListVersion, Micros, Party, PeerId, ServerId, postcards};
+
+use crate::consensus::Unreadable;
+use crate::core::{Coordinator, Output};
+use callers::Callers;
+pub use callers::{MAX_UNANSWERED, SessionId};
+use errands::Errand;
+use peers::PeerLines;
+
+/// What must happen outside, in this order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DeskOutput {
+    /// Have this on the disk for good, then call [`Desk::handle_persisted`].
+    Persist(DiskJob),
+    /// Do this with a connection.
+    Wire(WireOutput),
+    /// Send an answer.
+    Reply {
+        /// To whom.
+        session: SessionId,
+        /// A whole envelope.
+        bytes: Vec<u8>,
+    },
+    /// This is the cluster: connections of another are refused from now on.
+    KnowCluster(ClusterId),
+    /// The process ends.
+    End(DeskEnd),
+}
+
+/// What is to be on the disk for good; one after the other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskJob {
+    /// Names it; grows.
+    pub seq: u64,
+    /// Takes the place of the last snapshot and of all records.
+    pub snapshot: Option<Snapshot>,
+    /// Come after the records that are there, or begin anew beside the snapshot.
+    pub records: Vec<Record>,
+}
+
+/// Why a coordinator process can't go on.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DeskEnd {
+    /// Another coordinator took this one's place.
+    #[error("another coordinator took this one's place; its directory is of no more use")]
+    Removed,
+    /// The group has decided what this build can't read.
+    #[error(transparent)]
+    Unreadable(#[from] Unreadable),
+}
+
+/// A coordinator process, but for its disk, its sockets and its clock.
+#[derive(Debug)]
+pub struct Desk {
+    core: Coordinator,
+    callers: Callers,
+    errands: Calls<ServerId, Errand>,
+    /// The server list by which the wires of errands were looked through last.
+    errands_of: ListVersion,
+    peers: PeerLines,
+    /// As it was told.
+    cluster: ClusterId,
+    ended: bool,
+}
+
+impl Desk {
+    /// Around a core that was just made.
+    #[must_use]
+    pub fn new(core: Coordinator) -> Self {
+        Self {
+            core,
+            callers: Callers::default(),
+            errands: errands::none(),
+            errands_of: ListVersion(0),
+            peers: PeerLines::new(),
+            cluster: ClusterId::default(),
+            ended: false,
+        }
+    }
+
+    /// The core, to be looked at.
+    #[must_use]
+    pub fn core(&self) -> &Coordinator {
+        &self.core
+    }
+
+    /// Another process has connected, and said hello.
+    pub fn open_session(&mut self, party: Party) -> SessionId {
+        self.callers.open(party)
+    }
+
+    /// A session is over; its answers go nowhere.
+    pub fn close_session(&mut self, now: Micros, session: SessionId) {
+        if let Some(server) = self.callers.close(session) {
+            self.core.handle_link_down(now, server);
+        }
+    }
+
+    /// Requests of a session without an answer yet.
+    #[must_use]
+    pub fn unanswered(&self, session: SessionId) -> usize {
+        self.callers.unanswered(session)
+    }
+
+    /// Whether a session's next envelope is taken, while so many bytes of answers wait for its
+    /// connection: what one may have kept is bounded. What is left is offered again after a reply.
+    #[must_use]
+    pub fn takes(&self, session: SessionId, unsent: usize) -> bool {
+        unsent <= MAX_UNSENT && self.unanswered(session) < MAX_UNANSWERED
+    }
+
+    /// A session brought an envelope.
+    ///
+    /// # Errors
+    /// When it makes no sense: the session is refused and over.
+    pub fn handle_envelope(
+        &mut self,
+        now: Micros,
+        session: SessionId,
+        envelope: &Envelope<'_>,
+    ) -> Result<(), Refusal> {
+        match envelope.header.kind {
+            Kind::CoordinatorRequest => self.request(now, session, envelope),
+            Kind::Group => self.hear(now, session, envelope),
+            kind => Err(Refusal::Malformed(format!("{kind:?} is not served here"))),
+        }
+    }
+
+    fn request(
+        &mut self,
+        now: Micros,
+        session: SessionId,
+        envelope: &Envelope<'_>,
+    ) -> Result<(), Refusal> {
+        let request: Request = read(envelope)?;
+        if let Request::Heartbeat(report) = &request {
+            self.callers.is_of(session, report.server);
+        }
+        let header = &envelope.header;
+        if let Some(token) = self.callers.ask(session, header) {
+            self.core.handle_request(now, header.from, token, request);
+        }
+        Ok(())
+    }
+
+    /// Another coordinator says something. Nothing is answered here: answers go on this
+    /// coordinator's own connections.
+    fn hear(
+        &mut self,
+        now: Micros,
+        session: SessionId,
+        envelope: &Envelope<'_>,
+    ) -> Result<(), Refusal> {
+        let message: paxos::Envelope = read(envelope)?;
+        let party = self.callers.party(session).unwrap_or(Party::NONE);
+        let itself = party == Party::coordinator(PeerId(message.from.0));
+        if !itself && !mutants::active(Mutant::HearAnyPeer) {
+            let why = format!("{party:?} speaks for coordinator {}", message.from);
+            return Err(Refusal::Malformed(why));
+        }
+        self.core.handle_message(now, message);
+        Ok(())
+    }
+
+    /// A wire is up, between these parties.
+    pub fn handle_wire_up(&mut self, wire: WireId, local: Party, peer: Party) {
+        if !self.peers.handle_up(wire, local, peer) {
+            self.errands.handle_up(wire, local, peer);
+        }
+    }
+
+    /// An envelope came on a wire.
+    pub fn handle_received(&mut self, now: Micros, wire: WireId, envelope: &Envelope<'_>) {
+        self.errand_answered(now, wire, envelope);
+    }
+
+    /// A wire has ended, or could not be made.
+    pub fn handle_wire_down(&mut self, now: Micros, wire: WireId, end: &WireEnd) {
+        if !self.errands_ended(now, wire, end)
+            && let Some(gone) = self.peers.handle_down(now, wire, end)
+        {
+            self.core.handle_peer_gone(now, gone);
+        }
+    }
+
+    /// All records and snapshots up to `seq` are on the disk for good.
+    pub fn handle_persisted(&mut self, now: Micros, seq: u64) {
+        self.core.handle_persisted(now, seq);
+    }
+
+    /// Time has passed.
+    pub fn handle_tick(&mut self, now: Micros) {
+        self.core.handle_tick(now);
+        self.errands_late(now);
+        self.peers.handle_tick(now);
+    }
+
+    /// When [`Desk::handle_tick`] is due.
+    #[must_use]
+    pub fn next_timeout(&self) -> Option<Micros> {
+        let due = [
+            self.core.next_timeout(),
+            self.errands.next_timeout(),
+            self.peers.next_timeout(),
+        ];
+        due.into_iter().flatten().min().filter(|_| !self.ended)
+    }
+
+    /// The process can't go on, for a reason of its own: nothing leaves any more.
+    pub fn end(&mut self) {
+        self.ended = true;
+    }
+
+    /// What must happen outside next. `now` is read for each call: the core made what comes out before
+    /// that.
+    pub fn poll_output(&mut self, now: Micros) -> Option<DeskOutput> {
+        loop {
+            if self.ended {
+                return self.drop_outputs();
+            }
+            if let Some(output) = self.poll_wires() {
+                return Some(DeskOutput::Wire(output));
+            }
+            match self.core.poll_output() {
+                Some(output) => {
+                    if let Some(output) = self.pass_on(now, output) {
+                        return Some(output);
+                    }
+                }
+                None if self.forget_the_dead(now) => {}
+                None => return self.know_cluster(),
+            }
+        }
+    }
+
+    fn drop_outputs(&mut self) -> Option<DeskOutput> {
+        while self.core.poll_output().is_some() {}
+        None
+    }
+
+    fn poll_wires(&mut self) -> Option<WireOutput> {
+        let output = self.peers.poll_output();
+        output.or_else(|| self.errands.wires().poll_output())
+    }
+
+    fn pass_on(&mut self, now: Micros, output: Output) -> Option<DeskOutput> {
+        match output {
+            Output::Persist { seq, records } => Some(DeskOutput::Persist(DiskJob {
+                seq,
+                snapshot: None,
+                records,
+            })),
+            Output::SaveSnapshot {
+                seq,
+                snapshot,
+                records,
+            } => Some(DeskOutput::Persist(DiskJob {
+                seq,
+                snapshot: Some(snapshot),
+                records,
+            })),
+            Output::Send { addresses, message } => {
+                self.peers.send(now, addresses, &message);
+                None
+            }
+            Output::Reply {
+                token,
+                response,
+                until,
+            } => self.reply(now, token, response, until),
+            Output::Order {
+                server,
+                addresses,
+                order,
+            } => {
+                self.order(now, server, &addresses, order);
+                None
+            }
+            Output::Ask {
+                server,
+                addresses,
+                token,
+                request,
+            } => {
+                self.ask(now, server, &addresses, token, &request);
+                None
+            }
+            Output::Removed => Some(self.ends(DeskEnd::Removed)),
+            Output::Stop(why) => Some(self.ends(why.into())),
+        }
+    }
+
+    fn ends(&mut self, why: DeskEnd) -> DeskOutput {
+        self.ended = true;
+        DeskOutput::End(why)
+    }
+
+    fn reply(
+        &mut self,
+        now: Micros,
+        token: u64,
+        response: Response,
+        until: Option<Micros>,
+    ) -> Option<DeskOutput> {
+        let late = until.is_some_and(|until| now >= until);
+        let response = if late && !mutants::active(Mutant::StaleReply) {
+            self.core.not_leader()
+        } else {
+            response
+        };
+        let (session, bytes) = self.callers.reply(token, &response)?;
+        Some(DeskOutput::Reply { session, bytes })
+    }
+
+    /// Once there is a cluster, nobody of another is talked to.
+    fn know_cluster(&mut self) -> Option<DeskOutput> {
+        let constants = self.core.state().constants()?;
+        let cluster = constants.cluster;
+        if std::mem::replace(&mut self.cluster, cluster) == cluster {
+            return None;
+        }
+        tracing::info!(%cluster, settings = ?constants.settings, "cluster");
+        Some(DeskOutput::KnowCluster(cluster))
+    }
+}
+
+fn read<T: serde::de::DeserializeOwned>(envelope: &Envelope<'_>) -> Result<T, Refusal> {
+    postcards::decode(envelope.payload)
+        .map_err(|malformed| Refusal::Malformed(malformed.to_string()))
+}
