@@ -246,7 +246,7 @@ impl Scene {
         let leader = status(&coordinators).await?.leader;
         let shared = self.workload.shared.clone();
         let id = |at: usize| self.cluster.servers[at].announcement.id;
-        let tasks = |at| Side::tasks(format!("clients of server {}", id(at)), &shared, id(at));
+        let tasks = |at| Side::tasks(format!("work on server {}", id(at)), &shared, id(at));
         let first_server = 1 + self.cluster.coordinators.len();
         let others = |host: usize| (0..self.network.hosts.len()).filter(move |one| *one != host);
         let (mut commands, mut member) = (None, None);
@@ -263,7 +263,7 @@ impl Scene {
                 let addresses = self.reach.addresses.clone();
                 let watched = Member::watch(addresses, self.key_file.clone(), leader);
                 let sides = vec![
-                    Side::count("commands of clients".to_owned(), &running.done),
+                    Side::count("commands".to_owned(), &running.done),
                     Side::count(format!("coordinator {leader}"), &watched.there),
                 ];
                 commands = Some(running);
@@ -325,7 +325,7 @@ impl Scene {
             },
             commands_failed,
         };
-        timeline.tell(format_args!("healed: {}", one.text()))?;
+        timeline.tell(format_args!("healed, goes on: {}", one.text()))?;
         Ok(one)
     }
 

@@ -48,10 +48,7 @@ impl Healed {
     pub(super) fn text(&self) -> String {
         let sides = self.sides.iter().map(|side| {
             let (first, all) = (shown(side.first), shown(side.all));
-            format!(
-                "{} go on after {first} ms, all of them after {all} ms",
-                side.name
-            )
+            format!("{} after {first} ms, all of it after {all} ms", side.name)
         });
         sides.collect::<Vec<_>>().join("; ")
     }
