@@ -24,7 +24,7 @@ use crowd::{Crowd, make_room};
 /// For which masters get memory.
 const SECONDS: u64 = 240;
 /// Between two questions for the status.
-const ASKED_EVERY: Duration = Duration::from_millis(500);
+const ASKED_EVERY: Duration = Duration::from_millis(100);
 
 /// Flags of `drill clients`.
 #[derive(Clone, Debug, Args)]

@@ -37,6 +37,8 @@ pub(in crate::drill) struct Recovered {
     pub(in crate::drill) served: Duration,
     /// Until all of it was read again, and every tablet served.
     pub(in crate::drill) unavailable: Duration,
+    /// Some of it was not served then: no more was waited for.
+    pub(in crate::drill) given_up: bool,
     /// What that consists of.
     pub(in crate::drill) parts: Vec<(&'static str, Duration)>,
     /// How its copies were made anew, if that was waited for.
@@ -202,6 +204,7 @@ impl<'a> Deaths<'a> {
                 recover,
                 served: Duration::ZERO,
                 unavailable: Duration::ZERO,
+                given_up: false,
                 parts: vec![("detect", detect), ("copy", recover - detect)],
                 healing: Some(healing),
             }
@@ -389,6 +392,7 @@ impl<'a> Deaths<'a> {
             recover: after(committed),
             served: after(served),
             unavailable: after(last),
+            given_up,
             parts: parts
                 .iter()
                 .map(|part| (part.name, part.duration()))

@@ -90,16 +90,23 @@ impl Outcome {
         let parts: Vec<String> = parts
             .map(|(name, took)| format!("{} {}", name.replace('_', " "), ms(*took)))
             .collect();
+        let (victims, size) = (self.victims(), Size(self.lost_memory));
+        let detected = ms(self.most(|one| one.detect));
+        let served = ms(self.most(|one| one.served));
+        let outage = if self.recovered.iter().any(|one| one.given_up) {
+            format!("not all of it served after {served} ms, when no more was waited for")
+        } else {
+            format!(
+                "first read served after {} ms, new owners decided after {} ms, all tablets served \
+                 after {served} ms, unavailable {} ms",
+                ms(self.most(|one| one.first_read)),
+                ms(self.most(|one| one.recover)),
+                ms(self.unavailable()),
+            )
+        };
         format!(
-            "servers {:?} killed, {} of data recovered: decided crashed after {} ms, first read served \
-             after {} ms, new owners decided after {} ms, all tablets served after {} ms, unavailable {} ms\n  of which ms: {}\n{}",
-            self.victims(),
-            Size(self.lost_memory),
-            ms(self.most(|one| one.detect)),
-            ms(self.most(|one| one.first_read)),
-            ms(self.most(|one| one.recover)),
-            ms(self.most(|one| one.served)),
-            ms(self.unavailable()),
+            "servers {victims:?} killed, with {size} of data: decided crashed after {detected} ms, \
+             {outage}\n  of which ms: {}\n{}",
             parts.join(", "),
             self.tally.text(),
         ) + &self.note
@@ -221,6 +228,7 @@ mod tests {
                 id: seed,
                 killed: Instant::now(),
                 healing: None,
+                given_up: false,
                 detect: ms(unavailable / 2),
                 first_read: ms(unavailable),
                 recover: ms(unavailable),

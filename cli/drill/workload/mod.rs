@@ -193,7 +193,10 @@ impl Workload {
         let groups = load::groups(&status, &spread, objects)?;
         let shared = Arc::new(Shared {
             spread,
-            bytes: objects * data.usual(),
+            bytes: match data.amount {
+                Amount::Bytes(bytes) => bytes,
+                Amount::Fill(_) => objects * data.usual(),
+            },
             records,
             groups,
             samples: Samples::default(),
