@@ -48,8 +48,10 @@ impl World {
                 continue;
             };
             let shown = self.with_node(process, |node| match node {
-                Node::Server(node) => match node.backup_mut() {
-                    Some(backup) if backup.has_fenced(master) => shown(backup, now, master),
+                Node::Server(node) => match node.backup() {
+                    Some(mut backup) if backup.has_fenced(master) => {
+                        shown(&mut backup, now, master)
+                    }
                     _ => Vec::new(),
                 },
                 _ => Vec::new(),

@@ -461,13 +461,13 @@ fn process(world: &World, machine: usize) -> Option<ProcessId> {
 /// Whether a master runs there.
 #[must_use]
 pub fn is_master(world: &World, machine: usize) -> bool {
-    matches!(&world.machines[machine].role, Role::Server(config) if config.roles.master)
+    matches!(&world.machines[machine].role, Role::Server(config) if config.core.roles.master)
 }
 
 /// Whether a backup and no master runs there.
 #[must_use]
 pub fn is_backup_only(world: &World, machine: usize) -> bool {
-    matches!(&world.machines[machine].role, Role::Server(config) if !config.roles.master)
+    matches!(&world.machines[machine].role, Role::Server(config) if !config.core.roles.master)
 }
 
 /// Whether a coordinator runs there.

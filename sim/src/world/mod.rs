@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use paxos::limits::Timing;
 use ramkeep_backup::{Frames, Geometry, MemoryStore};
+use ramkeep_server::core::{SCRUB_EVERY, ServerConfig as CoreConfig};
 use ramkeep_wire::coordinator::{Roles, Settings};
 use ramkeep_wire::{BootId, Micros, PeerId, ServerId};
 
@@ -257,8 +258,7 @@ impl World {
         } else {
             Disk::None
         };
-        let config = ServerConfig {
-            address: address.clone(),
+        let core = CoreConfig {
             roles,
             coordinators: self.coordinators(),
             memory,
@@ -266,7 +266,11 @@ impl World {
             nonce: [0; 16],
             seed: 0,
             reconnect: self.config.reconnect,
+            scrub_every: SCRUB_EVERY,
         };
+        let address = address.clone();
+        let config = ServerConfig { address, core };
+        let address = config.address.clone();
         self.add(Role::Server(config), address, disk, boot)
     }
 
@@ -338,12 +342,10 @@ impl World {
                 Node::Coordinator(Box::new(node))
             }
             (Role::Server(config), disk) => {
-                let config = ServerConfig {
-                    boot: place.boot,
-                    nonce: self.rng.bytes(),
-                    seed: self.rng.bits(),
-                    ..config.clone()
-                };
+                let mut config = config.clone();
+                config.core.boot = place.boot;
+                config.core.nonce = self.rng.bytes();
+                config.core.seed = self.rng.bits();
                 let frames = match disk {
                     Disk::Frames(mut frames) => {
                         frames.revive();
@@ -527,7 +529,7 @@ impl World {
                 .process_gone(&mut self.events, process, (50, 2_000));
             self.with(process, |node, _| {
                 if let Node::Server(server) = node
-                    && let Some(backup) = server.backup_mut()
+                    && let Some(mut backup) = server.backup()
                 {
                     backup.store_mut().kill_after(bytes);
                 }
@@ -626,7 +628,7 @@ impl World {
     /// Whether a backup runs there, or would.
     #[must_use]
     pub fn has_frames(&self, machine: usize) -> bool {
-        matches!(&self.machines[machine].role, Role::Server(config) if config.roles.backup)
+        matches!(&self.machines[machine].role, Role::Server(config) if config.core.roles.backup)
     }
 
     /// Machines on which servers run, or would.
