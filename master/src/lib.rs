@@ -6,6 +6,4 @@ pub mod index;
 mod lease;
 pub mod recovery;
 pub mod replication;
-#[cfg(feature = "shell")]
-pub mod shell;
 pub mod store;

@@ -196,6 +196,10 @@ impl Control {
         self.conversation.link_down(now, peer, reason);
     }
 
+    pub(crate) fn link_closed(&mut self, peer: usize) {
+        self.conversation.link_closed(peer);
+    }
+
     /// A connection of no more use.
     pub(crate) fn pop_closing(&mut self) -> Option<usize> {
         self.conversation.pop_closing()

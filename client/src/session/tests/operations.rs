@@ -107,7 +107,7 @@ fn limits_are_checked_before_anything_is_sent() {
         (read(b""), Error::EmptyKey),
     ];
     for (operation, error) in cases {
-        let refused = bench.core.start(bench.now, operation, Micros(u64::MAX));
+        let refused = bench.begin(operation, Micros(u64::MAX));
         assert_eq!(refused, Err(NotStarted::Refused(error)));
     }
     bench.drain();
@@ -122,7 +122,7 @@ fn operations_begun_together_leave_in_one_envelope_per_server_and_in_order() {
     let keys: Vec<_> = (0..20).map(|n| key(n % 2 == 1, n / 2)).collect();
     for key in &keys {
         let deadline = bench.now + Duration::from_secs(1);
-        bench.core.start(bench.now, read(key), deadline).unwrap();
+        bench.begin(read(key), deadline).unwrap();
     }
     bench.drain();
     assert_eq!(bench.envelopes, [(ONE, 10), (TWO, 10)]);
@@ -140,7 +140,7 @@ fn answers_may_come_in_any_order_and_in_several_envelopes() {
     let key = key(false, 0);
     let ops = [(); 3].map(|()| {
         let deadline = bench.now + Duration::from_secs(1);
-        bench.core.start(bench.now, read(&key), deadline).unwrap()
+        bench.begin(read(&key), deadline).unwrap()
     });
     bench.drain();
     let ids: Vec<_> = bench.sent().iter().map(|seen| seen.id).collect();
@@ -162,7 +162,7 @@ fn envelopes_are_split_by_count_and_by_bytes() {
     let key = key(false, 0);
     let deadline = bench.now + Duration::from_secs(1);
     for _ in 0..MAX_ITEMS + 5 {
-        bench.core.start(bench.now, read(&key), deadline).unwrap();
+        bench.begin(read(&key), deadline).unwrap();
     }
     bench.drain();
     assert_eq!(bench.envelopes, [(ONE, MAX_ITEMS), (ONE, 5)]);
@@ -170,7 +170,7 @@ fn envelopes_are_split_by_count_and_by_bytes() {
     let half = vec![0; MAX_BATCH_BYTES / 2];
     for _ in 0..3 {
         let write = write(&key, &half);
-        bench.core.start(bench.now, write, deadline).unwrap();
+        bench.begin(write, deadline).unwrap();
     }
     bench.drain();
     assert_eq!(bench.envelopes, [(ONE, 1), (ONE, 1), (ONE, 1)]);
@@ -182,7 +182,7 @@ fn items_over_the_connection_s_limit_wait_for_answers() {
     let key = key(false, 0);
     let deadline = bench.now + Duration::from_secs(1);
     for _ in 0..MAX_IN_FLIGHT_ITEMS + 3 {
-        bench.core.start(bench.now, read(&key), deadline).unwrap();
+        bench.begin(read(&key), deadline).unwrap();
     }
     bench.drain();
     let seen = bench.sent();
@@ -197,13 +197,13 @@ fn there_is_a_most_of_operations_under_way() {
     let key = key(false, 0);
     let deadline = bench.now + Duration::from_secs(1);
     for _ in 0..MAX_PENDING {
-        bench.core.start(bench.now, read(&key), deadline).unwrap();
+        bench.begin(read(&key), deadline).unwrap();
     }
-    let refused = bench.core.start(bench.now, read(&key), deadline);
+    let refused = bench.begin(read(&key), deadline);
     assert_eq!(refused, Err(NotStarted::Full));
     bench.drain();
     bench.respond_to_last(Status::Absent, 0, b"");
-    assert!(bench.core.start(bench.now, read(&key), deadline).is_ok());
+    assert!(bench.begin(read(&key), deadline).is_ok());
 }
 
 #[test]
@@ -230,7 +230,7 @@ fn ids_are_not_used_twice_while_an_answer_is_owed() {
     let key = key(false, 0);
     let cancelled = bench.start(read(&key));
     let first = bench.sent()[0].id;
-    bench.core.cancel(cancelled);
+    bench.cancel(cancelled);
     bench.start(read(&key));
     let second = bench.sent()[0].id;
     assert_ne!(first & 0xffff, second & 0xffff, "the slot is still taken");
@@ -257,7 +257,7 @@ fn mutations_carry_growing_rpc_ids_and_wait_for_a_client_lease() {
         lease_us: 60_000_000,
     });
     assert_eq!(request, Request::OpenClientLease { nonce: [7; 16] });
-    assert_eq!(bench.core.client(), client);
+    assert_eq!(bench.session.client(), client);
     let calls: Vec<_> = bench
         .sent()
         .iter()

@@ -7,8 +7,9 @@
 use std::collections::VecDeque;
 use std::task::Waker;
 
-/// A call's place in the table.
-pub(crate) type CallId = u32;
+/// A call's place in the table, from its opening until it is closed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CallId(u32);
 
 #[derive(Debug, Default)]
 struct Call {
@@ -34,9 +35,9 @@ impl Calls {
     pub(crate) fn open(&mut self, may_lead: bool) -> CallId {
         let id = self.free.pop().unwrap_or_else(|| {
             self.calls.push(Call::default());
-            self.calls.len() as CallId - 1
+            CallId(self.calls.len() as u32 - 1)
         });
-        let call = &mut self.calls[id as usize];
+        let call = &mut self.calls[id.0 as usize];
         call.open = true;
         call.remaining = 0;
         call.may_lead = may_lead;
@@ -45,7 +46,7 @@ impl Calls {
 
     /// The caller is gone.
     pub(crate) fn close(&mut self, id: CallId) {
-        let call = &mut self.calls[id as usize];
+        let call = &mut self.calls[id.0 as usize];
         debug_assert!(call.open);
         call.open = false;
         call.waker = None;
@@ -62,7 +63,7 @@ impl Calls {
 
     /// One more operation.
     pub(crate) fn add(&mut self, id: CallId) {
-        let call = &mut self.calls[id as usize];
+        let call = &mut self.calls[id.0 as usize];
         if call.remaining == 0 {
             self.waiting += 1;
         }
@@ -71,7 +72,7 @@ impl Calls {
 
     /// One operation less.
     pub(crate) fn finish(&mut self, id: CallId, wakes: &mut Vec<Waker>) {
-        let call = &mut self.calls[id as usize];
+        let call = &mut self.calls[id.0 as usize];
         debug_assert!(call.open && call.remaining > 0);
         call.remaining -= 1;
         if call.remaining == 0 {
@@ -82,12 +83,12 @@ impl Calls {
 
     /// Whether none of its operations remains.
     pub(crate) fn is_over(&self, id: CallId) -> bool {
-        self.calls[id as usize].remaining == 0
+        self.calls[id.0 as usize].remaining == 0
     }
 
     /// The call waits; `waker` is woken when it is over, or is to lead.
     pub(crate) fn follow(&mut self, id: CallId, waker: &Waker) {
-        let call = &mut self.calls[id as usize];
+        let call = &mut self.calls[id.0 as usize];
         if !call.waker.as_ref().is_some_and(|old| old.will_wake(waker)) {
             call.waker = Some(waker.clone());
         }
@@ -100,7 +101,7 @@ impl Calls {
     /// Takes one that waits and may lead from the front, with its waker.
     pub(crate) fn next_leader(&mut self) -> Option<(CallId, Waker)> {
         while let Some(id) = self.followers.pop_front() {
-            let call = &mut self.calls[id as usize];
+            let call = &mut self.calls[id.0 as usize];
             call.listed = false;
             if call.open
                 && call.may_lead

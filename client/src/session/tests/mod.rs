@@ -1,22 +1,23 @@
-//! The core stepped through virtual time against servers and coordinators played by the test.
+//! A session stepped through virtual time against servers and coordinators played by the test.
 
 mod coordinators;
 mod operations;
 mod trouble;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use ramkeep_wire::coordinator::{Answer, Request, Response, Table, Tablet, TabletMap, TabletState};
 use ramkeep_wire::data::{Items, Op, ResponseItem, Status};
-use ramkeep_wire::envelope::Kind;
+use ramkeep_wire::envelope::{self, Envelope, Header, Kind};
 use ramkeep_wire::{
-    Ballot, ClientId, KeyHash, LogPosition, MapVersion, Micros, PeerId, RpcId, ServerId, TableId,
-    Version, key_hash, postcards,
+    Ballot, ClientId, KeyHash, LogPosition, MapVersion, Micros, Party, PeerId, RpcId, ServerId,
+    TableId, Version, key_hash, postcards,
 };
 
-use super::{Core, NotStarted, OpId, Output, Target};
+use super::{CallId, Connect, NotStarted, OpId, Session, Target};
 use crate::error::Error;
+use crate::limits::MAX_LINK_UNSENT;
 use crate::types::{Object, Operation, Outcome, Reject};
 
 const TABLE: TableId = TableId(1);
@@ -38,9 +39,9 @@ struct Seen {
     value: Vec<u8>,
 }
 
-/// The core, its clock, and all that it has put out.
+/// A session, its clock, and all that it has put out. A connection's handle is its target.
 struct Bench {
-    core: Core,
+    session: Session<Target>,
     now: Micros,
     items: Vec<Seen>,
     envelopes: Vec<(ServerId, usize)>,
@@ -49,6 +50,13 @@ struct Bench {
     sent_to: BTreeMap<u64, usize>,
     done: Vec<(OpId, Result<Outcome, Error>)>,
     closed: Vec<Target>,
+    /// Each operation is a call of its own.
+    calls: BTreeMap<OpId, CallId>,
+    /// The numbers of connections.
+    links: BTreeMap<Target, u64>,
+    /// Who takes no connections, and the wishes for them.
+    held: BTreeSet<Target>,
+    wishes: Vec<Connect>,
 }
 
 impl Bench {
@@ -56,7 +64,7 @@ impl Bench {
     fn fresh(coordinators: usize) -> Self {
         let addresses = (0..coordinators).map(|i| format!("c:{i}")).collect();
         let mut bench = Self {
-            core: Core::new(addresses, [7; 16]),
+            session: Session::new(addresses, [7; 16]),
             now: Micros(1_000),
             items: Vec::new(),
             envelopes: Vec::new(),
@@ -64,36 +72,105 @@ impl Bench {
             sent_to: BTreeMap::new(),
             done: Vec::new(),
             closed: Vec::new(),
+            calls: BTreeMap::new(),
+            links: BTreeMap::new(),
+            held: BTreeSet::new(),
+            wishes: Vec::new(),
         };
         bench.drain();
         bench
     }
 
-    /// Knows a map: the table's lower half at server 1, its upper half at server 2.
+    /// Knows a map, the table's lower half at server 1, its upper half at server 2, and is connected
+    /// to all servers.
     fn unleased() -> Self {
         let mut bench = Self::fresh(1);
         bench.answer_map(map(1, ONE, TWO));
+        for server in [ONE, TWO, ServerId(3)] {
+            bench.try_connection(Target::Server(server));
+        }
+        bench.drain();
         bench
     }
 
     /// The same, with a client lease.
     fn new() -> Self {
         let mut bench = Self::unleased();
-        bench.core.lease.opened(bench.now, CLIENT, 600_000_000);
+        let lease = bench.session.core.lease_mut();
+        lease.opened(bench.now, CLIENT, 600_000_000);
         bench
     }
 
+    /// As if there were something to send.
+    fn try_connection(&mut self, target: Target) {
+        self.session.core.handle_connecting(target);
+        self.session.connections.wish(target);
+    }
+
+    /// No connections are made to this target from now on.
+    fn hold(&mut self, target: Target) {
+        self.held.insert(target);
+    }
+
+    /// The connection that is wished for is made after all.
+    fn let_through(&mut self, target: Target) {
+        self.held.remove(&target);
+        let wishes = std::mem::take(&mut self.wishes);
+        let wish = wishes.into_iter().rfind(|wish| wish.target == target);
+        self.connect(&wish.expect("it is wished for"));
+    }
+
+    fn connect(&mut self, wish: &Connect) {
+        assert_eq!(wish.addresses.len(), 1);
+        self.session
+            .connected(wish.target, wish.number, wish.target);
+        self.links.insert(wish.target, wish.number);
+    }
+
     fn drain(&mut self) {
-        let mut payload = Vec::new();
-        while let Some(output) = self.core.poll_output(self.now, &mut payload) {
-            match output {
-                Output::Send { to, header } => {
-                    self.record(to, header.kind, header.correlation, &payload);
-                }
-                Output::Done { op, result } => self.done.push((op, result)),
-                Output::Close(target) => self.closed.push(target),
+        loop {
+            while let Some(target) = self.session.pop_closed() {
+                self.links.remove(&target);
+                self.closed.push(target);
             }
-            payload.clear();
+            self.take_results();
+            while let Some(wish) = self.session.poll_connect() {
+                if self.held.contains(&wish.target) {
+                    self.wishes.push(wish);
+                } else {
+                    self.connect(&wish);
+                }
+            }
+            match self.session.next_send(self.now) {
+                Some((target, connection)) => self.send(target, connection.number),
+                None if !self.session.has_wishes() => return,
+                None => {}
+            }
+        }
+    }
+
+    fn take_results(&mut self) {
+        let over = |call: &CallId| self.session.is_over(*call);
+        let over: Vec<_> = self.calls.extract_if(.., |_, call| over(call)).collect();
+        for (op, call) in over {
+            let result = self.session.take(op);
+            self.session.close(call);
+            self.done.push((op, result));
+        }
+    }
+
+    fn send(&mut self, target: Target, number: u64) {
+        assert_eq!(self.links.get(&target), Some(&number));
+        let mut bytes = Vec::new();
+        self.session
+            .fill(self.now, target, &mut bytes, MAX_LINK_UNSENT);
+        let mut rest = &bytes[..];
+        while let Some((envelope, length)) = envelope::parse(rest).unwrap() {
+            let Header {
+                kind, correlation, ..
+            } = envelope.header;
+            self.record(target, kind, correlation, envelope.payload);
+            rest = &rest[length..];
         }
     }
 
@@ -129,10 +206,37 @@ impl Bench {
     }
 
     fn start_within(&mut self, operation: Operation<'_>, time: Duration) -> OpId {
-        let deadline = self.now + time;
-        let op = self.core.start(self.now, operation, deadline).unwrap();
+        let op = self.begin(operation, self.now + time).unwrap();
         self.drain();
         op
+    }
+
+    /// Begins an operation that is not sent yet.
+    fn begin(&mut self, operation: Operation<'_>, deadline: Micros) -> Result<OpId, NotStarted> {
+        let call = self.session.open(true);
+        let begun = self.session.begin(self.now, call, operation, deadline);
+        match begun {
+            Ok(op) => {
+                self.calls.insert(op, call);
+            }
+            Err(_) => self.session.close(call),
+        }
+        begun
+    }
+
+    fn ask(&mut self, request: Request) -> OpId {
+        let call = self.session.open(false);
+        let deadline = self.now + Duration::from_secs(5);
+        let op = self.session.ask(call, request, deadline).unwrap();
+        self.calls.insert(op, call);
+        self.drain();
+        op
+    }
+
+    fn cancel(&mut self, op: OpId) {
+        self.session.cancel(op);
+        let call = self.calls.remove(&op).expect("it is under way");
+        self.session.close(call);
     }
 
     /// What was sent to servers since the last look.
@@ -147,7 +251,15 @@ impl Bench {
     fn respond(&mut self, server: ServerId, items: &[ResponseItem<'_>]) {
         let mut payload = Vec::new();
         items.iter().for_each(|item| item.write(&mut payload));
-        self.core.handle_response(self.now, server, &payload);
+        self.receive(Target::Server(server), Kind::DataResponse, 0, &payload);
+    }
+
+    fn receive(&mut self, from: Target, kind: Kind, correlation: u64, payload: &[u8]) {
+        let header = Header::new(kind, correlation, Party::NONE, Party::NONE);
+        let number = self.links.get(&from).copied().unwrap_or_default();
+        let envelope = Envelope { header, payload };
+        let taken = self.session.receive(self.now, from, number, &envelope);
+        assert_eq!(taken, Ok(()));
         self.drain();
     }
 
@@ -165,10 +277,9 @@ impl Bench {
             round,
             peer: PeerId(1),
         };
-        let response = Response { ballot, answer };
-        self.core
-            .handle_coordinator_response(self.now, peer, correlation, response);
-        self.drain();
+        let payload = postcards::encode(&Response { ballot, answer });
+        let kind = Kind::CoordinatorResponse;
+        self.receive(Target::Coordinator(peer), kind, correlation, &payload);
     }
 
     /// Answers the last request.
@@ -187,7 +298,13 @@ impl Bench {
     }
 
     fn break_link(&mut self, target: Target) {
-        self.core.handle_link_down(self.now, target, "broken");
+        if !self.links.contains_key(&target) {
+            self.try_connection(target);
+            let wish = self.session.poll_connect().expect("just wished for");
+            self.links.insert(target, wish.number);
+        }
+        let number = self.links.remove(&target).expect("it was looked for");
+        self.session.lost(self.now, target, number, "broken");
         self.drain();
     }
 
@@ -195,18 +312,16 @@ impl Bench {
     fn pass(&mut self, time: Duration) {
         let end = self.now + time;
         loop {
-            let next = self.core.next_timeout().map_or(end, |next| next.min(end));
-            self.now = self.now.max(next);
-            self.core.handle_tick(self.now);
+            let next = self.session.next_timeout();
+            self.now = self.now.max(next.map_or(end, |next| next.min(end)));
+            self.session.handle_tick(self.now);
             self.drain();
             if self.now == end {
                 return;
             }
-            let stuck = self
-                .core
-                .next_timeout()
-                .is_some_and(|next| next <= self.now);
-            assert!(!stuck, "the core wants a tick that changes nothing");
+            let next = self.session.next_timeout();
+            let stuck = next.is_some_and(|next| next <= self.now);
+            assert!(!stuck, "a tick is wanted that changes nothing");
         }
     }
 

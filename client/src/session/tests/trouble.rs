@@ -301,7 +301,7 @@ fn a_deadline_tells_whether_the_operation_was_sent() {
     let mut bench = Bench::new();
     let (low, high) = (key(false, 0), key(true, 0));
     bench.break_link(Target::Server(TWO));
-    bench.core.handle_connecting(Target::Server(TWO));
+    bench.hold(Target::Server(TWO));
     let second = Duration::from_secs(1);
     let sent_write = bench.start_within(write(&low, b"v"), second);
     let sent_read = bench.start_within(read(&low), second);
@@ -316,7 +316,7 @@ fn a_deadline_tells_whether_the_operation_was_sent() {
         bench.result(unsent_write),
         Some(Err(Error::Unavailable { reason }))
     );
-    bench.core.handle_link_up(Target::Server(TWO));
+    bench.let_through(Target::Server(TWO));
     bench.sent();
     bench.drain();
     assert!(bench.sent().is_empty(), "what is over is not sent");
@@ -349,8 +349,7 @@ fn a_malformed_answer_closes_the_connection() {
     let mut bench = Bench::new();
     let key = key(false, 0);
     let writing = bench.start(write(&key, b"v"));
-    bench.core.handle_response(bench.now, ONE, &[1, 2, 3]);
-    bench.drain();
+    bench.receive(Target::Server(ONE), Kind::DataResponse, 0, &[1, 2, 3]);
     assert_eq!(bench.closed, [Target::Server(ONE)]);
     assert_eq!(bench.result(writing), None, "it is tried again");
     bench.sent();
@@ -408,11 +407,8 @@ fn a_page_out_of_order_is_not_taken() {
 fn a_cancelled_operation_that_was_not_sent_never_is() {
     let mut bench = Bench::new();
     let key = key(false, 0);
-    let op = bench
-        .core
-        .start(bench.now, write(&key, b"v"), Micros(u64::MAX))
-        .unwrap();
-    bench.core.cancel(op);
+    let op = bench.begin(write(&key, b"v"), Micros(u64::MAX)).unwrap();
+    bench.cancel(op);
     bench.drain();
     assert!(bench.sent().is_empty());
 }
@@ -422,7 +418,7 @@ fn a_server_that_left_the_map_is_forgotten() {
     let mut bench = Bench::new();
     let mut smaller = map(2, ONE, ONE);
     smaller.servers.truncate(1);
-    bench.core.refresh_map();
+    bench.session.refresh_map();
     bench.drain();
     bench.answer_map(smaller);
     assert_eq!(
@@ -461,7 +457,7 @@ fn a_server_that_owes_answers_for_long_has_the_map_asked_for() {
 fn a_full_connection_does_not_hold_up_others() {
     let mut bench = Bench::new();
     let (low, high) = (key(false, 0), key(true, 0));
-    bench.core.handle_full(bench.now, Target::Server(ONE));
+    bench.session.full(bench.now, Target::Server(ONE));
     bench.start(write(&low, b"v"));
     bench.start(write(&high, b"v"));
     let servers: Vec<_> = bench.sent().iter().map(|seen| seen.server).collect();

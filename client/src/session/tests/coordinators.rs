@@ -5,21 +5,14 @@ use ramkeep_wire::coordinator::{Once, Refused};
 
 use super::*;
 
-fn start(bench: &mut Bench, request: Request) -> OpId {
-    let deadline = bench.now + Duration::from_secs(5);
-    let op = bench.core.start_request(request, deadline).unwrap();
-    bench.drain();
-    op
-}
-
 fn create(bench: &mut Bench) -> OpId {
     let (name, once) = ("t".into(), None);
-    start(bench, Request::CreateTable { name, once })
+    bench.ask(Request::CreateTable { name, once })
 }
 
 fn drop_table(bench: &mut Bench) -> OpId {
     let (name, once) = ("t".into(), None);
-    start(bench, Request::DropTable { name, once })
+    bench.ask(Request::DropTable { name, once })
 }
 
 fn lease_answer(client: ClientId) -> Answer {
@@ -29,8 +22,8 @@ fn lease_answer(client: ClientId) -> Answer {
 
 /// Sees to it that the client lease is held; everything else that is asked meanwhile is forgotten.
 fn hold_lease(bench: &mut Bench, client: ClientId) {
-    if bench.core.client() == ClientId(0) {
-        bench.core.lease.want_soon();
+    if bench.session.client() == ClientId(0) {
+        bench.session.core.lease_mut().want_soon();
     }
     let is_open = |ask: &(_, _, Request)| matches!(ask.2, Request::OpenClientLease { .. });
     let mut asked = bench.asked();
@@ -69,7 +62,7 @@ fn an_answer_from_before_the_present_leader_is_not_taken() {
     let mut bench = Bench::fresh(2);
     let (_, correlation, _) = bench.asked().remove(0);
     bench.answer_at(correlation, 5, Answer::Map(Some(map(7, ONE, TWO))));
-    bench.core.refresh_map();
+    bench.session.refresh_map();
     bench.drain();
     let (_, correlation, _) = bench.asked().remove(0);
     bench.answer_at(correlation, 4, Answer::Map(Some(map(9, TWO, ONE))));
@@ -146,7 +139,10 @@ fn a_mutation_refused_with_its_lease_is_made_anew_if_it_was_sent_once() {
     let mut bench = leased(1);
     let op = create(&mut bench);
     bench.answer(Answer::Refused(Refused::Unknown));
-    assert_eq!((bench.result(op), bench.core.client()), (None, ClientId(0)));
+    assert_eq!(
+        (bench.result(op), bench.session.client()),
+        (None, ClientId(0))
+    );
     hold_lease(&mut bench, ClientId(6));
     bench.pass(Duration::from_millis(1));
     let request = bench.answer(table_answer());
@@ -174,22 +170,24 @@ fn a_lease_that_is_not_renewed_for_a_moment_is_not_lost() {
     assert_eq!(request, Request::RenewClientLease { client: CLIENT });
     bench.pass(Duration::from_secs(1));
     assert_eq!(bench.answer(Answer::Noted), request);
-    assert_eq!(bench.core.client(), CLIENT);
+    assert_eq!(bench.session.client(), CLIENT);
 }
 
 #[test]
 fn the_lease_is_given_back_at_the_end() {
-    assert_eq!(Bench::unleased().core.farewell(), None);
+    assert_eq!(Bench::unleased().session.farewell(), None);
     let request = Request::CloseClientLease { client: CLIENT };
-    let farewell = leased(1).core.farewell();
-    assert_eq!(farewell, Some((Target::Coordinator(0), request)));
+    let (link, bytes) = leased(1).session.farewell().unwrap();
+    assert_eq!(link, Target::Coordinator(0));
+    let (farewell, _) = envelope::parse(&bytes).unwrap().unwrap();
+    assert_eq!(postcards::decode(farewell.payload), Ok(request));
 }
 
 #[test]
 fn at_the_deadline_a_request_says_whether_it_was_sent() {
     let mut bench = leased(1);
+    bench.hold(Target::Coordinator(0));
     bench.break_link(Target::Coordinator(0));
-    bench.core.handle_connecting(Target::Coordinator(0));
     let unsent = create(&mut bench);
     bench.pass(Duration::from_secs(5));
     let reason = "coordinator c:0: no connection in time".to_owned();
@@ -197,8 +195,9 @@ fn at_the_deadline_a_request_says_whether_it_was_sent() {
         bench.result(unsent),
         Some(Err(Error::Unavailable { reason }))
     );
-    bench.core.handle_link_up(Target::Coordinator(0));
+    bench.let_through(Target::Coordinator(0));
     let sent = create(&mut bench);
+    bench.pass(Duration::from_millis(128));
     assert!(!bench.asked().is_empty());
     bench.pass(Duration::from_secs(5));
     assert_eq!(bench.result(sent), Some(Err(MAYBE)));
