@@ -20,6 +20,6 @@ pub mod run;
 pub mod scenarios;
 pub mod strangers;
 pub mod trace;
-mod watch;
+pub mod watch;
 pub mod workload;
 pub mod world;

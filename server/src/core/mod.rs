@@ -60,6 +60,25 @@ pub const DATA_KINDS: &[Kind] = &[Kind::DataRequest];
 /// Kinds of envelopes for [`ServerCore::handle_requests`].
 pub const CONTROL_KINDS: &[Kind] = &[Kind::Order, Kind::StatusRequest, Kind::Probe];
 
+/// Kinds of envelopes that a server answers: these, and those for [`Backup::answer`] if it is a backup.
+#[must_use]
+pub fn serves(roles: Roles) -> &'static [Kind] {
+    const SERVES: &[Kind] = &[
+        Kind::DataRequest,
+        Kind::Order,
+        Kind::StatusRequest,
+        Kind::Probe,
+        Kind::Replicate,
+        Kind::BackupRequest,
+    ];
+    let with_backup = if roles.backup {
+        ramkeep_backup::KINDS.len()
+    } else {
+        0
+    };
+    &SERVES[..DATA_KINDS.len() + CONTROL_KINDS.len() + with_backup]
+}
+
 /// What the wires of a server are for: their rooms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]

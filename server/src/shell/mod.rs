@@ -287,19 +287,6 @@ impl ServerShell {
         }
         any && plane.pump(now)
     }
-
-    fn handle_from_backup(&self, wire: WireId, envelope: &Envelope<'_>) {
-        let Some(plane) = self.plane.get() else {
-            return;
-        };
-        let (links, master) = (plane.links(), plane.master());
-        let all = links.all();
-        if let Some(link) = all.iter().find(|link| link.number() == wire.number)
-            && links.handle_received(clock::now(), master, link, envelope)
-        {
-            self.acknowledged.store(true, Ordering::Relaxed);
-        }
-    }
 }
 
 impl WireHandler for ServerShell {
@@ -309,10 +296,13 @@ impl WireHandler for ServerShell {
     }
 
     fn received(&self, wire: WireId, envelope: &Envelope<'_>) {
-        if Room::of(wire) == Some(Room::Links) {
-            self.handle_from_backup(wire, envelope);
-        } else {
-            self.with_core(|core, now| core.handle_received(now, wire, envelope));
+        if Room::of(wire) != Some(Room::Links) {
+            return self.with_core(|core, now| core.handle_received(now, wire, envelope));
+        }
+        if let Some(plane) = self.plane.get()
+            && plane.handle_received(clock::now(), wire.number, envelope)
+        {
+            self.acknowledged.store(true, Ordering::Relaxed);
         }
     }
 

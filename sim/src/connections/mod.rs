@@ -10,6 +10,7 @@
 //!    that the process closed.
 
 mod accepting;
+mod carrier;
 mod making;
 #[cfg(test)]
 mod tests;
@@ -24,6 +25,7 @@ use ramkeep_rpc::{Expect, Handshake, HelloError, Identity, Opened};
 use ramkeep_wire::envelope::Kind;
 use ramkeep_wire::{ClusterId, Micros, Party};
 
+pub use self::carrier::{Carried, WireCarrier};
 use self::making::Making;
 use crate::network::{ConnectionId, NetEvent};
 use crate::node::Context;

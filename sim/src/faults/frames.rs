@@ -73,7 +73,7 @@ impl Faults {
         let boot = world.boot(machine);
         let known = self.older.get(&machine).is_some_and(|(of, _)| *of == boot);
         if !known || self.rng.percent(30) {
-            let store = world.server(machine)?.backup()?.store().clone();
+            let store = world.copy_frames(machine)?;
             self.older.insert(machine, (boot, store));
             return None;
         }

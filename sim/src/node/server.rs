@@ -5,9 +5,8 @@
 //! 2. A replayer does a few steps for each input, as many and as often as its process drew: whatever
 //!    may happen between two steps of a real one may happen here.
 
-use std::collections::VecDeque;
 use std::collections::btree_map::{BTreeMap, Entry};
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
@@ -17,17 +16,14 @@ use ramkeep_master::recovery::{Driven, RecoveryId, Replayer};
 use ramkeep_rpc::wires::{WireEnd, WireId, WireOutput};
 use ramkeep_rpc::{Batch, Identity, Wake};
 use ramkeep_server::core::{
-    CONTROL_KINDS, DATA_KINDS, DataLine, LinkCarrier, Room, ServerConfig as CoreConfig, ServerCore,
-    ServerOutput,
+    CONTROL_KINDS, DATA_KINDS, DataLine, Room, ServerConfig, ServerCore, ServerOutput, serves,
 };
-use ramkeep_wire::coordinator::ServerState;
 use ramkeep_wire::envelope::Kind;
 use ramkeep_wire::hello::Refusal;
 use ramkeep_wire::{Micros, Party, ServerId};
 
 use super::{Context, delivered};
-use crate::connections::{Connections, Happening};
-use crate::crash_points::CrashPoint;
+use crate::connections::{Carried, Connections, Happening, WireCarrier};
 use crate::network::{ConnectionId, NetEvent};
 use crate::rng::Rng;
 use crate::watch::ServerWatch;
@@ -38,45 +34,6 @@ const STEPS: [usize; 4] = [1, 3, 3, 20];
 const PACES: [u64; 5] = [30, 300, 300, 2_000, 8_000];
 /// A replica is read back every so many milliseconds.
 const SCRUBS: [u64; 4] = [10, 50, 200, 1_000];
-
-/// What a server answers, without a backup and with one.
-static SERVES: LazyLock<[Vec<Kind>; 2]> = LazyLock::new(|| {
-    let without = [DATA_KINDS, CONTROL_KINDS].concat();
-    let with = [&without, ramkeep_backup::KINDS].concat();
-    [without, with]
-});
-
-/// What a server process starts with.
-#[derive(Clone, Debug)]
-pub struct ServerConfig {
-    /// Where it listens.
-    pub address: String,
-    /// What its core starts with. Boot, nonce, seed and what is drawn from it change with each start.
-    pub core: CoreConfig,
-}
-
-/// Carries replication over a wire.
-#[derive(Clone, Debug)]
-struct WireCarrier {
-    wire: WireId,
-    outputs: Arc<Mutex<VecDeque<WireOutput>>>,
-}
-
-impl LinkCarrier for WireCarrier {
-    fn send(&self, build: impl FnOnce(&mut Vec<u8>)) -> bool {
-        let (wire, mut bytes) = (self.wire, Vec::new());
-        build(&mut bytes);
-        self.outputs
-            .lock()
-            .push_back(WireOutput::Send { wire, bytes });
-        true
-    }
-
-    fn close(&self) {
-        let wire = self.wire;
-        self.outputs.lock().push_back(WireOutput::Close { wire });
-    }
-}
 
 /// A connection with data requests.
 #[derive(Debug)]
@@ -99,36 +56,39 @@ struct Replays {
 #[derive(Debug)]
 pub struct ServerNode {
     address: String,
-    core: ServerCore<MemoryStore, WireCarrier>,
-    backup: Option<Arc<Mutex<Backup<MemoryStore>>>>,
+    /// The server itself.
+    pub core: ServerCore<MemoryStore, WireCarrier>,
     connections: Connections,
     lines: BTreeMap<ConnectionId, Line>,
     replays: Replays,
-    /// What carriers were given.
-    carried: Arc<Mutex<VecDeque<WireOutput>>>,
+    carried: Carried,
     stopped: bool,
-    watch: ServerWatch,
+    /// What was seen of it.
+    pub watch: ServerWatch,
 }
 
 impl ServerNode {
-    /// A process that starts with the frames given, if it is a backup.
+    /// A process that listens at `address` and starts with the frames given, if it is a backup. What
+    /// is drawn from the seed is its own.
     #[must_use]
-    pub fn new(config: ServerConfig, frames: Option<MemoryStore>, now: Micros) -> Self {
-        let ServerConfig { address, mut core } = config;
-        let mut rng = Rng::new(core.seed).fork(7);
+    pub fn new(
+        address: String,
+        mut config: ServerConfig,
+        frames: Option<MemoryStore>,
+        now: Micros,
+    ) -> Self {
+        let mut rng = Rng::new(config.seed).fork(7);
         let replays = Replays {
             replayers: Vec::new(),
             steps: *rng.choose(&STEPS),
             pace: Duration::from_micros(*rng.choose(&PACES)),
             next: now,
         };
-        core.scrub_every = Duration::from_millis(*rng.choose(&SCRUBS));
-        let backup = frames.map(|store| {
-            let opened = Backup::open(store, core.boot, now);
-            Arc::new(Mutex::new(opened.expect("formatted by the world")))
-        });
-        let serves = &SERVES[usize::from(backup.is_some())];
-        let core = ServerCore::new(core, backup.clone());
+        config.scrub_every = Duration::from_millis(*rng.choose(&SCRUBS));
+        let open = |store| Backup::open(store, config.boot, now).expect("formatted by the world");
+        let backup = frames.map(|store| Arc::new(Mutex::new(open(store))));
+        let serves = serves(config.roles);
+        let core = ServerCore::new(config, backup);
         let identity = Identity::new(None);
         if let Some(cluster) = core.cluster() {
             identity.set_cluster(cluster);
@@ -136,30 +96,13 @@ impl ServerNode {
         Self {
             address,
             core,
-            backup,
             connections: Connections::new(identity, serves),
             lines: BTreeMap::new(),
             replays,
-            carried: Arc::default(),
+            carried: Carried::default(),
             stopped: false,
             watch: ServerWatch::default(),
         }
-    }
-
-    /// Whether it has told a client of what it looked up, since this was asked last.
-    pub fn take_told(&mut self) -> bool {
-        self.watch.take_told()
-    }
-
-    /// Moments of recoveries that came since this was asked last.
-    pub fn take_points(&mut self) -> Vec<CrashPoint> {
-        self.watch.take_points()
-    }
-
-    /// Orders that it has refused for their ballot.
-    #[must_use]
-    pub fn stale_orders(&self) -> u64 {
-        self.watch.stale_orders()
     }
 
     /// Its identity; 0 until it is enlisted.
@@ -177,22 +120,7 @@ impl ServerNode {
     /// Its backup, to look into or to damage.
     #[must_use]
     pub fn backup(&self) -> Option<MutexGuard<'_, Backup<MemoryStore>>> {
-        self.backup.as_ref().map(|backup| backup.lock())
-    }
-
-    /// Whether it has asked the coordinator to record a replication epoch, and waits for the answer.
-    #[must_use]
-    pub fn asks_for_a_record(&self) -> bool {
-        self.core.asks_for_a_record()
-    }
-
-    /// Whether it has heard that a server was decided crashed.
-    #[must_use]
-    pub fn knows_crashed(&self, server: ServerId) -> bool {
-        let list = self.core.list();
-        let listed = list.and_then(|list| list.servers.iter().find(|e| e.server == server));
-        // A process that dies before it is enlisted holds nothing under its own name.
-        server == ServerId(0) || listed.is_some_and(|e| e.state == ServerState::Crashed)
+        self.core.backup().map(|backup| backup.lock())
     }
 
     /// Whether it has ended by itself.
@@ -204,7 +132,7 @@ impl ServerNode {
     /// The frames that a kill leaves.
     #[must_use]
     pub fn into_frames(self) -> Option<MemoryStore> {
-        let backup = self.backup;
+        let backup = self.core.backup().cloned();
         drop(self.core);
         let backup = Arc::into_inner(backup?).expect("the core's is gone");
         Some(backup.into_inner().into_store())
@@ -244,8 +172,7 @@ impl ServerNode {
             Happening::Up {
                 wire, local, peer, ..
             } => {
-                let outputs = self.carried.clone();
-                let carrier = || Some(WireCarrier { wire, outputs });
+                let carrier = || Some(self.carried.over(wire));
                 self.core.handle_up(now, wire, local, peer, carrier);
             }
             Happening::Received { wire, bytes } => self.receive(now, wire, &bytes),
@@ -265,10 +192,7 @@ impl ServerNode {
         let envelope = delivered(bytes);
         match self.core.plane() {
             Some(plane) if Room::of(wire) == Some(Room::Links) => {
-                let (links, master) = (plane.links(), plane.master());
-                let all = links.all();
-                let link = all.iter().find(|link| link.number() == wire.number);
-                if link.is_some_and(|link| links.handle_received(now, master, link, &envelope)) {
+                if plane.handle_received(now, wire.number, &envelope) {
                     plane.pump(now);
                 }
             }
@@ -289,7 +213,7 @@ impl ServerNode {
             let mut batch = Batch::new(bytes);
             self.core.handle_requests(now, &mut batch, &mut out)
         } else {
-            let backup = self.backup.as_ref().expect("nothing else is served");
+            let backup = self.core.backup().expect("nothing else is served");
             backup.lock().answer(now, &envelope, &mut out)
         };
         self.watch.answered(&envelope, &out);
@@ -324,7 +248,7 @@ impl ServerNode {
         self.replay(context.now);
         loop {
             self.perform_all(context);
-            let Some(carried) = self.carried.lock().pop_front() else {
+            let Some(carried) = self.carried.pop() else {
                 break;
             };
             if let WireOutput::Close { wire } = carried {
@@ -407,7 +331,7 @@ impl ServerNode {
     }
 
     fn look_at_frames(&mut self, may_be_a_list: bool) {
-        if let Some(backup) = &self.backup {
+        if let Some(backup) = self.core.backup() {
             self.watch.freed(&backup.lock(), may_be_a_list);
         }
     }

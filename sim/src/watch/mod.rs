@@ -17,7 +17,7 @@ use crate::network::ConnectionId;
 
 /// What was seen of one server process.
 #[derive(Debug, Default)]
-pub(crate) struct ServerWatch {
+pub struct ServerWatch {
     asked: BTreeMap<ConnectionId, Asked>,
     /// It has told a client of what it looked up, since this was asked last.
     told: bool,
@@ -33,16 +33,18 @@ pub(crate) struct ServerWatch {
 
 impl ServerWatch {
     /// Whether it has told a client of what it looked up, since this was asked last.
-    pub(crate) fn take_told(&mut self) -> bool {
+    pub fn take_told(&mut self) -> bool {
         std::mem::take(&mut self.told)
     }
 
     /// Moments of recoveries that came since this was asked last.
-    pub(crate) fn take_points(&mut self) -> Vec<CrashPoint> {
+    pub fn take_points(&mut self) -> Vec<CrashPoint> {
         std::mem::take(&mut self.points)
     }
 
-    pub(crate) fn stale_orders(&self) -> u64 {
+    /// Orders that it has refused for their ballot.
+    #[must_use]
+    pub fn stale_orders(&self) -> u64 {
         self.stale_orders
     }
 

@@ -7,6 +7,7 @@
 //! 3. A paused process handles nothing; what arrives meanwhile it gets, in order, when it goes on.
 
 mod death;
+mod directories;
 mod strangers;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -14,7 +15,7 @@ use std::time::Duration;
 
 use paxos::limits::Timing;
 use ramkeep_backup::{Frames, Geometry, MemoryStore};
-use ramkeep_server::core::{SCRUB_EVERY, ServerConfig as CoreConfig};
+use ramkeep_server::core::{SCRUB_EVERY, ServerConfig};
 use ramkeep_wire::coordinator::{Roles, Settings};
 use ramkeep_wire::{BootId, Micros, PeerId, ServerId};
 
@@ -27,7 +28,6 @@ use crate::network::{Delays, NetEvent, Network, ProcessId};
 use crate::node::admin::AdminConfig;
 use crate::node::client::ClientConfig;
 use crate::node::coordinator::{CoordinatorConfig, CoordinatorDisk};
-use crate::node::server::ServerConfig;
 use crate::node::{AdminNode, ClientNode, Context, CoordinatorNode, Node, ServerNode};
 use crate::promise::FramesLost;
 use crate::rng::Rng;
@@ -258,7 +258,7 @@ impl World {
         } else {
             Disk::None
         };
-        let core = CoreConfig {
+        let config = ServerConfig {
             roles,
             coordinators: self.coordinators(),
             memory,
@@ -268,9 +268,6 @@ impl World {
             reconnect: self.config.reconnect,
             scrub_every: SCRUB_EVERY,
         };
-        let address = address.clone();
-        let config = ServerConfig { address, core };
-        let address = config.address.clone();
         self.add(Role::Server(config), address, disk, boot)
     }
 
@@ -342,10 +339,12 @@ impl World {
                 Node::Coordinator(Box::new(node))
             }
             (Role::Server(config), disk) => {
-                let mut config = config.clone();
-                config.core.boot = place.boot;
-                config.core.nonce = self.rng.bytes();
-                config.core.seed = self.rng.bits();
+                let config = ServerConfig {
+                    boot: place.boot,
+                    nonce: self.rng.bytes(),
+                    seed: self.rng.bits(),
+                    ..config.clone()
+                };
                 let frames = match disk {
                     Disk::Frames(mut frames) => {
                         frames.revive();
@@ -353,7 +352,12 @@ impl World {
                     }
                     _ => None,
                 };
-                Node::Server(Box::new(ServerNode::new(config, frames, now)))
+                Node::Server(Box::new(ServerNode::new(
+                    place.address.clone(),
+                    config,
+                    frames,
+                    now,
+                )))
             }
             _ => return,
         };
@@ -550,7 +554,7 @@ impl World {
         };
         let machine = Some(running.machine);
         let points = match &mut running.node {
-            Node::Server(node) => node.take_points(),
+            Node::Server(node) => node.watch.take_points(),
             Node::Coordinator(node) => node.take_points(),
             Node::Client(_) | Node::Admin(_) | Node::Stranger(_) => return,
         };
@@ -628,7 +632,7 @@ impl World {
     /// Whether a backup runs there, or would.
     #[must_use]
     pub fn has_frames(&self, machine: usize) -> bool {
-        matches!(&self.machines[machine].role, Role::Server(config) if config.core.roles.backup)
+        matches!(&self.machines[machine].role, Role::Server(config) if config.roles.backup)
     }
 
     /// Machines on which servers run, or would.
