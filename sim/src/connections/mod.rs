@@ -10,6 +10,7 @@
 //!    that the process closed.
 
 mod accepting;
+mod carrier;
 mod making;
 mod table;
 #[cfg(test)]
@@ -18,5 +19,6 @@ mod tests;
 pub(crate) mod toys;
 mod words;
 
+pub use carrier::{Carried, WireCarrier};
 pub use table::Connections;
 pub use words::Happening;
