@@ -7,6 +7,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use ramkeep_wire::Party;
+
 use crate::core::Target;
 
 /// A wish for a connection. It ends with [`connected`] or [`lost`].
@@ -21,6 +23,17 @@ pub struct Connect {
     pub number: u64,
     /// Where the target listens; the first that answers will do.
     pub addresses: Vec<String>,
+}
+
+impl Connect {
+    /// Whom to expect there.
+    #[must_use]
+    pub fn party(&self) -> Party {
+        match self.target {
+            Target::Server(server) => Party::server(server),
+            Target::Coordinator(_) => Party::NONE,
+        }
+    }
 }
 
 /// A connection that is up.

@@ -4,8 +4,8 @@
 //! Pure: no clock, no sockets; a connection is a handle `L` that the driver understands. A caller
 //! opens a call, begins operations in it, and takes their results once it is over. The driver, after
 //! any of that:
-//! - connects for each [`Session::poll_connect`], and reports [`Session::connected`] or
-//!   [`Session::lost`];
+//! - connects for each [`Session::poll_connect`], and reports [`Session::connected`],
+//!   [`Session::lost`] or [`Session::refused`];
 //! - sends, while there is a [`Session::next_send`], what [`Session::fill`] gives;
 //! - closes each [`Session::pop_closed`], and wakes each [`Session::take_wakes`];
 //! - calls [`Session::handle_tick`] at [`Session::next_timeout`].
@@ -19,16 +19,18 @@ mod calls;
 mod connections;
 #[cfg(test)]
 mod tests;
+mod waiting;
 
 use std::collections::BTreeMap;
 use std::task::Waker;
 
 use ramkeep_wire::coordinator::{Request, Table};
 use ramkeep_wire::envelope::{self, Envelope, Kind};
+use ramkeep_wire::hello::Refusal;
 use ramkeep_wire::{ClientId, Micros, postcards};
 
 pub use self::calls::CallId;
-pub(crate) use self::calls::Calls;
+use self::calls::Calls;
 use self::connections::Connections;
 pub use self::connections::{Connect, Connection};
 use crate::core::Core;
@@ -45,7 +47,7 @@ pub(crate) const LATE: Error = Error::Timeout {
 #[derive(Debug)]
 pub struct Session<L> {
     pub(crate) core: Core,
-    pub(crate) calls: Calls,
+    calls: Calls,
     /// By slot: the call that its operation belongs to.
     call_of: Vec<CallId>,
     call_of_request: BTreeMap<OpId, CallId>,
@@ -155,11 +157,6 @@ impl<L: Clone> Session<L> {
         Ok(op)
     }
 
-    /// Operations begun so far.
-    pub(crate) fn begun(&self) -> u64 {
-        self.begun
-    }
-
     /// Whether the call's results are there.
     #[must_use]
     pub fn is_over(&self, call: CallId) -> bool {
@@ -191,26 +188,6 @@ impl<L: Clone> Session<L> {
     /// cancelled.
     pub fn close(&mut self, call: CallId) {
         self.calls.close(call);
-    }
-
-    /// The caller waits for room, or for a map.
-    pub(crate) fn wait_for_room(&mut self, waker: &Waker) {
-        self.room.push(waker.clone());
-    }
-
-    /// Those who are to be woken, for a buffer in exchange.
-    pub fn take_wakes(&mut self, empty: Vec<Waker>) -> Vec<Waker> {
-        debug_assert!(empty.is_empty());
-        std::mem::replace(&mut self.wakes, empty)
-    }
-
-    /// Whether anybody is to be woken.
-    pub(crate) fn has_wakes(&self) -> bool {
-        !self.wakes.is_empty()
-    }
-
-    pub(crate) fn wake(&mut self, waker: Waker) {
-        self.wakes.push(waker);
     }
 
     /// Asks for the map anew. [`Session::map_number`] reaches the returned number with the answer.
@@ -330,19 +307,9 @@ impl<L: Clone> Session<L> {
         }
     }
 
-    /// Operations in the envelope filled last for a server.
-    pub(crate) fn last_batch(&self) -> usize {
-        self.core.last_batch()
-    }
-
     /// The target's connection takes no more: its turn comes again a moment later.
     pub fn full(&mut self, now: Micros, target: Target) {
         self.core.handle_full(now, target);
-    }
-
-    /// Whether a connection may be to be made.
-    pub(crate) fn has_wishes(&self) -> bool {
-        self.connections.has_wishes()
     }
 
     /// A connection that is to be made.
@@ -370,6 +337,27 @@ impl<L: Clone> Session<L> {
         }
     }
 
+    /// The connection of this number could not be made: one side refused the other. When a coordinator
+    /// always will, who waits for the first map is told.
+    pub fn refused(
+        &mut self,
+        now: Micros,
+        target: Target,
+        number: u64,
+        refusal: &Refusal,
+        reason: &str,
+    ) {
+        let is_final = matches!(
+            refusal,
+            Refusal::Version(_) | Refusal::Cluster(_) | Refusal::Key
+        );
+        if is_final && matches!(target, Target::Coordinator(_)) {
+            self.refused = Some(reason.to_owned());
+            self.wakes.append(&mut self.room);
+        }
+        self.lost(now, target, number, reason);
+    }
+
     fn give_up(&mut self, now: Micros, target: Target, reason: &str) {
         self.connections.forget(target);
         self.core.handle_link_down(now, target, reason);
@@ -379,17 +367,6 @@ impl<L: Clone> Session<L> {
     /// A connection that is to be closed: nothing of it is of interest any more.
     pub fn pop_closed(&mut self) -> Option<L> {
         self.connections.pop_closed()
-    }
-
-    /// All connections that are up.
-    pub(crate) fn connections(&self) -> impl Iterator<Item = (Target, &Connection<L>)> {
-        self.connections.after(None)
-    }
-
-    /// The first connection after `after` on which an answer is owed.
-    pub(crate) fn next_expecting(&self, after: Option<Target>) -> Option<(Target, &Connection<L>)> {
-        let mut up = self.connections.after(after);
-        up.find(|(target, _)| self.core.expects(*target))
     }
 
     /// Lets time pass.
@@ -402,17 +379,6 @@ impl<L: Clone> Session<L> {
     #[must_use]
     pub fn next_timeout(&self) -> Option<Micros> {
         self.core.next_timeout()
-    }
-
-    /// A coordinator refuses this client, and always will: who waits for the first map is told.
-    pub fn refuse(&mut self, reason: String) {
-        self.refused = Some(reason);
-        self.wakes.append(&mut self.room);
-    }
-
-    /// Whether, since the last call, something began to wait for time or for a coordinator.
-    pub(crate) fn take_attention(&mut self) -> bool {
-        self.core.take_attention()
     }
 
     /// Why the coordinators can't be reached, if they can't: what each of them said.
@@ -456,7 +422,7 @@ impl<L: Clone> Session<L> {
     /// Nothing will come any more: all that is under way ends.
     pub fn stop(&mut self, now: Micros) {
         self.stopped = true;
-        let up: Vec<_> = self.connections().map(|(target, _)| target).collect();
+        let up: Vec<_> = self.connections().map(|(to, _)| to).collect();
         for target in up {
             self.give_up(now, target, "the client has stopped");
         }

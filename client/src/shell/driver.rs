@@ -7,12 +7,11 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use ramkeep_rpc::{Address, ConnectError, Link, clock};
-use ramkeep_wire::hello::Refusal;
-use ramkeep_wire::{Micros, Party};
+use ramkeep_rpc::{Address, Link, clock};
+use ramkeep_wire::Micros;
 
 use super::lane::Lane;
-use crate::session::{Connect, Target};
+use crate::session::Connect;
 
 /// While callers poll, the driver looks after them at this distance: it ends what is over its
 /// deadline, and replaces a leader that nobody polls any more.
@@ -103,7 +102,7 @@ impl Lane {
         let busy = session.begun() != memory.begun;
         memory.begun = session.begun();
         plan.wake_at = session.next_timeout();
-        let idle = session.calls.waiting() == 0;
+        let idle = session.waiting() == 0;
         if state.leader.is_some() || (busy && idle) {
             let round = clock::now() + ROUND;
             plan.wake_at = Some(plan.wake_at.map_or(round, |at| at.min(round)));
@@ -152,17 +151,14 @@ impl Lane {
 
 /// Opens a connection to the first of a target's addresses that answers.
 async fn connect(lane: Arc<Lane>, wish: Connect) {
-    let party = match wish.target {
-        Target::Server(server) => Party::server(server),
-        Target::Coordinator(_) => Party::NONE,
-    };
+    let party = wish.party();
     let mut reason = "it has no address".to_owned();
-    let mut refused = false;
+    let mut refused = None;
     for address in &wish.addresses {
         let address: Address = match address.parse() {
             Ok(address) => address,
             Err(error) => {
-                reason = format!("{error}");
+                reason = error.to_string();
                 continue;
             }
         };
@@ -176,24 +172,17 @@ async fn connect(lane: Arc<Lane>, wish: Connect) {
             }
             Err(error) => {
                 reason = error.to_string();
-                refused = is_final(&error);
+                refused = error.refusal().cloned();
             }
         }
     }
-    let mut state = lane.lock();
-    if refused && matches!(wish.target, Target::Coordinator(_)) {
-        state.session.refuse(reason.clone());
+    let (now, mut state) = (clock::now(), lane.lock());
+    let (target, number) = (wish.target, wish.number);
+    let session = &mut state.session;
+    match refused {
+        None => session.lost(now, target, number, &reason),
+        Some(refusal) => session.refused(now, target, number, &refusal, &reason),
     }
-    let now = clock::now();
-    state.session.lost(now, wish.target, wish.number, &reason);
     lane.release(state);
     lane.driver.notify_one();
-}
-
-/// Whether trying again can't help.
-fn is_final(error: &ConnectError) -> bool {
-    matches!(
-        error.refusal(),
-        Some(Refusal::Version(_) | Refusal::Cluster(_) | Refusal::Key)
-    )
 }

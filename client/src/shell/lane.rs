@@ -33,13 +33,8 @@ pub(super) struct State {
 impl State {
     /// Makes a call that waits the leader. Returns false when nobody leads now though some wait.
     fn pass_lead(&mut self) -> bool {
-        self.leader = None;
-        if let Some((call, waker)) = self.session.calls.next_leader() {
-            self.leader = Some(call);
-            self.session.wake(waker);
-            return true;
-        }
-        self.session.calls.waiting() == 0
+        self.leader = self.session.pass_lead();
+        self.leader.is_some() || self.session.waiting() == 0
     }
 }
 
@@ -153,7 +148,7 @@ impl Lane {
             return Poll::Ready(());
         }
         if state.leader.is_some_and(|leader| leader != call) {
-            state.session.calls.follow(call, cx.waker());
+            state.session.follow(call, cx.waker());
             self.release(state);
             return Poll::Pending;
         }
@@ -161,7 +156,7 @@ impl Lane {
         state.turns += 1;
         // Where operations came in company before, those of other tasks get their turn first.
         let wait_for_company = turn.fresh && state.session.last_batch() > 1;
-        let alone = state.session.calls.waiting() == 1;
+        let alone = state.session.waiting() == 1;
         self.release(state);
         if !wait_for_company {
             self.pump();
@@ -214,7 +209,7 @@ impl Lane {
             self.leave(state, call);
             return Poll::Ready(());
         }
-        state.session.calls.follow(call, cx.waker());
+        state.session.follow(call, cx.waker());
         if state.leader == Some(call) {
             state.leader = None;
         }
@@ -234,7 +229,7 @@ impl Lane {
 
     /// The caller is done with the call.
     pub(super) fn close(&self, mut state: MutexGuard<'_, State>, call: CallId) {
-        state.session.calls.close(call);
+        state.session.close(call);
         self.leave(state, call);
     }
 
