@@ -11,10 +11,7 @@ use ramkeep_wire::*;
 fn entry(server: ServerId, state: ServerState, recovered: bool) -> ServerEntry {
     ServerEntry {
         server,
-        roles: Roles {
-            master: true,
-            backup: true,
-        },
+        roles: Roles::BOTH,
         addresses: Vec::new(),
         state,
         replaces: None,

@@ -18,8 +18,7 @@ use ramkeep_rpc::{
 use ramkeep_wire::backup::{BackupRequest, BackupResponse, ReplicaInfo};
 use ramkeep_wire::certificate::{Certificate, SegmentKind};
 use ramkeep_wire::coordinator::{
-    Answer, Enlist, Heartbeat, RecoveryReport, Refused, Request, Response, Roles, ServerState,
-    TabletState,
+    Answer, Enlist, Heartbeat, RecoveryReport, Refused, Request, Response, ServerState, TabletState,
 };
 use ramkeep_wire::envelope::{self, Header, Kind};
 use ramkeep_wire::hello::Refusal;
@@ -190,18 +189,8 @@ impl Server {
     }
 
     async fn join_as(&self, caller: &Caller, nonce: u8) -> ServerId {
-        let request = Request::Enlist(Enlist {
-            nonce: [nonce; 16],
-            roles: Roles {
-                master: true,
-                backup: true,
-            },
-            addresses: vec![self.serving.address().to_string()],
-            replaces: None,
-            boot: BootId([0; 16]),
-            frames: 1,
-            memory: 1,
-        });
+        let address = self.serving.address().to_string();
+        let request = Request::Enlist(Enlist::server([nonce; 16], address));
         let Answer::Enlisted {
             server, cluster, ..
         } = ask(caller, &request).await.answer
@@ -237,16 +226,7 @@ async fn ask(caller: &Caller, request: &Request) -> Response {
 }
 
 async fn beat(caller: &Caller, server: ServerId) -> Answer {
-    let heartbeat = Heartbeat {
-        server,
-        list: ListVersion(0),
-        ready: true,
-        floor: None,
-        master: None,
-        backup: None,
-        damaged: Vec::new(),
-        resident: 0,
-    };
+    let heartbeat = Heartbeat::of(server);
     ask(caller, &Request::Heartbeat(heartbeat)).await.answer
 }
 

@@ -41,10 +41,7 @@ fn master_with(replicas: u8) -> Master {
 fn told(master: &Master, version: u64, servers: &[(u64, ServerState)]) {
     let entry = |(id, state): &(u64, ServerState)| ServerEntry {
         server: ServerId(*id),
-        roles: Roles {
-            master: true,
-            backup: true,
-        },
+        roles: Roles::BOTH,
         addresses: vec![format!("127.0.0.1:{id}")],
         state: *state,
         replaces: None,

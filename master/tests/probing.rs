@@ -98,10 +98,7 @@ fn play(pool: &WorkerPool, party: Party, part: Part) -> Serving {
 fn entry(server: ServerId, address: &Address) -> ServerEntry {
     ServerEntry {
         server,
-        roles: Roles {
-            master: true,
-            backup: true,
-        },
+        roles: Roles::BOTH,
         addresses: vec![address.to_string()],
         state: ServerState::Up,
         replaces: None,

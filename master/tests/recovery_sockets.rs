@@ -164,10 +164,7 @@ fn serve(pool: &WorkerPool, copies: Copies) -> Serving {
 fn list(backup: &Serving) -> ServerList {
     let entry = |server, state, addresses| ServerEntry {
         server,
-        roles: Roles {
-            master: true,
-            backup: true,
-        },
+        roles: Roles::BOTH,
         addresses,
         state,
         replaces: None,

@@ -136,10 +136,7 @@ impl World {
     fn list(&self, version: u64, backups: u64, crashed: Option<u64>) {
         let entry = |id| ServerEntry {
             server: ServerId(id),
-            roles: Roles {
-                master: true,
-                backup: true,
-            },
+            roles: Roles::BOTH,
             addresses: Vec::new(),
             state: if Some(id) == crashed {
                 ServerState::Crashed

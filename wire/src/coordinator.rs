@@ -19,6 +19,14 @@ pub struct Roles {
     pub backup: bool,
 }
 
+impl Roles {
+    /// Owns tablets and holds replicas.
+    pub const BOTH: Self = Self {
+        master: true,
+        backup: true,
+    };
+}
+
 /// A wish to join the cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Enlist {
@@ -36,6 +44,22 @@ pub struct Enlist {
     pub frames: u32,
     /// Bytes it has for its log and index as a master.
     pub memory: u64,
+}
+
+impl Enlist {
+    /// A server in both roles that begins anew and offers neither frames nor memory.
+    #[must_use]
+    pub fn server(nonce: [u8; 16], address: impl Into<String>) -> Self {
+        Self {
+            nonce,
+            roles: Roles::BOTH,
+            addresses: vec![address.into()],
+            replaces: None,
+            boot: BootId([0; 16]),
+            frames: 0,
+            memory: 0,
+        }
+    }
 }
 
 /// Constants of a cluster, chosen when its first coordinator starts.
@@ -215,6 +239,23 @@ pub struct Heartbeat {
     pub damaged: Vec<DamagedReplica>,
     /// Resident memory of the process, bytes.
     pub resident: u64,
+}
+
+impl Heartbeat {
+    /// The report of a server that is ready, has no server list yet and has nothing else to tell.
+    #[must_use]
+    pub fn of(server: ServerId) -> Self {
+        Self {
+            server,
+            list: ListVersion(0),
+            ready: true,
+            floor: None,
+            master: None,
+            backup: None,
+            damaged: Vec::new(),
+            resident: 0,
+        }
+    }
 }
 
 /// Makes a request run once however often it is sent, by the results that are kept with the

@@ -14,7 +14,7 @@ use ramkeep_wire::coordinator::{
 };
 use ramkeep_wire::order::{LogEnd, TabletGrant};
 use ramkeep_wire::{
-    BootId, CertificateKey, ClientId, ClusterId, KeyHash, LogPosition, ReplicationEpoch, SegmentId,
+    CertificateKey, ClientId, ClusterId, KeyHash, LogPosition, ReplicationEpoch, SegmentId,
     ServerId, TableId, postcards,
 };
 
@@ -29,18 +29,17 @@ fn bootstrapped() -> State {
 }
 
 fn enlist(nonce: u8, replaces: Option<u64>) -> Command {
+    let address = format!("127.0.0.1:{}", 7_000 + u16::from(nonce));
     Command::Enlist {
         request: Enlist {
-            nonce: [nonce; 16],
             roles: Roles {
                 master: !nonce.is_multiple_of(5),
                 backup: true,
             },
-            addresses: vec![format!("127.0.0.1:{}", 7_000 + u16::from(nonce))],
             replaces: replaces.map(ServerId),
-            boot: BootId([0; 16]),
             frames: 10,
             memory: 1 << 26,
+            ..Enlist::server([nonce; 16], address)
         },
         key: CertificateKey([nonce; 32]),
     }

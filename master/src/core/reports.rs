@@ -87,14 +87,12 @@ impl Master {
         let left = MAX_DAMAGED_REPORTED - damaged.len();
         damaged.extend(control.scrub.found.iter().take(left));
         Heartbeat {
-            server: self.config.me,
             list: control.list.version,
             ready: control.replication.ready(),
             floor: control.replication.floor(),
             master: Some(self.stats_with(&control)),
-            backup: None,
             damaged,
-            resident: 0,
+            ..Heartbeat::of(self.config.me)
         }
     }
 

@@ -228,10 +228,7 @@ impl World {
     pub(crate) fn list(&self) -> ServerList {
         let entry = |server, state| ServerEntry {
             server,
-            roles: Roles {
-                master: true,
-                backup: true,
-            },
+            roles: Roles::BOTH,
             addresses: Vec::new(),
             state,
             replaces: None,
