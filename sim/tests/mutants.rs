@@ -47,6 +47,14 @@ const ELSEWHERE: &[(Mutant, &str)] = &[
         "master/tests/store/replay.rs: few seeds drop a table at that moment",
     ),
     (
+        Mutant::RestartOnNews,
+        "master/tests/recovery: few leases end while a simulated log is replayed",
+    ),
+    (
+        Mutant::FailedTryBeginsAnew,
+        "master/tests/recovery: what a failed try leaves does no harm but for the memory that it takes",
+    ),
+    (
         Mutant::ServeEndedClients,
         "master/tests/store/calls.rs: no simulated client outlives its lease",
     ),

@@ -116,6 +116,10 @@ crate::named! {
     ReplayIgnoresTakeover = "replay-ignores-takeover",
     /// Recovery master: a dropped table ends a finished replay of others.
     DropEndsFinishedReplay = "drop-ends-finished-replay",
+    /// Recovery master: a repeated order that knows more begins its try anew.
+    RestartOnNews = "restart-on-news",
+    /// Recovery master: a try that has failed begins anew when its order is repeated.
+    FailedTryBeginsAnew = "failed-try-begins-anew",
 }
 
 #[cfg(feature = "mutants")]

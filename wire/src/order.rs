@@ -73,7 +73,18 @@ pub struct RecoveredTablet {
     pub takeover: LogPosition,
 }
 
-/// One partition of a crashed master's tablets, for one recovery master.
+/// Names one try at one partition of a crashed master's tablets, for good: no other try, of whatever
+/// partition, ever has the same name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct TryId {
+    /// Whose log is replayed.
+    pub master: ServerId,
+    /// Grows whenever a partition of it is given to another, or again.
+    pub attempt: u32,
+}
+
+/// One partition of a crashed master's tablets, for one recovery master. All of it but
+/// [`ended`](Self::ended) is the same whenever an order names the same [`TryId`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recovery {
     /// Whose log is replayed.
@@ -90,8 +101,20 @@ pub struct Recovery {
     /// may be lost, too.
     pub given_up: Option<Vec<SegmentId>>,
     /// Client leases that have ended, at least those that the crashed master knew of: what these
-    /// clients once did may be forgotten, so that nothing of theirs may run any more.
+    /// clients once did may be forgotten, so that nothing of theirs may run any more. Knowledge beside
+    /// the try: it grows, and a try goes on whatever is learned meanwhile.
     pub ended: EndedClients,
+}
+
+impl Recovery {
+    /// The name of this try.
+    #[must_use]
+    pub fn id(&self) -> TryId {
+        TryId {
+            master: self.master,
+            attempt: self.attempt,
+        }
+    }
 }
 
 /// What to do.
@@ -105,7 +128,8 @@ pub enum Command {
     DropTable(TableId),
     /// The server list has changed.
     UpdateServers(ServerList),
-    /// Replay these tablets of a crashed master. Repeated to ask how far it is.
+    /// Replay these tablets of a crashed master. Repeated to ask how far it is, and to tell what was
+    /// learned meanwhile: a try begins once, and fails once.
     Recover(Recovery),
     /// Serve these tablets from now on, with what was replayed of them. Refused if the replay that
     /// began there is not known any more: an empty tablet in its place would be a hole.
@@ -144,8 +168,8 @@ pub enum OrderReply {
     /// To `Recover`: replayed, and durable on all backups. Where the log stood when the replay
     /// began, in the order of the tablets: what `TakeTablets` takes them over at.
     Recovered(Vec<LogPosition>),
-    /// To `Recover`: it can't be done here, or not with the backups that are there. It is tried
-    /// again when it is asked for again.
+    /// To `Recover`: it can't be done here, or not with the backups that are there. A try that has
+    /// begun stays failed; another one may succeed.
     CannotRecover(String),
 }
 

@@ -3,6 +3,7 @@
 
 mod properties;
 mod recoveries;
+mod tries;
 
 use std::collections::BTreeSet;
 

@@ -18,7 +18,10 @@
 //! 2. It is said that tablets are recovered only when all segments that the digest names were
 //!    replayed, and all that was appended is durable.
 //! 3. Orders whose tablets overlap are attempts at the same: the highest counts, and ends the others.
-//! 4. Memory, requests and recoveries under way are bounded.
+//! 4. A try is named by its [`TryId`] alone. It begins once, and what became of it stays: a repeated
+//!    order, whatever else it says by then, neither begins it anew nor takes away what is finished
+//!    (SAFETY 25).
+//! 5. Memory, requests and recoveries under way are bounded, and so are tries that are remembered.
 
 pub mod gather;
 mod inventory;
@@ -30,7 +33,7 @@ use ramkeep_wire::backup::{BackupRequest, BackupResponse};
 use ramkeep_wire::coordinator::{DamagedReplica, ServerList, ServerState};
 use ramkeep_wire::limits::MAX_DAMAGED_REPORTED;
 use ramkeep_wire::mutants::{self, Mutant};
-use ramkeep_wire::order::{OrderReply, Recovery, TabletGrant};
+use ramkeep_wire::order::{OrderReply, Recovery, TabletGrant, TryId};
 use ramkeep_wire::{ClusterId, LogPosition, Micros, ServerId};
 
 use crate::store::{Finished, ReplayId, Store};
@@ -40,6 +43,10 @@ pub use replayer::{Outcome, Replayer, Stepped};
 
 /// Recoveries that one master works on at a time.
 pub const MAX_RECOVERIES: usize = 8;
+/// Tries that one master has at a time: those it works on, and those that it knows the outcome of.
+pub const MAX_TRIES: usize = 64;
+
+const _: () = assert!(MAX_RECOVERIES < MAX_TRIES);
 
 /// Names a recovery of this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -73,7 +80,7 @@ enum Progress {
     Running,
     /// All is in the log.
     Finished(Finished),
-    /// It can't be done. Told once, then forgotten.
+    /// It can't be done, and nothing of it is left here but dead entries of the log.
     Failed(String),
 }
 
@@ -109,7 +116,7 @@ impl Recoveries {
         }
     }
 
-    /// Takes on an order, or says how far it is.
+    /// Takes on an order, or says how far its try is.
     pub fn handle_order(
         &mut self,
         store: &Store,
@@ -117,79 +124,65 @@ impl Recoveries {
         list: &ServerList,
     ) -> OrderReply {
         self.forget_served(store);
-        if let Some(at) = self.active.iter().position(|active| active.order == order) {
-            return self.report(at, store.durability().position());
+        let durable = store.durability().position();
+        if let Some(known) = self.active.iter().find(|active| active.is_of(&order)) {
+            return known.report(durable);
         }
         if let Some(reply) = served(store, &order) {
             return reply;
         }
-        let overlapping = |active: &&Active| overlaps(&active.order, &order);
-        let newest = self
-            .active
-            .iter()
-            .filter(overlapping)
-            .map(|active| active.order.attempt)
-            .max();
-        if newest.is_some_and(|newest| newest > order.attempt) {
-            return OrderReply::CannotRecover("a later attempt is under way".into());
+        if let Err(reason) = self.check_room_for(&order, list) {
+            return OrderReply::CannotRecover(reason);
         }
-        if is_over(list, order.master) {
-            return OrderReply::CannotRecover(format!("nothing of {:?} is left", order.master));
-        }
-        let ended: Vec<_> = self
+        let others: Vec<_> = self
             .active
             .extract_if(.., |active| overlaps(&active.order, &order))
             .collect();
-        ended.iter().for_each(|active| end(store, active));
-        if self.active.len() >= MAX_RECOVERIES {
-            let reason = format!("{MAX_RECOVERIES} recoveries are under way here");
-            return OrderReply::CannotRecover(reason);
-        }
-        self.start(order, list);
-        self.report(self.active.len() - 1, store.durability().position())
+        others.iter().for_each(|active| end(store, active));
+        self.start(order, list).report(durable)
     }
 
-    fn start(&mut self, order: Recovery, list: &ServerList) {
+    /// Whether a try that is not known here may begin. Nothing has changed if not.
+    fn check_room_for(&mut self, order: &Recovery, list: &ServerList) -> Result<(), String> {
+        let same = |active: &&Active| overlaps(&active.order, order);
+        let newest = self.active.iter().filter(same).map(|a| a.order.attempt);
+        if newest.max().is_some_and(|newest| newest > order.attempt) {
+            return Err("a later attempt is under way".into());
+        }
+        if is_over(list, order.master) {
+            return Err(format!("nothing of {:?} is left", order.master));
+        }
+        let others = self.active.iter().filter(|active| !same(active));
+        if others.filter(|active| active.is_running()).count() >= MAX_RECOVERIES {
+            return Err(format!("{MAX_RECOVERIES} recoveries are under way here"));
+        }
+        if self.active.len() >= MAX_TRIES {
+            // Should it come to be ordered again, it is one try more, as it would be elsewhere.
+            let failed = |active: &Active| matches!(active.progress, Progress::Failed(_));
+            let Some(oldest) = self.active.iter().position(failed) else {
+                return Err(format!("{MAX_TRIES} tries wait here to be taken"));
+            };
+            self.active.remove(oldest);
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, order: Recovery, list: &ServerList) -> &Active {
         self.last += 1;
         let id = RecoveryId(self.last);
         let mut gather = Gather::new(self.cluster, &order);
         gather.take_list(list);
         let replayer = Replayer::new(&order);
-        let (master, tablets) = (order.master, order.tablets.len());
-        tracing::info!(%master, tablets, attempt = order.attempt, "replay begins");
+        let TryId { master, attempt } = order.id();
+        tracing::info!(%master, tablets = order.tablets.len(), attempt, "replay begins");
         self.started.push_back((id, replayer));
-        self.active.push(Active {
+        self.active.push_mut(Active {
             id,
             order,
             gather,
             replay: None,
             progress: Progress::Running,
-        });
-    }
-
-    fn report(&mut self, at: usize, durable: LogPosition) -> OrderReply {
-        let active = &self.active[at];
-        match &active.progress {
-            Progress::Finished(finished)
-                if finished.end <= durable || mutants::active(Mutant::RecoveredBeforeDurable) =>
-            {
-                tracing::info!(master = %active.order.master, "all that was replayed is durable");
-                OrderReply::Recovered(vec![finished.takeover; active.order.tablets.len()])
-            }
-            Progress::Running | Progress::Finished(_) => {
-                let (segments, of, bytes) = active.gather.progress();
-                OrderReply::Recovering {
-                    segments,
-                    of,
-                    bytes,
-                }
-            }
-            Progress::Failed(reason) => {
-                let reply = OrderReply::CannotRecover(reason.clone());
-                self.active.remove(at);
-                reply
-            }
-        }
+        })
     }
 
     /// Recoveries whose tablets are all served are done with.
@@ -215,8 +208,7 @@ impl Recoveries {
 
     /// The next request to send.
     pub fn poll_ask(&mut self, now: Micros) -> Option<Ask> {
-        let running = |active: &&mut Active| matches!(active.progress, Progress::Running);
-        for active in self.active.iter_mut().filter(running) {
+        for active in self.active.iter_mut().filter(|active| active.is_running()) {
             match active.gather.poll_ask(now) {
                 Ok(Some((to, id, request))) => {
                     let id = (active.id, id);
@@ -302,7 +294,40 @@ impl Recoveries {
     /// Whether there is something to drive.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.active.is_empty() && self.started.is_empty()
+        !self.active.iter().any(Active::is_running) && self.started.is_empty()
+    }
+}
+
+impl Active {
+    fn is_running(&self) -> bool {
+        matches!(self.progress, Progress::Running)
+    }
+
+    /// Whether this is the try that the order names.
+    fn is_of(&self, order: &Recovery) -> bool {
+        let failed = matches!(self.progress, Progress::Failed(_));
+        self.order.id() == order.id()
+            && (self.order == *order || !mutants::active(Mutant::RestartOnNews))
+            && (!failed || !mutants::active(Mutant::FailedTryBeginsAnew))
+    }
+
+    fn report(&self, durable: LogPosition) -> OrderReply {
+        match &self.progress {
+            Progress::Finished(finished)
+                if finished.end <= durable || mutants::active(Mutant::RecoveredBeforeDurable) =>
+            {
+                OrderReply::Recovered(vec![finished.takeover; self.order.tablets.len()])
+            }
+            Progress::Running | Progress::Finished(_) => {
+                let (segments, of, bytes) = self.gather.progress();
+                OrderReply::Recovering {
+                    segments,
+                    of,
+                    bytes,
+                }
+            }
+            Progress::Failed(reason) => OrderReply::CannotRecover(reason.clone()),
+        }
     }
 }
 

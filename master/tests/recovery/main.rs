@@ -4,8 +4,8 @@
 mod world;
 
 use ramkeep_master::recovery::{MAX_RECOVERIES, gather};
-use ramkeep_wire::order::{LogEnd, OrderReply, Recovery, TabletGrant};
-use ramkeep_wire::{KeyHash, Micros, ServerId};
+use ramkeep_wire::order::{LogEnd, OrderReply, RecoveredTablet, Recovery, TabletGrant};
+use ramkeep_wire::{ClientId, EndedClients, KeyHash, Micros, ServerId};
 
 use world::{Backup, World, crashed, forged, make_durable, whole};
 
@@ -83,8 +83,8 @@ fn a_damaged_copy_is_set_aside_reported_and_replaced_by_another() {
 }
 
 #[test]
-fn a_missing_segment_is_named_and_asked_for_again_when_the_order_is_repeated() {
-    let (copies, order) = crashed();
+fn a_missing_segment_is_named_and_another_try_finds_it() {
+    let (copies, mut order) = crashed();
     let mut rest = copies.clone();
     let missing = rest.remove(1);
     let mut world = World::new([(2, Backup::with(&rest)), (3, Backup::with(&rest))]);
@@ -96,12 +96,78 @@ fn a_missing_segment_is_named_and_asked_for_again_when_the_order_is_repeated() {
     assert_eq!(world.store.stats().objects, 0, "what was replayed is swept");
     // Its holder comes back.
     world.backups.insert(ServerId(9), Backup::with([&missing]));
+    order.attempt += 1;
     world.succeed(&order);
 }
 
 #[test]
-fn an_open_replica_of_a_closed_segment_does_not_count() {
+fn a_try_that_has_failed_stays_failed_and_appends_nothing_more() {
     let (copies, order) = crashed();
+    let mut world = World::new([(2, Backup::with(&copies[1..]))]);
+    let reason = world.fail(&order);
+    world.settle();
+    let left = world.store.writer().log().appended_position();
+    world.backups.insert(ServerId(3), Backup::with(&copies));
+    for _ in 0..3 {
+        assert_eq!(world.fail(&order), reason, "whatever has come since");
+        world.settle();
+    }
+    assert_eq!(world.begun(), 1, "replays begun");
+    assert_eq!(world.store.writer().log().appended_position(), left);
+}
+
+/// The same try, ordered by one who has learned that more clients' leases have ended.
+fn knowing_more(order: &Recovery) -> Recovery {
+    let next = ClientId(order.ended.below.0 + 1);
+    let ended = EndedClients::among(std::iter::empty(), next);
+    Recovery {
+        ended,
+        ..order.clone()
+    }
+}
+
+#[test]
+fn a_try_goes_on_whatever_is_learned_meanwhile() {
+    let (copies, mut order) = crashed();
+    let mut world = World::new([(2, Backup::with(&copies)), (3, Backup::with(&copies))]);
+    world.is_durable_late = true;
+    let mut replayed = 0;
+    for _ in 0..copies.len() {
+        order = knowing_more(&order);
+        let reply = world.order(&order);
+        let OrderReply::Recovering { segments, .. } = reply else {
+            panic!("{reply:?}");
+        };
+        assert!(segments >= replayed, "{segments} after {replayed}");
+        replayed = segments;
+        world.settle_a_little();
+    }
+    world.settle();
+    make_durable(&world.store);
+    assert_eq!(world.begun(), 1, "replays begun");
+    // Nor is what is finished taken away before it is taken over.
+    let reply = world.order(&order);
+    let OrderReply::Recovered(positions) = &reply else {
+        panic!("{reply:?}");
+    };
+    order = knowing_more(&order);
+    assert_eq!(world.order(&order), reply);
+    world.settle();
+    let recovered = RecoveredTablet {
+        range: whole(),
+        takeover: positions[0],
+    };
+    let taken = world.store.take_recovered(&[recovered]);
+    assert_eq!(taken.as_ref(), Ok(positions));
+    order = knowing_more(&order);
+    assert_eq!(world.order(&order), reply, "a late repetition");
+    assert_eq!(world.begun(), 1, "replays begun");
+    assert_eq!(world.store.stats().objects, world::OBJECTS);
+}
+
+#[test]
+fn an_open_replica_of_a_closed_segment_does_not_count() {
+    let (copies, mut order) = crashed();
     let mut open = copies.clone();
     open[1].0.closed = false;
     open[1].0.length -= 100;
@@ -117,6 +183,7 @@ fn an_open_replica_of_a_closed_segment_does_not_count() {
     world
         .backups
         .insert(ServerId(3), Backup::with(&copies[1..2]));
+    order.attempt += 1;
     world.succeed(&order);
 }
 
@@ -345,6 +412,21 @@ fn of_a_log_that_left_nothing_empty_tablets_come_back() {
 fn planted_faults_of_recovery_masters_are_caught() {
     use ramkeep_wire::mutants::{self, Mutant};
 
-    let story = segments_spread_over_backups_are_recovered_once_all_is_durable;
-    assert!(mutants::fails(Mutant::RecoveredBeforeDurable, story));
+    let stories: [(Mutant, fn()); 3] = [
+        (
+            Mutant::RecoveredBeforeDurable,
+            segments_spread_over_backups_are_recovered_once_all_is_durable,
+        ),
+        (
+            Mutant::RestartOnNews,
+            a_try_goes_on_whatever_is_learned_meanwhile,
+        ),
+        (
+            Mutant::FailedTryBeginsAnew,
+            a_try_that_has_failed_stays_failed_and_appends_nothing_more,
+        ),
+    ];
+    for (mutant, story) in stories {
+        assert!(mutants::fails(mutant, story), "{mutant:?}");
+    }
 }

@@ -252,9 +252,23 @@ impl World {
             .handle_order(&self.store, order.clone(), &list)
     }
 
+    /// How many replays were begun.
+    pub(crate) fn begun(&self) -> usize {
+        self.replayers.len()
+    }
+
     /// Drives everything until nothing moves without time passing.
     pub(crate) fn settle(&mut self) {
-        loop {
+        self.drive(usize::MAX);
+    }
+
+    /// Drives everything, but not far.
+    pub(crate) fn settle_a_little(&mut self) {
+        self.drive(8);
+    }
+
+    fn drive(&mut self, turns: usize) {
+        for _ in 0..turns {
             let mut moved = false;
             while let Some((id, replayer)) = self.recoveries.poll_started() {
                 self.replayers.push((id, Some(replayer)));

@@ -3,7 +3,8 @@
 //! # Invariants
 //! 1. A partition leaves its recovery master only when that one crashed, or said that it can't while
 //!    all of the log is there.
-//! 2. Every ready master had its turn before one that couldn't is tried anew, and that is paced.
+//! 2. Every ready master had its turn before one that couldn't is tried anew, and that is paced. It is
+//!    another try then, of another number.
 
 use std::collections::BTreeSet;
 
@@ -19,8 +20,7 @@ use crate::core::duties::Duty;
 use crate::core::{Coordinator, Origin};
 use crate::limits::ASK_AGAIN;
 
-/// How often a recovery master is asked again after it said that it can't and no other is left,
-/// until all have another turn.
+/// How often a recovery master says that it can't when no other is left, until all have another turn.
 const TRIES: u32 = 4;
 
 /// What the leader knows of one try.
@@ -69,7 +69,9 @@ pub(super) fn reassign(
         let mut next = fresh.next();
         if next.is_none() && (!lives || replay.tries >= TRIES) {
             failed.clear();
-            next = candidates.iter().find(|one| one.server != part.by);
+            let other = candidates.iter().find(|one| one.server != part.by);
+            // Alone, it tries anew: what has failed once stays so under its number.
+            next = other.or(candidates.first());
         }
         let Some(next) = next else { continue };
         replay.proposed = true;
