@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
+use ramkeep_control::peers::PATIENCE;
 use ramkeep_wire::data::{ITEM_HEADER_LEN, REQUEST_HEADER_LEN};
 pub use ramkeep_wire::limits::MAX_COORDINATORS;
 use ramkeep_wire::limits::{MAX_IN_FLIGHT_ITEMS, MAX_KEY, MAX_PAYLOAD, MAX_VALUE};
-use ramkeep_wire::peers::PATIENCE;
 
 /// Operations begun and not finished; further callers wait.
 pub const MAX_PENDING: usize = 1 << 16;

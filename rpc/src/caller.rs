@@ -13,7 +13,8 @@ use ramkeep_wire::envelope::{self, Envelope, Kind};
 use ramkeep_wire::limits::MAX_PAYLOAD;
 
 use crate::clock;
-use crate::link::{Closed, Link, SendError, WaitError, poll_until};
+use crate::closed::Closed;
+use crate::link::{Link, SendError, WaitError, poll_until};
 
 /// Calls in flight on one link.
 pub const MAX_CALLS: usize = 1_024;

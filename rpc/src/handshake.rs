@@ -1,27 +1,18 @@
-//! The three envelopes that open a connection, over a socket: see `ramkeep_wire::hello`.
+//! A handshake over a socket: reads, writes and waits; [`crate::hello`] has the rules.
 //!
 //! # Invariants
-//! 1. Before a peer has proved the key, at most `MAX_HELLO` bytes of it are kept, and it has
-//!    [`HANDSHAKE_DEADLINE`] to do so.
-//! 2. Without a key, only peers on this machine are talked to.
+//! 1. A peer has [`HANDSHAKE_DEADLINE`] to end the handshake.
 
 use std::io;
 use std::time::Duration;
 
-use ramkeep_wire::envelope::{self, HEADER_LEN, Header, Kind};
-use ramkeep_wire::hello::{Hello, Proof, Refusal, Side, Welcome, mac};
+use ramkeep_wire::Party;
+use ramkeep_wire::hello::Refusal;
 use ramkeep_wire::limits::MAX_HELLO;
-use ramkeep_wire::{ClusterId, Party, postcards};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
-use subtle::ConstantTimeEq;
 
-use crate::identity::{Identity, same_cluster};
-use crate::receive::refusal_of;
+use crate::hello::{HANDSHAKE_DEADLINE, Handshake, HelloError, Opened};
+use crate::identity::Identity;
 use crate::socket::{Moved, Socket};
-
-/// A handshake that isn't done by then is given up.
-pub(crate) const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Why no connection came to be.
 #[derive(Debug, thiserror::Error)]
@@ -29,78 +20,31 @@ pub enum HandshakeError {
     /// The socket failed, or the peer closed it.
     #[error("the connection broke during the handshake: {0}")]
     Io(#[from] io::Error),
-    /// The peer refused, and said why.
-    #[error("the peer refused the connection: {0}")]
-    Refused(Refusal),
-    /// This side refused the peer.
-    #[error("refused the peer: {0}")]
-    Refuse(Refusal),
+    /// One side refused the other.
+    #[error(transparent)]
+    Hello(#[from] HelloError),
     /// The peer was silent for too long.
     #[error("the peer did not finish the handshake within {HANDSHAKE_DEADLINE:?}")]
     Timeout,
-    /// There is no shared key and the peer is on another machine.
-    #[error("without a shared key only processes on this machine are talked to; use a key file")]
-    KeyNeeded,
 }
 
-/// A connection whose peer is known.
-#[derive(Debug)]
-pub(crate) struct Opened {
-    /// The peer's party, as it said.
-    pub(crate) peer: Party,
-    /// This side's party, as it said.
-    pub(crate) local: Party,
-    /// The cluster, if either side knows it.
-    pub(crate) cluster: ClusterId,
-    /// Bytes that came after the handshake.
-    pub(crate) rest: Vec<u8>,
-}
-
-/// Whether a peer may be talked to at all.
-pub(crate) fn check_locality(identity: &Identity, local: bool) -> Result<(), HandshakeError> {
-    if identity.key().is_some() || local {
-        Ok(())
-    } else {
-        Err(HandshakeError::KeyNeeded)
+impl HandshakeError {
+    /// What one side had against the other, if that is why.
+    #[must_use]
+    pub fn refusal(&self) -> Option<&Refusal> {
+        match self {
+            Self::Hello(error) => error.refusal(),
+            Self::Io(_) | Self::Timeout => None,
+        }
     }
 }
 
 /// The accepting side. A refusal has been sent when this returns one.
 pub(crate) async fn accept(socket: &Socket, identity: &Identity) -> Result<Opened, HandshakeError> {
-    let mut talk = Talk::new(socket);
-    let outcome = within_deadline(accept_inner(&mut talk, identity)).await;
-    talk.tell(outcome, identity.party())
-}
-
-async fn accept_inner(talk: &mut Talk<'_>, identity: &Identity) -> Result<Opened, HandshakeError> {
-    check_locality(identity, talk.socket.peer_is_local()?)?;
-    let (header, hello): (_, Hello) = talk.receive(Kind::Hello).await?;
-    // What is said to the peer is what is judged by and proved, also if this process enlists now.
-    let (local, cluster) = (identity.party(), identity.cluster());
-    if header.from != hello.from || header.to != hello.to {
-        return refuse(Refusal::Malformed("hello unlike its header".to_owned()));
-    }
-    if !same_cluster(cluster, hello.cluster) {
-        return refuse(Refusal::Cluster(cluster));
-    }
-    if hello.to != Party::NONE && hello.to != local {
-        return refuse(Refusal::Party(local));
-    }
-    let mut welcome = Welcome {
-        cluster,
-        party: local,
-        nonce: fresh_nonce()?,
-        mac: [0; 32],
-    };
-    welcome.mac = mac(identity.key(), Side::Accepting, &hello, &welcome);
-    talk.send(Kind::Welcome, local, hello.from, &welcome)
-        .await?;
-    let (_, proof): (_, Proof) = talk.receive(Kind::Proof).await?;
-    let expected = mac(identity.key(), Side::Connecting, &hello, &welcome);
-    if !bool::from(expected.ct_eq(&proof.mac)) {
-        return refuse(Refusal::Key);
-    }
-    Ok(talk.opened(hello.from, local, known(cluster, hello.cluster)))
+    let (local, nonce) = (socket.peer_is_local()?, fresh_nonce()?);
+    let mut out = Vec::new();
+    let handshake = Handshake::accept(identity, local, nonce, &mut out);
+    talk(socket, handshake, out).await
 }
 
 /// The connecting side, that means to reach `to` (`NONE`: whoever is there).
@@ -109,191 +53,63 @@ pub(crate) async fn connect(
     identity: &Identity,
     to: Party,
 ) -> Result<Opened, HandshakeError> {
-    let mut talk = Talk::new(socket);
-    let outcome = within_deadline(connect_inner(&mut talk, identity, to)).await;
-    talk.tell(outcome, identity.party())
+    let (local, nonce) = (socket.peer_is_local()?, fresh_nonce()?);
+    let mut out = Vec::new();
+    let handshake = Handshake::connect(identity, local, to, nonce, &mut out);
+    talk(socket, handshake, out).await
 }
 
-async fn connect_inner(
-    talk: &mut Talk<'_>,
-    identity: &Identity,
-    to: Party,
+/// Carries bytes until the handshake has ended, and a refusal if this side refuses.
+async fn talk(
+    socket: &Socket,
+    handshake: Result<Handshake, HelloError>,
+    mut out: Vec<u8>,
 ) -> Result<Opened, HandshakeError> {
-    check_locality(identity, talk.socket.peer_is_local()?)?;
-    let hello = Hello {
-        cluster: identity.cluster(),
-        from: identity.party(),
-        to,
-        nonce: fresh_nonce()?,
+    let talking = async {
+        let mut handshake = handshake?;
+        let mut opened = None;
+        loop {
+            send_all(socket, &mut out).await?;
+            if let Some(opened) = opened {
+                return Ok(opened);
+            }
+            let mut chunk = [0; MAX_HELLO];
+            socket.readable().await?;
+            match socket.try_read(|s| s.receive(&mut chunk))? {
+                Moved::Bytes(0) => {
+                    return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+                }
+                Moved::Bytes(count) => opened = handshake.handle(&chunk[..count], &mut out)?,
+                Moved::Blocked => {}
+            }
+        }
     };
-    talk.send(Kind::Hello, hello.from, to, &hello).await?;
-    let (_, welcome): (_, Welcome) = talk.receive(Kind::Welcome).await?;
-    let expected = |side| mac(identity.key(), side, &hello, &welcome);
-    if !bool::from(expected(Side::Accepting).ct_eq(&welcome.mac)) {
-        return refuse(Refusal::Key);
-    }
-    if !same_cluster(hello.cluster, welcome.cluster) {
-        return refuse(Refusal::Cluster(hello.cluster));
-    }
-    if to != Party::NONE && welcome.party != to {
-        return refuse(Refusal::Party(welcome.party));
-    }
-    let proof = Proof {
-        mac: expected(Side::Connecting),
-    };
-    talk.send(Kind::Proof, hello.from, to, &proof).await?;
-    let cluster = known(hello.cluster, welcome.cluster);
-    Ok(talk.opened(welcome.party, hello.from, cluster))
-}
-
-async fn within_deadline(
-    handshake: impl Future<Output = Result<Opened, HandshakeError>>,
-) -> Result<Opened, HandshakeError> {
-    tokio::time::timeout(HANDSHAKE_DEADLINE, handshake)
+    let outcome = tokio::time::timeout(HANDSHAKE_DEADLINE, talking)
         .await
-        .unwrap_or(Err(HandshakeError::Timeout))
-}
-
-fn refuse<T>(refusal: Refusal) -> Result<T, HandshakeError> {
-    Err(HandshakeError::Refuse(refusal))
-}
-
-fn known(ours: ClusterId, theirs: ClusterId) -> ClusterId {
-    if ours == ClusterId::default() {
-        theirs
-    } else {
-        ours
+        .unwrap_or(Err(HandshakeError::Timeout));
+    if let Err(HandshakeError::Hello(_)) = outcome {
+        // A socket that doesn't take a hundred bytes now is not worth waiting for.
+        let _ = socket.send(&out);
     }
+    outcome
+}
+
+async fn send_all(socket: &Socket, out: &mut Vec<u8>) -> io::Result<()> {
+    let mut sent = 0;
+    while sent < out.len() {
+        socket.writable().await?;
+        if let Moved::Bytes(count) = socket.try_write(|s| s.send(&out[sent..]))? {
+            sent += count;
+        }
+    }
+    out.clear();
+    Ok(())
 }
 
 fn fresh_nonce() -> io::Result<[u8; 16]> {
     let mut nonce = [0; 16];
     getrandom::fill(&mut nonce).map_err(|error| io::Error::other(error.to_string()))?;
     Ok(nonce)
-}
-
-/// The bytes of an envelope that refuses.
-pub(crate) fn refusal_envelope(refusal: &Refusal, from: Party, to: Party) -> Vec<u8> {
-    let mut out = Vec::new();
-    let header = Header::new(Kind::Refusal, 0, to, from);
-    envelope::append(&mut out, header, &postcards::encode(refusal));
-    out
-}
-
-/// One side's reading and writing during the handshake.
-struct Talk<'a> {
-    socket: &'a Socket,
-    received: Vec<u8>,
-}
-
-impl<'a> Talk<'a> {
-    fn new(socket: &'a Socket) -> Self {
-        Self {
-            socket,
-            received: Vec::new(),
-        }
-    }
-
-    async fn send<T: Serialize>(
-        &self,
-        kind: Kind,
-        from: Party,
-        to: Party,
-        message: &T,
-    ) -> Result<(), HandshakeError> {
-        let mut out = Vec::new();
-        let header = Header::new(kind, 0, to, from);
-        envelope::append(&mut out, header, &postcards::encode(message));
-        let mut sent = 0;
-        while sent < out.len() {
-            self.socket.writable().await?;
-            if let Moved::Bytes(count) = self.socket.try_write(|s| s.send(&out[sent..]))? {
-                sent += count;
-            }
-        }
-        Ok(())
-    }
-
-    async fn receive<T: DeserializeOwned>(
-        &mut self,
-        kind: Kind,
-    ) -> Result<(Header, T), HandshakeError> {
-        loop {
-            if let Some(found) = self.parse(kind)? {
-                return Ok(found);
-            }
-            let mut chunk = [0; MAX_HELLO];
-            let room = MAX_HELLO - self.received.len();
-            self.socket.readable().await?;
-            match self.socket.try_read(|s| s.receive(&mut chunk[..room]))? {
-                Moved::Bytes(0) => {
-                    return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
-                }
-                Moved::Bytes(count) => self.received.extend_from_slice(&chunk[..count]),
-                Moved::Blocked => {}
-            }
-        }
-    }
-
-    /// The first envelope received, taken away.
-    fn parse<T: DeserializeOwned>(
-        &mut self,
-        kind: Kind,
-    ) -> Result<Option<(Header, T)>, HandshakeError> {
-        let refuse_envelope = |error| HandshakeError::Refuse(refusal_of(error));
-        let malformed = |text: String| HandshakeError::Refuse(Refusal::Malformed(text));
-        let Some(header) = envelope::parse_header(&self.received).map_err(refuse_envelope)? else {
-            return Ok(None);
-        };
-        if HEADER_LEN + header.len as usize > MAX_HELLO {
-            return Err(malformed(format!(
-                "{} bytes before the key is proved, over the limit of {MAX_HELLO}",
-                header.len
-            )));
-        }
-        let parsed = envelope::parse(&self.received).map_err(refuse_envelope)?;
-        let Some((envelope, len)) = parsed else {
-            return Ok(None);
-        };
-        let unreadable = |error: postcards::Malformed| malformed(error.0);
-        if envelope.header.kind == Kind::Refusal {
-            let refusal = postcards::decode(envelope.payload).map_err(unreadable)?;
-            return Err(HandshakeError::Refused(refusal));
-        }
-        if envelope.header.kind != kind {
-            return Err(malformed(format!("{:?} before {kind:?}", header.kind)));
-        }
-        let message = postcards::decode(envelope.payload).map_err(unreadable)?;
-        self.received.drain(..len);
-        Ok(Some((header, message)))
-    }
-
-    /// Tells the peer why, when this side refuses.
-    fn tell(
-        &self,
-        outcome: Result<Opened, HandshakeError>,
-        from: Party,
-    ) -> Result<Opened, HandshakeError> {
-        let refusal = match &outcome {
-            Err(HandshakeError::Refuse(refusal)) => refusal,
-            Err(HandshakeError::KeyNeeded) => &Refusal::Key,
-            _ => return outcome,
-        };
-        // A socket that doesn't take a hundred bytes now is not worth waiting for.
-        let _ = self
-            .socket
-            .send(&refusal_envelope(refusal, from, Party::NONE));
-        outcome
-    }
-
-    fn opened(&mut self, peer: Party, local: Party, cluster: ClusterId) -> Opened {
-        Opened {
-            peer,
-            local,
-            cluster,
-            rest: std::mem::take(&mut self.received),
-        }
-    }
 }
 
 /// Longest that a closing side waits for the peer to have read its last bytes.

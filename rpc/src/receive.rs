@@ -1,126 +1,62 @@
-//! What came in: one reused buffer per connection, and the envelopes of one read as a batch.
+//! What came in: the envelopes of one read as a batch.
 //!
 //! # Invariants
-//! 1. Memory is taken for an envelope only after its header was judged, and never more than the
-//!    largest envelope needs.
-//! 2. An envelope is given out once, whole, with a fitting checksum, meant for this process and
+//! 1. An envelope is given out once, whole, with a fitting checksum, meant for this process and
 //!    sent by the peer that said hello.
-
-use std::io;
 
 use ramkeep_wire::Party;
 use ramkeep_wire::envelope::{
     self, Envelope, EnvelopeError, HEADER_LEN, Header, Kind, PROTOCOL_VERSION,
 };
 use ramkeep_wire::hello::Refusal;
-use ramkeep_wire::limits::MAX_PAYLOAD;
 
-use crate::socket::{Moved, Socket};
-
-/// Usual size of a receive buffer: a batch of many small requests comes in by one read.
-pub(crate) const RECEIVE_BUFFER: usize = 256 << 10;
-/// Largest it gets: one largest envelope.
-pub(crate) const MAX_RECEIVE_BUFFER: usize = HEADER_LEN + MAX_PAYLOAD;
-/// Reads that could have done with the usual size, after which a grown buffer is given back.
-const READS_BEFORE_SHRINKING: u32 = 64;
-
-const _: () = assert!(RECEIVE_BUFFER <= MAX_RECEIVE_BUFFER);
-
-/// Bytes received and not yet consumed.
-pub(crate) struct ReceiveBuffer {
-    bytes: Vec<u8>,
-    start: usize,
-    end: usize,
-    /// Room that the envelope at the front needs to be whole.
-    needed: usize,
-    small_reads: u32,
-}
-
-impl ReceiveBuffer {
-    /// A buffer that already holds `first`. The system gives its pages as they are touched.
-    pub(crate) fn new(first: &[u8]) -> Self {
-        assert!(first.len() <= RECEIVE_BUFFER);
-        let mut bytes = vec![0; RECEIVE_BUFFER];
-        bytes[..first.len()].copy_from_slice(first);
-        Self {
-            bytes,
-            start: 0,
-            end: first.len(),
-            needed: 0,
-            small_reads: 0,
-        }
-    }
-
-    /// Everything not consumed.
-    pub(crate) fn pending(&self) -> &[u8] {
-        &self.bytes[self.start..self.end]
-    }
-
-    /// Takes away what a batch gave out, and remembers what the rest needs to be whole.
-    pub(crate) fn consume(&mut self, taken: usize, needed: usize) {
-        assert!(taken <= self.end - self.start);
-        self.start += taken;
-        self.needed = needed;
-        if self.start == self.end {
-            (self.start, self.end) = (0, 0);
-        }
-    }
-
-    /// Reads once from `socket` into the free room.
-    #[inline]
-    pub(crate) fn fill(&mut self, socket: &Socket) -> io::Result<Moved> {
-        if self.start > 0 || self.needed > self.bytes.len() || self.bytes.len() > RECEIVE_BUFFER {
-            self.make_room();
-        }
-        debug_assert!(self.end < self.bytes.len(), "a whole envelope was left");
-        let moved = socket.receive(&mut self.bytes[self.end..])?;
-        if let Moved::Bytes(count) = moved {
-            self.end += count;
-        }
-        Ok(moved)
-    }
-
-    fn make_room(&mut self) {
-        self.bytes.copy_within(self.start..self.end, 0);
-        (self.start, self.end) = (0, self.end - self.start);
-        let wanted = self.needed.max(RECEIVE_BUFFER);
-        debug_assert!(wanted <= MAX_RECEIVE_BUFFER);
-        if wanted > self.bytes.len() {
-            self.bytes.resize(wanted, 0);
-            self.small_reads = 0;
-        } else if wanted < self.bytes.len() {
-            self.small_reads += 1;
-            if self.small_reads >= READS_BEFORE_SHRINKING && self.end <= RECEIVE_BUFFER {
-                self.bytes.truncate(RECEIVE_BUFFER);
-                self.bytes.shrink_to_fit();
-            }
-        } else {
-            self.small_reads = 0;
-        }
-    }
-
-    /// Gives grown memory back when the connection goes to sleep.
-    pub(crate) fn rest(&mut self) {
-        if self.bytes.len() > RECEIVE_BUFFER && self.start == self.end {
-            self.bytes = vec![0; RECEIVE_BUFFER];
-        }
-    }
-}
+use crate::identity::is_for;
 
 /// Who may be named in the envelopes of a connection.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Expect {
-    /// This process; envelopes may be for it or for nobody in particular.
-    pub(crate) to: Party,
-    /// The peer as it said hello.
-    pub(crate) from: Party,
-    /// Envelopes may also come from nobody in particular: from a server that hadn't enlisted.
-    pub(crate) from_unknown: bool,
+pub struct Expect {
+    to: Party,
+    from: Party,
+    from_unknown: bool,
 }
 
 impl Expect {
+    /// On a connection that `local` has made to `peer`. Envelopes may also come from nobody in
+    /// particular: from a server that had not enlisted when it began to answer.
+    #[must_use]
+    pub fn made(local: Party, peer: Party) -> Self {
+        Self {
+            to: local,
+            from: peer,
+            from_unknown: true,
+        }
+    }
+
+    /// On a connection that was accepted from `peer`. `local` is this process as it is now: it may
+    /// have enlisted since.
+    #[must_use]
+    pub fn accepted(local: Party, peer: Party) -> Self {
+        Self {
+            to: local,
+            from: peer,
+            from_unknown: false,
+        }
+    }
+
+    /// This process; envelopes may be for it or for nobody in particular.
+    #[must_use]
+    pub fn to(self) -> Party {
+        self.to
+    }
+
+    /// The peer as it said hello.
+    #[must_use]
+    pub fn from(self) -> Party {
+        self.from
+    }
+
     fn judge(self, header: &Header) -> Result<(), Refusal> {
-        if header.to != Party::NONE && header.to != self.to {
+        if !is_for(self.to, header.to) {
             return Err(Refusal::Party(self.to));
         }
         if header.from != self.from && !(self.from_unknown && header.from == Party::NONE) {
@@ -180,13 +116,16 @@ impl<'a> Batch<'a> {
         }
     }
 
-    pub(crate) fn expecting(bytes: &'a [u8], expect: Expect) -> Self {
+    /// The envelopes in `bytes` as they may come on a connection.
+    #[must_use]
+    pub fn expecting(bytes: &'a [u8], expect: Expect) -> Self {
         let mut batch = Self::new(bytes);
         batch.expect = Some(expect);
         batch
     }
 
     /// Gives out only the kinds that `table` routes to `service`, until lifted with `None`.
+    #[cfg(feature = "sockets")]
     pub(crate) fn restrict(&mut self, only: Option<(&'a [u8; KIND_CODES], u8)>) {
         self.only = only;
     }
@@ -204,7 +143,8 @@ impl<'a> Batch<'a> {
     }
 
     /// Room that the envelope after those given out needs, as far as is known.
-    pub(crate) fn needed(&self) -> usize {
+    #[must_use]
+    pub fn needed(&self) -> usize {
         self.needed
     }
 
@@ -286,67 +226,8 @@ mod tests {
         out
     }
 
-    /// A buffer that has received `bytes` by as many reads as it takes, consuming what is whole.
-    fn pass(buffer: &mut ReceiveBuffer, mut bytes: &[u8]) -> (usize, Option<Refusal>) {
-        let mut count = 0;
-        while !bytes.is_empty() {
-            if buffer.start > 0 || buffer.needed > buffer.bytes.len() {
-                buffer.make_room();
-            }
-            let room = bytes.len().min(buffer.bytes.len() - buffer.end);
-            assert!(room > 0, "no room for what is to come");
-            buffer.bytes[buffer.end..buffer.end + room].copy_from_slice(&bytes[..room]);
-            buffer.end += room;
-            bytes = &bytes[room..];
-            let mut batch = Batch::new(buffer.pending());
-            count += batch.by_ref().count();
-            assert!(batch.peek().is_none());
-            let (taken, needed) = (batch.taken(), batch.needed());
-            if let Some(refusal) = batch.failure() {
-                return (count, Some(refusal.clone()));
-            }
-            buffer.consume(taken, needed);
-        }
-        (count, None)
-    }
-
     #[test]
-    fn a_buffer_grows_for_the_largest_envelope_and_shrinks_after_it() {
-        let mut buffer = ReceiveBuffer::new(&[]);
-        let largest = order(&vec![1; MAX_PAYLOAD]);
-        assert_eq!(pass(&mut buffer, &largest), (1, None));
-        assert_eq!(buffer.bytes.len(), MAX_RECEIVE_BUFFER);
-        buffer.rest();
-        assert_eq!(buffer.bytes.len(), RECEIVE_BUFFER);
-
-        assert_eq!(pass(&mut buffer, &largest), (1, None));
-        for _ in 0..=READS_BEFORE_SHRINKING {
-            assert_eq!(pass(&mut buffer, &order(b"small")), (1, None));
-            buffer.make_room();
-        }
-        assert_eq!(buffer.bytes.len(), RECEIVE_BUFFER);
-    }
-
-    #[test]
-    fn no_memory_is_taken_for_an_envelope_that_is_refused() {
-        let mut bytes = order(b"");
-        bytes[8..12].copy_from_slice(&(MAX_PAYLOAD as u32 + 1).to_le_bytes());
-        let mut buffer = ReceiveBuffer::new(&[]);
-        let (count, refusal) = pass(&mut buffer, &bytes);
-        assert_eq!(count, 0);
-        assert!(matches!(refusal, Some(Refusal::Malformed(_))));
-        assert_eq!(buffer.bytes.len(), RECEIVE_BUFFER);
-    }
-
-    #[test]
-    fn envelopes_across_the_end_of_the_buffer_come_out_whole() {
-        let bytes = order(&[7; 60_007]).repeat(50);
-        let mut buffer = ReceiveBuffer::new(&bytes[..1_000]);
-        assert_eq!(pass(&mut buffer, &bytes[1_000..]), (50, None));
-        assert_eq!(buffer.bytes.len(), RECEIVE_BUFFER);
-    }
-
-    #[test]
+    #[cfg(feature = "sockets")]
     fn a_batch_ends_before_what_is_not_for_its_service() {
         let mut table = [0; KIND_CODES];
         table[Kind::Order as usize] = 1;
@@ -369,10 +250,9 @@ mod tests {
     fn only_the_peer_that_said_hello_is_heard() {
         let (ours, theirs) = (Party::server(ServerId(1)), Party::server(ServerId(2)));
         let judge = |to, from, from_unknown| {
-            let expect = Expect {
-                to: ours,
-                from: theirs,
-                from_unknown,
+            let expect = match from_unknown {
+                true => Expect::made(ours, theirs),
+                false => Expect::accepted(ours, theirs),
             };
             let mut bytes = Vec::new();
             envelope::append(&mut bytes, Header::new(Kind::Order, 1, to, from), b"");
@@ -384,5 +264,15 @@ mod tests {
         assert!(!judge(ours, ours, false));
         assert!(!judge(ours, Party::NONE, false));
         assert!(judge(ours, Party::NONE, true));
+    }
+
+    #[cfg(feature = "mutants")]
+    #[test]
+    fn a_planted_ear_for_everybody_shows() {
+        use ramkeep_wire::mutants::{Mutant, fails};
+        assert!(fails(
+            Mutant::IgnoreServerId,
+            only_the_peer_that_said_hello_is_heard
+        ));
     }
 }

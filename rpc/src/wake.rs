@@ -36,13 +36,14 @@ impl Wake {
     }
 
     /// Whether it was woken since the last look.
-    pub(crate) fn take(&self) -> bool {
+    #[must_use]
+    pub fn take(&self) -> bool {
         self.0.raised.load(Ordering::Relaxed) && self.0.raised.swap(false, Ordering::AcqRel)
     }
 
     /// Ready once woken. The waker is stored before the flag is read, so that a wake between the
     /// two is seen by one side or the other.
-    pub(crate) fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
+    pub fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
         *self.0.sleeper.lock() = Some(cx.waker().clone());
         if self.0.raised.swap(false, Ordering::AcqRel) {
             Poll::Ready(())

@@ -58,6 +58,10 @@ const ELSEWHERE: &[(Mutant, &str)] = &[
         Mutant::ServeEndedClients,
         "master/tests/store/calls.rs: no simulated client outlives its lease",
     ),
+    (
+        Mutant::HelloAnyCluster,
+        "rpc/src/hello/tests.rs: all simulated processes are of one cluster",
+    ),
 ];
 
 fn play(seed: u64, mutant: Option<Mutant>) -> Report {

@@ -19,7 +19,6 @@ pub mod limits;
 pub mod mutants;
 mod named;
 pub mod order;
-pub mod peers;
 pub mod postcards;
 pub mod replicate;
 pub mod segment;

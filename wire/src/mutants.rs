@@ -64,14 +64,26 @@ crate::named! {
     InventoryBeforeWaiting = "inventory-before-waiting",
     /// Backup: goes on taking bytes from a master that it has fenced.
     HearFenced = "hear-fenced",
-    /// Backup: serves what is meant for another ServerId.
+    /// Connections: neither side minds for which process something is meant.
     IgnoreServerId = "ignore-server-id",
+    /// Connections: a hello of another cluster is welcomed.
+    HelloAnyCluster = "hello-any-cluster",
     /// Connections: a wire that has broken is kept.
     KeepBrokenWire = "keep-broken-wire",
     /// Connections: who called over a wire that has ended is not told.
     ForgetLostCalls = "forget-lost-calls",
     /// Client: what may have been applied goes out again as another call.
     RetryAsAnotherCall = "retry-as-another-call",
+    /// Control: coordinators that name each other as the leader are followed without a rest.
+    RedirectWithoutRest = "redirect-without-rest",
+    /// Control: a retry forgets that the request may have been applied before.
+    ForgetEarlierSend = "forget-earlier-send",
+    /// Control: takes an answer under a lower ballot than one before.
+    TakeOldBallot = "take-old-ballot",
+    /// Control: a mutation that is sent again gets another sequence.
+    ResendAsAnother = "resend-as-another",
+    /// Control: takes the answer to a send that was given up.
+    TakeOldCorrelation = "take-old-correlation",
     /// Coordinator: answers before its journal is synced.
     AnswerBeforeSync = "answer-before-sync",
     /// Coordinator: takes an epoch that is not above the recorded one.

@@ -1,8 +1,8 @@
 //! One request to the coordinators: when it is to be sent, for how long it is waited for, and what its
 //! answer is to who asked.
 
+use ramkeep_control::peers::PATIENCE;
 use ramkeep_wire::coordinator::{Answer, Once, Refused, Request};
-use ramkeep_wire::peers::PATIENCE;
 use ramkeep_wire::{ClientId, Micros, RpcId};
 
 use crate::core::slots::OpId;

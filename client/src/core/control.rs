@@ -8,15 +8,15 @@
 //! 4. A mutation waits for the client lease, and keeps client and sequence over all its sends: the
 //!    coordinators run it once. Another sequence only once it is certain that it was not run.
 
+use ramkeep_control::peers::{PATIENCE, Peers};
 use ramkeep_wire::coordinator::{Answer, Once, Refused, Request, Response, TabletMap};
-use ramkeep_wire::peers::{PATIENCE, Peers};
 use ramkeep_wire::{ClientId, MapVersion, Micros, postcards};
 
 use crate::core::asks::{Ask, Owner, fits, once_of, refusal};
-use crate::core::rpc_ids::RpcIds;
 use crate::core::slots::OpId;
 use crate::error::Error;
 use crate::limits::{MAX_CONTROL, backoff};
+use ramkeep_control::RpcIds;
 
 /// What an answer means for the rest of the core.
 #[derive(Debug)]
@@ -71,7 +71,7 @@ impl Control {
             refresh: 0,
             answered: 0,
             refresh_again: false,
-            sequences: RpcIds::new(),
+            sequences: RpcIds::default(),
             heard: Micros(0),
             closing: Vec::new(),
         }
@@ -190,7 +190,7 @@ impl Control {
         }
         if let Some(once) = once_of(&mut ask.request) {
             let (client, sequence) =
-                *(ask.once).get_or_insert_with(|| (client, self.sequences.next()));
+                *(ask.once).get_or_insert_with(|| (client, self.sequences.give()));
             *once = Some(Once {
                 client,
                 sequence: sequence.0,

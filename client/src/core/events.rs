@@ -228,7 +228,7 @@ impl Core {
             if let Some(slot) = self.slots.get_mut(op) {
                 slot.uncertain = mutates;
                 if mutates && mutants::active(Mutant::RetryAsAnotherCall) {
-                    slot.call_anew(self.rpcs.next());
+                    slot.call_anew(self.rpcs.give());
                 }
             }
             self.dispatch(now, op);

@@ -24,7 +24,6 @@ mod lease;
 mod links;
 mod map;
 mod routing;
-mod rpc_ids;
 mod sending;
 mod slots;
 #[cfg(test)]
@@ -43,12 +42,12 @@ use self::control::Control;
 use self::lease::Lease;
 use self::links::ServerLink;
 use self::map::Routes;
-use self::rpc_ids::RpcIds;
 pub use self::slots::OpId;
 use self::slots::{Begin, Phase, Slots};
 use crate::error::Error;
 use crate::limits::{MAX_PENDING, MAX_PENDING_BYTES};
 use crate::types::{Operation, Outcome};
+use ramkeep_control::RpcIds;
 
 /// Whom something is sent to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -128,7 +127,7 @@ impl Core {
             ready: VecDeque::new(),
             control,
             lease: Lease::new(nonce),
-            rpcs: RpcIds::new(),
+            rpcs: RpcIds::default(),
             completed: VecDeque::new(),
             control_results: BTreeMap::new(),
             closing: VecDeque::new(),
@@ -216,7 +215,7 @@ impl Core {
             return Err(NotStarted::Full);
         }
         if item.op.mutates() {
-            item.rpc = self.rpcs.next();
+            item.rpc = self.rpcs.give();
             if let Some(request) = self.lease.want(now) {
                 self.control.ask_lease(request);
                 self.attention = true;

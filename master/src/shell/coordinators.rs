@@ -9,10 +9,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use ramkeep_control::peers::{self, Peers};
 use ramkeep_rpc::{Address, CallError, Caller, Identity, Link, PollMode, clock};
 use ramkeep_wire::coordinator::{Request, Response};
 use ramkeep_wire::envelope::Kind;
-use ramkeep_wire::peers::{self, Peers};
 use ramkeep_wire::{Micros, Party, postcards};
 
 /// How long a call goes on trying, so that an election is bridged.

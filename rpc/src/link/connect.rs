@@ -10,13 +10,15 @@ use tokio::net::{TcpStream, UnixStream};
 
 use super::Link;
 use crate::address::Address;
-use crate::handshake::{self, HandshakeError, check_locality};
+use crate::handshake::{self, HandshakeError};
+use crate::hello::check_locality;
 use crate::identity::Identity;
 use crate::polling::PollMode;
 use crate::socket::Socket;
 
-/// A connection that isn't made by then, the handshake apart, is given up.
-pub(crate) const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
+/// A connection that isn't made by then, the handshake apart, is given up: the next attempt comes
+/// sooner than the system would repeat this one.
+pub(crate) const CONNECT_DEADLINE: Duration = Duration::from_millis(700);
 
 /// Why there is no link.
 #[derive(Debug, thiserror::Error)]
@@ -44,11 +46,8 @@ impl ConnectError {
     #[must_use]
     pub fn refusal(&self) -> Option<&Refusal> {
         match self {
-            Self::Handshake {
-                error: HandshakeError::Refused(refusal) | HandshakeError::Refuse(refusal),
-                ..
-            } => Some(refusal),
-            _ => None,
+            Self::Handshake { error, .. } => error.refusal(),
+            Self::Io { .. } => None,
         }
     }
 }
@@ -58,7 +57,7 @@ impl Link {
     /// the tokio runtime that this is called on, and may be used from any.
     ///
     /// # Errors
-    /// When nothing answers in two seconds, or the handshake fails.
+    /// When nothing answers in 0.7 seconds, or the handshake fails.
     pub async fn connect(
         address: &Address,
         identity: &Identity,
@@ -122,7 +121,7 @@ async fn open_tcp(addresses: &[SocketAddr], identity: &Identity) -> Result<TcpSt
     for address in addresses {
         let local = address.ip().to_canonical().is_loopback();
         if let Err(error) = check_locality(identity, local) {
-            last = Failure::Handshake(error);
+            last = Failure::Handshake(error.into());
             continue;
         }
         match TcpStream::connect(address).await {

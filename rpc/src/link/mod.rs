@@ -19,9 +19,8 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use ramkeep_wire::envelope::{Envelope, Header, Kind};
-use ramkeep_wire::hello::Refusal;
 use ramkeep_wire::limits::MAX_UNSENT;
-use ramkeep_wire::{ClusterId, Party, postcards};
+use ramkeep_wire::{ClusterId, Party};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
@@ -29,32 +28,14 @@ pub use connect::ConnectError;
 pub use reach::Unreached;
 pub use wait::{WaitError, poll_until};
 
+use crate::buffer::ReceiveBuffer;
 use crate::clock;
-use crate::handshake::{Opened, refusal_envelope};
+use crate::closed::{Closed, hand_over};
+use crate::hello::{Opened, refusal_envelope};
 use crate::polling::{Pace, PollMode};
-use crate::receive::{Batch, Expect, ReceiveBuffer};
+use crate::receive::{Batch, Expect};
 use crate::send::SendQueue;
 use crate::socket::{Moved, Socket};
-
-/// Why a link is closed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Closed {
-    /// The peer closed the connection.
-    #[error("the peer closed the connection")]
-    ByPeer,
-    /// The peer said why it closed the connection.
-    #[error("the peer refused: {0}")]
-    Refused(Refusal),
-    /// The socket failed.
-    #[error("the connection broke: {0}")]
-    Broken(String),
-    /// The peer sent what is no envelope, or not for us.
-    #[error("the peer sent what cannot be read: {0}")]
-    Malformed(Refusal),
-    /// This side closed it.
-    #[error("the connection was closed here")]
-    Here,
-}
 
 /// Why nothing was sent.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -113,11 +94,7 @@ impl Link {
         Self(Arc::new(Owner(Arc::new(Inner {
             socket,
             runtime: Handle::current(),
-            expect: Expect {
-                to: opened.local,
-                from: opened.peer,
-                from_unknown: true,
-            },
+            expect: Expect::made(opened.local, opened.peer),
             cluster: opened.cluster,
             send: Mutex::default(),
             flushing: AtomicBool::new(false),
@@ -137,13 +114,13 @@ impl Link {
     /// Who is at the other end, as it said when the link was made.
     #[must_use]
     pub fn peer(&self) -> Party {
-        self.inner().expect.from
+        self.inner().expect.from()
     }
 
     /// Who this process said it was when the link was made.
     #[must_use]
     pub fn local(&self) -> Party {
-        self.inner().expect.to
+        self.inner().expect.to()
     }
 
     /// The cluster, as either side knew it; all zero if neither did.
@@ -266,17 +243,9 @@ impl Inner {
         dispatch: &mut dyn FnMut(Envelope<'_>),
     ) -> usize {
         let mut batch = Batch::expecting(received.pending(), self.expect);
-        let mut count = 0;
-        for envelope in batch.by_ref() {
-            if envelope.header.kind == Kind::Refusal {
-                self.told(envelope.payload);
-                break;
-            }
-            count += 1;
-            dispatch(envelope);
-        }
-        if let Some(refusal) = batch.failure() {
-            self.refuse(refusal);
+        let (count, end) = hand_over(&mut batch, dispatch);
+        if let Some(end) = end {
+            self.end(end);
         }
         let (taken, needed) = (batch.taken(), batch.needed());
         let whole = batch.peek().is_some();
@@ -284,21 +253,16 @@ impl Inner {
         count
     }
 
-    fn told(&self, payload: &[u8]) {
-        self.close(match postcards::decode(payload) {
-            Ok(refusal) => Closed::Refused(refusal),
-            Err(error) => Closed::Malformed(Refusal::Malformed(error.0)),
-        });
-    }
-
-    fn refuse(&self, refusal: &Refusal) {
-        let bytes = refusal_envelope(refusal, self.expect.to, self.expect.from);
-        let mut queue = self.send.lock();
-        queue.buffer().extend_from_slice(&bytes);
-        // The link is given up either way.
-        let _ = queue.flush(&self.socket);
-        drop(queue);
-        self.close(Closed::Malformed(refusal.clone()));
+    /// The peer ends the link, or gave reason to; then it is told so.
+    fn end(&self, reason: Closed) {
+        if let Some(refusal) = reason.farewell() {
+            let bytes = refusal_envelope(refusal, self.expect.to(), self.expect.from());
+            let mut queue = self.send.lock();
+            queue.buffer().extend_from_slice(&bytes);
+            // The link is given up either way.
+            let _ = queue.flush(&self.socket);
+        }
+        self.close(reason);
     }
 
     /// Sending failed for good. The receiving side closes the link, having received what is left.

@@ -16,8 +16,9 @@ use std::task::{Context, Poll};
 use ramkeep_wire::Micros;
 use ramkeep_wire::envelope::Envelope;
 
-use super::{Closed, Link};
+use super::Link;
 use crate::clock;
+use crate::closed::Closed;
 use crate::polling::Pace;
 
 /// Looks at the socket between two turns given to the other tasks of the runtime.

@@ -15,17 +15,19 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use ramkeep_wire::envelope::Kind;
+use ramkeep_wire::Micros;
 use ramkeep_wire::hello::Refusal;
 use ramkeep_wire::limits::MAX_UNSENT;
-use ramkeep_wire::{Micros, postcards};
 
 use super::listen::{Place, Shared};
 use super::worker::{SpinSlot, Worker};
+use crate::buffer::ReceiveBuffer;
 use crate::clock;
-use crate::handshake::{self, Opened};
+use crate::closed::NotServed;
+use crate::handshake;
+use crate::hello::{Opened, refusal_envelope};
 use crate::polling::Pace;
-use crate::receive::{Batch, Expect, ReceiveBuffer};
+use crate::receive::{Batch, Expect};
 use crate::send::SendQueue;
 use crate::service::{Peer, Session, UNROUTED};
 use crate::socket::{Moved, Socket, Unwatched};
@@ -69,6 +71,15 @@ enum End {
 impl From<io::Error> for End {
     fn from(error: io::Error) -> Self {
         Self::Gone(error)
+    }
+}
+
+impl From<NotServed> for End {
+    fn from(judged: NotServed) -> Self {
+        match judged {
+            NotServed::Told(refusal) => Self::Told(refusal),
+            NotServed::Refuse(refusal) => Self::Refuse(refusal),
+        }
     }
 }
 
@@ -228,18 +239,14 @@ impl Connection {
     /// it all, for later.
     fn handle(&mut self, now: Micros) -> Result<bool, End> {
         self.unseen = false;
-        let expect = Expect {
-            to: self.shared.identity.party(),
-            from: self.peer.party,
-            from_unknown: false,
-        };
+        let expect = Expect::accepted(self.shared.identity.party(), self.peer.party);
         let mut batch = Batch::expecting(self.received.pending(), expect);
         let router = &self.shared.router;
         let mut outcome = Ok(());
         while let Some(kind) = batch.peek() {
             let index = router.table()[kind as usize];
             if index == UNROUTED {
-                outcome = Err(not_served(kind, &mut batch));
+                outcome = Err(NotServed::judge(kind, &mut batch).into());
                 break;
             }
             let session = self.sessions[usize::from(index)].get_or_insert_with(|| {
@@ -347,7 +354,7 @@ impl Connection {
             End::Refuse(refusal) => {
                 tracing::info!(%address, %refusal, "refused the peer");
                 let from = self.shared.identity.party();
-                let bytes = handshake::refusal_envelope(&refusal, from, self.peer.party);
+                let bytes = refusal_envelope(&refusal, from, self.peer.party);
                 self.out.buffer().extend_from_slice(&bytes);
                 // Best effort: a peer that doesn't read isn't waited for.
                 if self.out.flush(&self.socket).is_ok() {
@@ -357,15 +364,4 @@ impl Connection {
             }
         }
     }
-}
-
-/// An envelope of a kind that no service here answers.
-fn not_served(kind: Kind, batch: &mut Batch<'_>) -> End {
-    if kind == Kind::Refusal
-        && let Some(envelope) = batch.next()
-        && let Ok(refusal) = postcards::decode(envelope.payload)
-    {
-        return End::Told(refusal);
-    }
-    End::Refuse(Refusal::Malformed(format!("{kind:?} is not served here")))
 }

@@ -26,7 +26,7 @@ use super::connection::Connection;
 use super::worker::{WorkerHandle, WorkerPool};
 use crate::address::Address;
 use crate::clock;
-use crate::handshake::refusal_envelope;
+use crate::hello::refusal_envelope;
 use crate::identity::Identity;
 use crate::service::Router;
 use crate::socket::Unwatched;

@@ -116,7 +116,9 @@ impl Walk {
     }
 
     pub(super) fn due(&self) -> Option<Micros> {
-        let idle = self.down == 0 && !self.cannot();
+        // One that can't be replayed while all of its log is there waits for something to change.
+        let searches = self.cannot() && !self.checked;
+        let idle = self.down == 0 && !searches;
         if idle || self.proposed > 0 || self.unknown {
             return None;
         }

@@ -11,34 +11,40 @@ use ramkeep_wire::limits::MAX_RPC_WINDOW;
 
 /// Gives rpc ids and knows which are outstanding. Takes no memory per call once warm.
 #[derive(Debug)]
-pub(crate) struct RpcIds {
+pub struct RpcIds {
     /// Lowest outstanding, or the next to be given.
     base: u64,
     /// Whether `base + i` is outstanding.
     outstanding: VecDeque<bool>,
 }
 
-impl RpcIds {
-    pub(crate) fn new() -> Self {
+impl Default for RpcIds {
+    fn default() -> Self {
         Self {
             base: 1,
             outstanding: VecDeque::new(),
         }
     }
+}
 
+impl RpcIds {
     /// Whether another may be given: masters remember results of so many calls at most.
-    pub(crate) fn has_room(&self) -> bool {
+    #[inline]
+    #[must_use]
+    pub fn has_room(&self) -> bool {
         (self.outstanding.len() as u64) < MAX_RPC_WINDOW
     }
 
     /// The next rpc id, if there is room for it; outstanding until [`RpcIds::finish`].
-    pub(crate) fn next(&mut self) -> RpcId {
+    #[inline]
+    pub fn give(&mut self) -> RpcId {
         self.outstanding.push_back(true);
         RpcId(self.base + self.outstanding.len() as u64 - 1)
     }
 
     /// The call's result is received, or given up for good.
-    pub(crate) fn finish(&mut self, id: RpcId) {
+    #[inline]
+    pub fn finish(&mut self, id: RpcId) {
         if let Some(flag) = (id.0.checked_sub(self.base))
             .and_then(|at| self.outstanding.get_mut(usize::try_from(at).ok()?))
         {
@@ -51,7 +57,9 @@ impl RpcIds {
     }
 
     /// All rpc ids up to this one are finished.
-    pub(crate) fn ack(&self) -> RpcId {
+    #[inline]
+    #[must_use]
+    pub fn ack(&self) -> RpcId {
         RpcId(self.base - 1)
     }
 }
@@ -62,8 +70,8 @@ mod tests {
 
     #[test]
     fn the_ack_id_stays_below_the_oldest_outstanding_call() {
-        let mut ids = RpcIds::new();
-        let [first, second, third] = [ids.next(), ids.next(), ids.next()];
+        let mut ids = RpcIds::default();
+        let [first, second, third] = [ids.give(), ids.give(), ids.give()];
         assert_eq!((first, second, third), (RpcId(1), RpcId(2), RpcId(3)));
         ids.finish(second);
         assert_eq!(ids.ack(), RpcId(0));
@@ -72,6 +80,6 @@ mod tests {
         ids.finish(first);
         assert_eq!(ids.ack(), RpcId(2), "finishing twice changes nothing");
         ids.finish(third);
-        assert_eq!((ids.ack(), ids.next()), (RpcId(3), RpcId(4)));
+        assert_eq!((ids.ack(), ids.give()), (RpcId(3), RpcId(4)));
     }
 }

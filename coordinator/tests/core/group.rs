@@ -1,14 +1,11 @@
 //! A group of coordinators: what one begins the next one ends, whatever becomes of any one of them.
-#![allow(clippy::unwrap_used, reason = "helpers of tests panic like tests")]
-
-#[allow(unreachable_pub, reason = "a module of a test")]
-mod world;
 
 use paxos::Incarnation;
 use ramkeep_coordinator::limits::{MAX_UNWRITTEN_BYTES, SNAPSHOT_AFTER};
 use ramkeep_wire::coordinator::{Answer, Once, Refused, Request, TabletState};
 use ramkeep_wire::{MapVersion, PeerId, ReplicationEpoch, SegmentId};
-use world::*;
+
+use crate::world::*;
 
 fn replace(lost: u32, by: u32) -> Request {
     Request::ReplaceCoordinator {
@@ -19,19 +16,22 @@ fn replace(lost: u32, by: u32) -> Request {
 
 #[test]
 fn one_leads_and_the_others_say_where_it_is() {
-    let mut world = World::new();
+    let mut world = World::group();
     let leader = world.leader();
     assert!(matches!(
         world.answer(Request::Status),
         Answer::Status(status) if status.leader == PeerId(leader)
     ));
     for other in world.others() {
-        let token = world.ask(other, Request::Status);
+        let token = world.ask_of(other, Request::Status);
         let redirect = Refused::NotLeader {
             leader: Some(address(leader)),
             coordinators: (1..=3).map(address).collect(),
         };
-        assert_eq!(world.given(other, token), Some(Answer::Refused(redirect)));
+        assert_eq!(
+            world.given_by(other, token),
+            Some(Answer::Refused(redirect))
+        );
     }
     let constants = |peer| world.core(peer).state().constants().cloned();
     assert!(constants(1).is_some() && constants(1) == constants(2) && constants(2) == constants(3));
@@ -39,7 +39,7 @@ fn one_leads_and_the_others_say_where_it_is() {
 
 #[test]
 fn another_leader_goes_on_with_what_one_had_begun() {
-    let mut world = World::new();
+    let mut world = World::group();
     let servers = [world.up(1), world.up(2)];
     let first = world.leader();
     let record = Request::RecordEpoch {
@@ -49,22 +49,22 @@ fn another_leader_goes_on_with_what_one_had_begun() {
         backups: vec![servers[1]],
     };
     assert_eq!(world.answer(record.clone()), Answer::EpochRecorded);
-    world.ask(first, create("t", None));
+    world.ask_of(first, create("t", None));
     world.run(10);
-    let given = world.orders(first, is_take);
+    let given = world.orders_of(first, is_take);
     assert_eq!(given.len(), 2);
-    world.reply(first, servers[0], &given[0].1.command);
+    world.obey_one(first, &given[0]);
     world.run(10);
 
     let second = world.fail_over();
-    let again = world.orders(second, is_take);
+    let again = world.orders_of(second, is_take);
     assert!(!again.is_empty());
     for (server, order) in &again {
         assert_eq!((*server, &order.command), (servers[1], &given[1].1.command));
         assert_eq!(order.ballot, world.core(second).ballot());
         assert!(order.ballot > given[1].1.ballot);
     }
-    world.reply(second, servers[1], &again[0].1.command);
+    world.obey_one(second, &again[0]);
     let table = table_of(Some(world.answer(create("t", None))));
     assert!(table.tablets.iter().all(|t| t.state == TabletState::Normal));
     assert_eq!(world.enlist(1), servers[0], "its nonce is known");
@@ -75,12 +75,12 @@ fn another_leader_goes_on_with_what_one_had_begun() {
 
 #[test]
 fn a_server_whose_enlistment_was_not_answered_enlists_once() {
-    let mut world = World::new();
+    let mut world = World::group();
     let first = world.leader();
-    let token = world.ask(first, enlist(1));
+    let token = world.ask_of(first, enlist(1));
     // The others accept it, but that is not heard of any more.
     world.run(1);
-    assert_eq!(world.given(first, token), None);
+    assert_eq!(world.given_by(first, token), None);
     world.fail_over();
     let server = world.enlist(1);
     let state = world.core(world.leader()).state();
@@ -92,7 +92,7 @@ fn a_server_whose_enlistment_was_not_answered_enlists_once() {
 
 #[test]
 fn a_request_that_is_repeated_to_the_next_leader_runs_once() {
-    let mut world = World::new();
+    let mut world = World::group();
     world.up(1);
     let client = world.lease(1);
     let once = |sequence| {
@@ -103,23 +103,23 @@ fn a_request_that_is_repeated_to_the_next_leader_runs_once() {
         })
     };
     let first = world.leader();
-    world.ask(first, create("t", once(1)));
+    world.ask_of(first, create("t", once(1)));
     world.run(10);
     world.obey(first, is_take);
     world.run(10);
 
     let second = world.fail_over();
     let made = table_of(Some(world.answer(create("t", once(1)))));
-    let dropped = world.ask(second, drop_table("t", once(2)));
+    let dropped = world.ask_of(second, drop_table("t", once(2)));
     world.run(10);
     world.obey(second, is_drop);
     world.run(10);
-    assert_eq!(world.given(second, dropped), Some(Answer::Dropped));
-    let token = world.ask(second, create("t", once(3)));
+    assert_eq!(world.given_by(second, dropped), Some(Answer::Dropped));
+    let token = world.ask_of(second, create("t", once(3)));
     world.run(10);
     world.obey(second, is_take);
     world.run(10);
-    let remade = table_of(world.given(second, token));
+    let remade = table_of(world.given_by(second, token));
     assert!(remade.table > made.table);
 
     world.start(first);
@@ -130,12 +130,12 @@ fn a_request_that_is_repeated_to_the_next_leader_runs_once() {
     let leader = world.leader();
     let record = world.core(leader).state().table(remade.table).unwrap();
     assert!(record.is_normal(), "the new table has no part in it");
-    assert_eq!(world.orders(leader, is_drop), []);
+    assert_eq!(world.orders_of(leader, is_drop), []);
 }
 
 #[test]
 fn a_leader_without_its_lease_answers_nothing_from_its_state() {
-    let mut world = World::new();
+    let mut world = World::group();
     let old = world.leader();
     world.cut.insert(old);
     world.run(201);
@@ -146,35 +146,38 @@ fn a_leader_without_its_lease_answers_nothing_from_its_state() {
             known: MapVersion(0),
         },
     ] {
-        let token = world.ask(old, request);
+        let token = world.ask_of(old, request);
         let (_, until) = world.machines[&old].answers[&token];
         assert!(until.is_some_and(|until| until <= world.now), "{until:?}");
     }
     world.run(SETTLED);
     assert_ne!(world.leader(), old);
     assert!(!world.core(old).leads());
-    let token = world.ask(old, Request::Status);
-    assert!(is_not_leader(world.given(old, token).as_ref()));
+    let token = world.ask_of(old, Request::Status);
+    assert!(is_not_leader(world.given_by(old, token).as_ref()));
 }
 
 #[test]
 fn all_that_waits_at_a_leader_is_answered_when_it_leads_no_more() {
-    let mut world = World::new();
+    let mut world = World::group();
     world.up(1);
     let old = world.leader();
-    let waits = world.ask(old, create("t", None));
+    let waits = world.ask_of(old, create("t", None));
     world.run(10);
-    let replacing = world.ask(old, replace(world.others()[0], 9));
+    let replacing = world.ask_of(old, replace(world.others()[0], 9));
     assert!(
-        world.given(old, replacing).is_some(),
+        world.given_by(old, replacing).is_some(),
         "there is no such one"
     );
     world.cut.insert(old);
-    let proposed = world.ask(old, drop_table("u", None));
-    let read = world.ask(old, Request::Status);
+    let proposed = world.ask_of(old, drop_table("u", None));
+    let read = world.ask_of(old, Request::Status);
     world.run(SETTLED);
     for token in [waits, proposed] {
-        assert!(is_not_leader(world.given(old, token).as_ref()), "{token}");
+        assert!(
+            is_not_leader(world.given_by(old, token).as_ref()),
+            "{token}"
+        );
     }
     assert!(world.machines[&old].answers.contains_key(&read));
     world.machine(old).orders.clear();
@@ -192,10 +195,10 @@ fn all_that_waits_at_a_leader_is_answered_when_it_leads_no_more() {
 
 #[test]
 fn status_says_who_is_in_the_group_and_how_far_each_is() {
-    let mut world = World::new();
+    let mut world = World::group();
     world.up(1);
     let away = world.others()[0];
-    world.kill(away);
+    world.stop(away);
     world.run(1_000);
     world.enlist(2);
     world.run(100);
@@ -214,8 +217,7 @@ fn status_says_who_is_in_the_group_and_how_far_each_is() {
 
 /// Another is started and has learned.
 fn with_a_fourth(world: &mut World) {
-    let peers = (1..=4).map(|peer| (PeerId(peer), address(peer)));
-    world.add(4, peers.collect());
+    world.add(4, peers(4));
     world.run(SETTLED);
     let status = world.status();
     let fourth = status.coordinators.last().unwrap();
@@ -225,10 +227,10 @@ fn with_a_fourth(world: &mut World) {
 
 #[test]
 fn one_that_has_learned_takes_the_place_of_one_that_is_lost() {
-    let mut world = World::new();
+    let mut world = World::group();
     let server = world.up(1);
     let lost = world.others()[0];
-    world.kill(lost);
+    world.stop(lost);
     let early = world.answer(replace(lost, 4));
     assert!(
         matches!(early, Answer::Refused(Refused::Limit(_))),
@@ -257,7 +259,7 @@ fn one_that_has_learned_takes_the_place_of_one_that_is_lost() {
 
 #[test]
 fn a_coordinator_that_leads_or_is_not_there_is_not_replaced() {
-    let mut world = World::new();
+    let mut world = World::group();
     with_a_fourth(&mut world);
     let leader = world.leader();
     for lost in [leader, 7] {
@@ -271,7 +273,7 @@ fn a_coordinator_that_leads_or_is_not_there_is_not_replaced() {
 
 #[test]
 fn one_whose_disk_was_wiped_comes_back_as_another() {
-    let mut world = World::new();
+    let mut world = World::group();
     let server = world.up(1);
     let wiped = world.others()[0];
     let before = world.core(wiped).node().setup().incarnation;
@@ -299,7 +301,7 @@ fn decide(world: &mut World, bytes: usize) {
         let name = format!("{n:0>250}");
         written += name.len();
         // Refused, but decided all the same.
-        world.ask(leader, drop_table(&name, None));
+        world.ask_of(leader, drop_table(&name, None));
         if n.is_multiple_of(200) {
             world.run(3);
         }
@@ -312,10 +314,10 @@ fn decide(world: &mut World, bytes: usize) {
 
 #[test]
 fn one_that_was_away_for_long_catches_up_by_a_snapshot() {
-    let mut world = World::new();
+    let mut world = World::group();
     world.up(1);
     let away = world.others()[0];
-    world.kill(away);
+    world.stop(away);
     decide(&mut world, MUCH);
     world.up(2);
     let leader = world.leader();
@@ -329,7 +331,7 @@ fn one_that_was_away_for_long_catches_up_by_a_snapshot() {
     assert_eq!(world.core(away).state(), world.core(world.leader()).state());
 
     // It goes on from its disk as any other does, and can lead.
-    world.kill(away);
+    world.stop(away);
     world.start(away);
     world.run(SETTLED);
     let state = world.core(world.leader()).state().clone();
@@ -339,12 +341,12 @@ fn one_that_was_away_for_long_catches_up_by_a_snapshot() {
 
 #[test]
 fn a_whole_group_that_was_killed_goes_on() {
-    let mut world = World::new();
+    let mut world = World::group();
     let server = world.up(1);
-    world.ask(world.leader(), create("t", None));
+    world.ask_of(world.leader(), create("t", None));
     world.run(10);
     for peer in 1..=3 {
-        world.kill(peer);
+        world.stop(peer);
     }
     for peer in 1..=3 {
         world.start(peer);
@@ -362,7 +364,7 @@ const SLACK: usize = 2 << 20;
 
 #[test]
 fn one_whose_disk_hangs_keeps_a_bounded_part_and_catches_up() {
-    let mut world = World::new();
+    let mut world = World::group();
     let slow = world.others()[0];
     world.machine(slow).hold_disk = true;
     decide(&mut world, MAX_UNWRITTEN_BYTES + 2 * SLACK);
@@ -377,7 +379,7 @@ fn one_whose_disk_hangs_keeps_a_bounded_part_and_catches_up() {
 
 #[test]
 fn a_leader_whose_disk_hangs_refuses_before_it_has_too_much() {
-    let mut world = World::new();
+    let mut world = World::group();
     let leader = world.leader();
     world.machine(leader).hold_disk = true;
     decide(&mut world, MAX_UNWRITTEN_BYTES + 2 * SLACK);

@@ -10,9 +10,10 @@
 
 use std::time::Duration;
 
-use crate::coordinator::{Answer, Refused, Response};
-use crate::limits::MAX_COORDINATORS;
-use crate::{Ballot, Micros};
+use ramkeep_wire::coordinator::{Answer, Refused, Response};
+use ramkeep_wire::limits::MAX_COORDINATORS;
+use ramkeep_wire::mutants::{self, Mutant};
+use ramkeep_wire::{Ballot, Micros};
 
 /// A coordinator that owes an answer, or a connection, for this long is given up for the next.
 pub const PATIENCE: Duration = Duration::from_millis(500);
@@ -85,6 +86,12 @@ impl Peers {
         self.current
     }
 
+    /// The highest ballot under which an answer was taken.
+    #[must_use]
+    pub fn ballot(&self) -> Ballot {
+        self.ballot
+    }
+
     /// Where the coordinator of this number listens.
     #[must_use]
     pub fn address(&self, peer: usize) -> Option<&String> {
@@ -137,6 +144,11 @@ impl Peers {
         self.leave(now, peer, now + ELECTION_REST, reason)
     }
 
+    /// This side has closed the connection to this one, or the attempt to open it.
+    pub fn link_closed(&mut self, peer: usize) {
+        self.ended_connecting(peer);
+    }
+
     fn ended_connecting(&mut self, peer: usize) {
         if let Some(peer) = self.all.get_mut(peer) {
             peer.connecting = None;
@@ -151,7 +163,8 @@ impl Peers {
     /// Takes what an answer of this coordinator says about who leads. Returns whether it is the
     /// leader's; else the request is to be made again.
     pub fn judge(&mut self, now: Micros, peer: usize, response: &Response) -> bool {
-        let stale = response.ballot < self.ballot;
+        let older = response.ballot < self.ballot;
+        let stale = older && !mutants::active(Mutant::TakeOldBallot);
         match &response.answer {
             Answer::Refused(Refused::NotLeader {
                 leader,
@@ -224,7 +237,7 @@ impl Peers {
             None => self.take_turn(now),
         };
         self.left += 1;
-        if self.left >= self.all.len() {
+        if self.left >= self.all.len() && !mutants::active(Mutant::RedirectWithoutRest) {
             self.left = 0;
             self.rests += 1;
             let longest = if self.answered {
@@ -309,7 +322,7 @@ impl Peer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::PeerId;
+    use ramkeep_wire::PeerId;
 
     const NOW: Micros = Micros(1_000_000);
 

@@ -4,24 +4,24 @@ use super::*;
 
 #[test]
 fn a_floor_is_recorded_when_it_changed_and_only_then() {
-    let mut world = World::new();
+    let mut world = World::alone();
     let server = world.up(1);
-    let mut report = heartbeat(server, world.core.state().list_version());
+    let mut report = heartbeat(server, world.state().list_version());
     report.floor = Some((SegmentId(3), ReplicationEpoch(1)));
-    let before = world.persists;
+    let before = world.only().persists;
     for _ in 0..5 {
         world.answer(Request::Heartbeat(report.clone()));
     }
-    assert_eq!(world.persists, before + 1);
+    assert_eq!(world.only().persists, before + 1);
     assert_eq!(
-        world.core.state().servers().by_id(server).unwrap().floor,
+        world.state().servers().by_id(server).unwrap().floor,
         report.floor
     );
 }
 
 #[test]
 fn a_server_speaks_for_itself_only() {
-    let mut world = World::new();
+    let mut world = World::alone();
     let (one, other) = (world.up(1), world.up(2));
     let record = |master| Request::RecordEpoch {
         master,
@@ -29,29 +29,32 @@ fn a_server_speaks_for_itself_only() {
         epoch: ReplicationEpoch(2),
         backups: vec![if master == one { other } else { one }],
     };
-    let own = world.ask_from(Party::server(one), record(one));
-    assert_eq!(world.answers.remove(&own), Some(Answer::EpochRecorded));
-    let foreign = world.ask_from(Party::server(one), record(other));
+    let own = world.ask_from(ALONE, Party::server(one), record(one));
+    assert_eq!(world.given(own), Some(Answer::EpochRecorded));
+    let foreign = world.ask_from(ALONE, Party::server(one), record(other));
     assert!(matches!(
-        world.answers[&foreign],
-        Answer::Refused(Refused::Invalid(_))
+        world.given(foreign),
+        Some(Answer::Refused(Refused::Invalid(_)))
     ));
 }
 
 #[test]
 fn a_coordinator_whose_ballot_was_overtaken_says_nothing_more() {
-    let mut world = World::new();
+    let mut world = World::alone();
     let server = world.up(1);
     let waits = world.create("t");
-    let ours = world.core.ballot();
-    world.reply(server, &Command::Probe, OrderReply::StaleBallot(ours));
-    assert!(world.core.leads(), "an old order met this very leader");
+    let ours = world.core(ALONE).ballot();
+    world.tell(server, &Command::Probe, OrderReply::StaleBallot(ours));
+    assert!(
+        world.core(ALONE).leads(),
+        "an old order met this very leader"
+    );
     let higher = Ballot {
         round: ours.round + 5,
         peer: PeerId(2),
     };
-    world.reply(server, &Command::Probe, OrderReply::StaleBallot(higher));
-    let told = world.answers.remove(&waits);
+    world.tell(server, &Command::Probe, OrderReply::StaleBallot(higher));
+    let told = world.given(waits);
     assert!(
         matches!(told, Some(Answer::Refused(Refused::NotLeader { .. }))),
         "who waits is told: {told:?}"
@@ -60,21 +63,15 @@ fn a_coordinator_whose_ballot_was_overtaken_says_nothing_more() {
         world.answer(Request::Status),
         Answer::Refused(Refused::NotLeader { .. })
     ));
-    world.orders.clear();
+    world.only().orders.clear();
     world.run(10_000);
-    assert!(world.orders.is_empty());
+    assert!(world.only().orders.is_empty());
 }
 
 #[test]
 fn a_client_lease_lasts_while_it_is_renewed() {
-    let mut world = World::new();
-    let open = |nonce| Request::OpenClientLease { nonce: [nonce; 16] };
-    let Answer::ClientLease { client, .. } = world.answer(open(1)) else {
-        panic!("no lease");
-    };
-    let Answer::ClientLease { client: left, .. } = world.answer(open(2)) else {
-        panic!("no lease");
-    };
+    let mut world = World::alone();
+    let (client, left) = (world.lease(1), world.lease(2));
     let lease = CLIENT_LEASE.as_millis() as u64;
     world.run(lease / 2);
     assert_eq!(
@@ -82,60 +79,55 @@ fn a_client_lease_lasts_while_it_is_renewed() {
         Answer::Noted
     );
     world.run(lease * 3 / 4);
-    assert!(world.core.state().clients().holds(client));
-    assert!(!world.core.state().clients().holds(left));
+    assert!(world.state().clients().holds(client));
+    assert!(!world.state().clients().holds(left));
     let renew = Request::RenewClientLease { client: left };
     assert_eq!(world.answer(renew), Answer::Refused(Refused::Unknown));
     world.restart();
     world.run(lease / 2);
     assert!(
-        world.core.state().clients().holds(client),
+        world.state().clients().holds(client),
         "its time starts afresh"
     );
 }
 
 #[test]
 fn a_snapshot_and_what_came_after_make_the_same_state() {
-    let mut world = World::new();
+    let mut world = World::alone();
     world.up(1);
     let mut written = 0;
     for n in 0_u32.. {
         let name = format!("{n:0>250}");
         written += name.len();
-        world.tokens += 1;
         // Refused, but decided and journaled all the same.
-        world.core.handle_request(
-            world.now,
-            Party::NONE,
-            world.tokens,
-            Request::DropTable { name, once: None },
-        );
-        world.pump();
+        world.drop_table(&name);
         if written > SNAPSHOT_AFTER + 10_000 {
             break;
         }
     }
     world.up(2);
-    let snapshot = world.disk.snapshot.as_ref().unwrap();
+    let disk = &world.machines[&ALONE].disk;
+    let snapshot = disk.snapshot.as_ref().unwrap();
     assert!(snapshot.slot.0 > 10_000, "{}", snapshot.slot);
-    let kept = world.disk.records.len() as u64;
+    let kept = disk.records.len() as u64;
     assert!(kept < snapshot.slot.0, "old records went: {kept} left");
-    let before = world.core.state().clone();
+    let before = world.state().clone();
     world.restart();
-    assert_eq!(world.core.state().server_list(), before.server_list());
-    assert!(world.core.state().ballot() > before.ballot());
+    assert_eq!(world.state().server_list(), before.server_list());
+    assert!(world.state().ballot() > before.ballot());
 }
 
 #[test]
 fn a_gap_in_the_journal_is_refused() {
-    let mut world = World::new();
+    let mut world = World::alone();
     world.up(1);
     world.up(2);
     let accepted = |record: &Record| matches!(record, Record::Accepted { slot, .. } if slot.0 == 3);
-    let at = world.disk.records.iter().position(accepted).unwrap();
-    world.disk.records.remove(at);
+    let mut disk = world.only().disk.clone();
+    let at = disk.records.iter().position(accepted).unwrap();
+    disk.records.remove(at);
     assert!(matches!(
-        Coordinator::new(world.now, config(2), world.disk),
+        Coordinator::new(world.now, world.config(ALONE), disk),
         Err(RecoverError::Restore(_))
     ));
 }
@@ -143,16 +135,17 @@ fn a_gap_in_the_journal_is_refused() {
 #[test]
 fn the_same_inputs_give_the_same_outputs() {
     let run = || {
-        let mut world = World::new();
+        let mut world = World::alone();
         for nonce in 1..=4 {
             world.up(nonce);
         }
         world.create("t");
-        world.confirm_takes();
+        world.obey(ALONE, is_take);
         let gone = *world.alive.first().unwrap();
         world.alive.remove(&gone);
         world.run(5_000);
-        (world.disk, world.orders, world.answers)
+        let machine = world.machines.remove(&ALONE).unwrap();
+        (machine.disk, machine.orders, machine.answers)
     };
     assert_eq!(run(), run());
 }

@@ -1,41 +1,22 @@
 //! Recovery as the leader sees to it, in virtual time, with servers that answer as they should or
 //! don't.
-#![allow(clippy::unwrap_used, reason = "helpers of tests panic like tests")]
-
-mod world;
 
 use ramkeep_wire::coordinator::{AcceptedLoss, Answer, Loss, Refused, Request, TabletState};
 use ramkeep_wire::order::{Command, OrderReply};
 use ramkeep_wire::{LogPosition, SegmentId, ServerId, TableId};
 
-use world::{Behaviour, World};
+use crate::world::*;
 
-/// M, whose log B and C hold, with one other, D; a table on all of them.
-struct Cast {
-    world: World,
-    m: ServerId,
-    b: ServerId,
-    c: ServerId,
-    d: ServerId,
-    table: TableId,
-}
-
-fn cast() -> Cast {
-    let mut world = World::new();
-    let [m, b, c, d] = [1, 2, 3, 4].map(|nonce| world.enlist(nonce, None));
+/// M, whose log B and C hold, B, whose log C and D hold, C and D; a table on all of them.
+fn cast() -> (World, [ServerId; 4], TableId) {
+    let mut world = World::with_servers();
+    let [m, b, c, d] = [1, 2, 3, 4].map(|nonce| world.serve(nonce, None));
     world.run(200);
-    let table = world.create("t");
+    let table = world.make_table("t");
     world.store_log(m, &[b, c]);
     world.store_log(b, &[c, d]);
     assert!(world.all_served());
-    Cast {
-        world,
-        m,
-        b,
-        c,
-        d,
-        table,
-    }
+    (world, [m, b, c, d], table)
 }
 
 fn is_lost(world: &World, table: TableId) -> bool {
@@ -46,21 +27,14 @@ fn is_lost(world: &World, table: TableId) -> bool {
 
 #[test]
 fn a_crashed_masters_tablets_are_replayed_and_served_by_others() {
-    let Cast {
-        mut world,
-        m,
-        b,
-        c,
-        table,
-        ..
-    } = cast();
+    let (mut world, [m, b, c, ..], table) = cast();
     world.kill(m);
     world.until("decided crashed", |world| is_lost(world, table));
     assert_eq!(world.holds(b, m), 2, "kept until it is recovered");
     let reports = world.reports();
     assert_eq!(reports.len(), 1);
     assert!(reports[0].master == m && reports[0].tablets == 1 && !reports[0].stuck);
-    world.until("served", World::all_served);
+    world.until_served();
     let tablets = world.tablets(table);
     let replayed = tablets.iter().find(|t| t.takeover == LogPosition(1_000));
     assert!(replayed.is_some(), "where the replay began: {tablets:?}");
@@ -87,30 +61,21 @@ fn a_crashed_masters_tablets_are_replayed_and_served_by_others() {
 #[test]
 fn whoever_leads_goes_on_from_any_step() {
     for after in (0..900).step_by(20) {
-        let Cast { mut world, m, .. } = cast();
+        let (mut world, [m, ..], _) = cast();
         world.kill(m);
         world.run(after);
-        world.another_leader();
-        world.until("recovered", |world| {
-            world.all_served() && world.is_recovered(m)
-        });
+        world.restart();
+        world.until_recovered(&[m]);
     }
 }
 
 #[test]
 fn another_replays_when_a_recovery_master_crashes() {
-    let Cast {
-        mut world,
-        m,
-        table,
-        ..
-    } = cast();
-    for fake in world.servers.values_mut() {
-        fake.behaviour = Behaviour::Goes;
-    }
+    let (mut world, [m, ..], table) = cast();
+    world.behave(&Behaviour::Goes);
     world.kill(m);
     let replaying = |world: &World| {
-        let record = world.core.state().recoveries().by_master(m)?;
+        let record = world.state().recoveries().by_master(m)?;
         let part = record.partitions.first()?;
         Some((part.by, part.attempt))
     };
@@ -135,9 +100,7 @@ fn another_replays_when_a_recovery_master_crashes() {
     world.until("given to another", |world| {
         replaying(world).is_some_and(|(by, attempt)| by != first && attempt > 1)
     });
-    for fake in world.servers.values_mut() {
-        fake.behaviour = Behaviour::Recovers;
-    }
+    world.behave(&Behaviour::Recovers);
     world.until("all served", World::all_served);
     world.until("recovered", |world| {
         world.is_recovered(m) && world.is_recovered(first)
@@ -148,18 +111,11 @@ fn another_replays_when_a_recovery_master_crashes() {
 
 #[test]
 fn one_who_was_given_up_is_not_listened_to() {
-    let Cast {
-        mut world,
-        m,
-        table,
-        ..
-    } = cast();
-    for fake in world.servers.values_mut() {
-        fake.behaviour = Behaviour::Cannot("no memory".into());
-    }
+    let (mut world, [m, ..], table) = cast();
+    world.behave(&Behaviour::Cannot("no memory".into()));
     world.kill(m);
     world.until("given to a second", |world| {
-        let record = world.core.state().recoveries().by_master(m);
+        let record = world.state().recoveries().by_master(m);
         record.is_some_and(|record| record.attempts > 1)
     });
     let reports = world.reports();
@@ -175,9 +131,7 @@ fn one_who_was_given_up_is_not_listened_to() {
     let positions = order.tablets.iter().map(|_| LogPosition(77)).collect();
     let late = OrderReply::Recovered(positions);
     let order = Command::Recover(order);
-    world
-        .core
-        .handle_order_reply(world.now, first, &order, late);
+    world.reply(ALONE, first, &order, late);
     assert!(is_lost(&world, table));
     // All had their turn, and say why they can't.
     world.run(100);
@@ -187,7 +141,7 @@ fn one_who_was_given_up_is_not_listened_to() {
         "{reports:?}"
     );
     let attempts = |world: &World| {
-        let record = world.core.state().recoveries().by_master(m);
+        let record = world.state().recoveries().by_master(m);
         record.map(|record| record.attempts)
     };
     let before = attempts(&world).unwrap();
@@ -195,39 +149,31 @@ fn one_who_was_given_up_is_not_listened_to() {
     let after = attempts(&world).unwrap();
     assert!(after > before, "each is tried anew");
     assert!(after - before <= 20, "at its own pace: {before} to {after}");
-    for fake in world.servers.values_mut() {
-        fake.behaviour = Behaviour::Recovers;
-    }
-    world.until("served", World::all_served);
+    world.behave(&Behaviour::Recovers);
+    world.until_served();
     let tablets = world.tablets(table);
     assert!(tablets.iter().all(|t| t.takeover != LogPosition(77)));
 }
 
 #[test]
 fn two_masters_that_crash_are_both_recovered() {
-    let Cast {
-        mut world, m, b, ..
-    } = cast();
+    let (mut world, [m, b, ..], _) = cast();
     world.kill(m);
     world.kill(b);
-    world.until("recovered", |world| {
-        world.all_served() && world.is_recovered(m) && world.is_recovered(b)
-    });
+    world.until_recovered(&[m, b]);
     assert_eq!(world.ends.len(), 2);
 }
 
 /// M and B crash together. The most recoveries that were planned at a time until both are done.
 fn planned_together(frames: u32) -> usize {
-    let Cast {
-        mut world, m, b, ..
-    } = cast();
+    let (mut world, [m, b, ..], _) = cast();
     (world.servers.values_mut()).for_each(|fake| fake.frames = frames);
     world.run(200);
     world.kill(m);
     world.kill(b);
     let mut most = 0;
     world.until("recovered", |world| {
-        most = most.max(world.core.state().recoveries().iter().count());
+        most = most.max(world.state().recoveries().iter().count());
         world.all_served() && world.is_recovered(m) && world.is_recovered(b)
     });
     most
@@ -241,9 +187,7 @@ fn logs_are_replayed_one_after_the_other_when_frames_are_short() {
 
 #[test]
 fn who_waits_for_frames_says_for_whom() {
-    let Cast {
-        mut world, m, b, ..
-    } = cast();
+    let (mut world, [m, b, ..], _) = cast();
     for fake in world.servers.values_mut() {
         fake.frames = 0;
         fake.behaviour = Behaviour::Goes;
@@ -260,16 +204,11 @@ fn who_waits_for_frames_says_for_whom() {
 
 #[test]
 fn without_memory_for_it_a_log_is_not_given_out_until_somebody_has_some() {
-    let Cast {
-        mut world,
-        m,
-        table,
-        ..
-    } = cast();
+    let (mut world, [m, ..], table) = cast();
     for fake in world.servers.values_mut() {
         fake.free = 100 << 20;
     }
-    world.servers.get_mut(&m).unwrap().live = 600 << 20;
+    world.server(m).live = 600 << 20;
     world.run(200);
     world.kill(m);
     world.run(2_000);
@@ -279,35 +218,33 @@ fn without_memory_for_it_a_log_is_not_given_out_until_somebody_has_some() {
         "{report:?}"
     );
     assert!(is_lost(&world, table) && !world.ends.contains_key(&m));
-    world.enlist(9, None);
-    world.until("served", World::all_served);
+    world.serve(9, None);
+    world.until_served();
 }
 
 #[test]
 fn masters_that_are_about_to_join_get_their_share() {
-    let Cast {
-        mut world, m, b, ..
-    } = cast();
+    let (mut world, [m, b, ..], _) = cast();
     // Two more, one of them ready a while later.
-    let joining = world.enlist_joining(9);
+    let joining = world.serve_joining(9);
     world.run(1);
     world.kill(m);
     world.kill(b);
     world.until("decided crashed", |world| {
-        world.core.state().tables().lost().count() > 1
+        world.state().tables().lost().count() > 1
     });
     world.run(300);
     assert!(world.ends.is_empty(), "they wait for one that joins");
     world.run(2_000);
     assert!(!world.ends.is_empty(), "but not for ever");
-    world.servers.get_mut(&joining).unwrap().joins = false;
-    world.until("served", World::all_served);
+    world.server(joining).joins = false;
+    world.until_served();
 }
 
 /// B alone has the closed segment, C the head; B dies, and M once that is recovered.
 fn lose_with_b(world: &mut World, m: ServerId, b: ServerId, c: ServerId) {
     for (server, segment) in [(b, 5), (c, 6)] {
-        let fake = world.servers.get_mut(&server).unwrap();
+        let fake = world.server(server);
         fake.replicas
             .retain(|(info, _)| info.master != m || info.segment.0 == segment);
     }
@@ -318,14 +255,7 @@ fn lose_with_b(world: &mut World, m: ServerId, b: ServerId, c: ServerId) {
 
 #[test]
 fn a_missing_segment_keeps_tablets_down_until_its_backup_comes_back() {
-    let Cast {
-        mut world,
-        m,
-        b,
-        c,
-        table,
-        ..
-    } = cast();
+    let (mut world, [m, b, c, ..], table) = cast();
     lose_with_b(&mut world, m, b, c);
     let mut stuck = None;
     for _ in 0..3_000 {
@@ -343,14 +273,14 @@ fn a_missing_segment_keeps_tablets_down_until_its_backup_comes_back() {
     world.run(2_000);
     assert!(is_lost(&world, table) && !world.ends.contains_key(&m));
     // B's frames are in memory still, and its process is started again.
-    let kept = std::mem::take(&mut world.servers.get_mut(&b).unwrap().replicas);
-    let again = world.enlist(9, Some(b));
-    let fake = world.servers.get_mut(&again).unwrap();
+    let kept = std::mem::take(&mut world.server(b).replicas);
+    let again = world.serve(9, Some(b));
+    let fake = world.server(again);
     fake.replicas = kept;
     fake.replicas
         .iter_mut()
         .for_each(|(info, _)| info.inherited = true);
-    world.until("served", World::all_served);
+    world.until_served();
     assert!(world.ends.contains_key(&m));
 }
 
@@ -373,14 +303,7 @@ fn missing(world: &mut World, master: ServerId) -> Loss {
 
 #[test]
 fn an_operator_who_names_just_what_is_missing_brings_back_what_is_left() {
-    let Cast {
-        mut world,
-        m,
-        b,
-        c,
-        table,
-        ..
-    } = cast();
+    let (mut world, [m, b, c, ..], table) = cast();
     lose_with_b(&mut world, m, b, c);
     let known = missing(&mut world, m);
     let right = Loss {
@@ -423,8 +346,8 @@ fn an_operator_who_names_just_what_is_missing_brings_back_what_is_left() {
     assert_eq!(accept(&mut world, m, right.clone()), Answer::Noted);
     assert_eq!(accept(&mut world, m, right.clone()), Answer::Noted, "again");
     // Whoever leads goes on from there, and says what was given up.
-    world.another_leader();
-    world.until("served", World::all_served);
+    world.restart();
+    world.until_served();
     let mut orders = world.servers.values().flat_map(|fake| &fake.recoveries);
     let of_m = orders.find(|order| order.master == m).unwrap();
     assert_eq!(of_m.given_up, Some(vec![SegmentId(5)]));
@@ -435,15 +358,8 @@ fn an_operator_who_names_just_what_is_missing_brings_back_what_is_left() {
 
 /// M's log is planned, and being replayed without end.
 fn being_replayed() -> (World, ServerId, TableId) {
-    let Cast {
-        mut world,
-        m,
-        table,
-        ..
-    } = cast();
-    for fake in world.servers.values_mut() {
-        fake.behaviour = Behaviour::Goes;
-    }
+    let (mut world, [m, ..], table) = cast();
+    world.behave(&Behaviour::Goes);
     world.kill(m);
     world.until("replayed", |world| {
         let fakes = world.servers.values();
@@ -471,18 +387,10 @@ fn a_segment_that_is_lost_while_it_is_replayed_can_be_given_up() {
         ..Loss::default()
     };
     assert_eq!(missing(&mut world, m), right);
-    let tried = world
-        .core
-        .state()
-        .recoveries()
-        .by_master(m)
-        .unwrap()
-        .attempts;
+    let tried = world.state().recoveries().by_master(m).unwrap().attempts;
     assert_eq!(accept(&mut world, m, right), Answer::Noted);
-    for fake in world.servers.values_mut() {
-        fake.behaviour = Behaviour::Recovers;
-    }
-    world.until("served", World::all_served);
+    world.behave(&Behaviour::Recovers);
+    world.until_served();
     let mut orders = world.servers.values().flat_map(|fake| &fake.recoveries);
     let last = orders.find(|order| order.given_up.is_some()).unwrap();
     assert!(
@@ -502,27 +410,21 @@ fn an_end_that_is_lost_after_it_was_decided_can_be_given_up_with_the_rest() {
         ..Loss::default()
     };
     assert_eq!(missing(&mut world, m), right);
-    world.another_leader();
+    world.restart();
     assert_eq!(missing(&mut world, m), right, "whoever leads");
     assert_eq!(accept(&mut world, m, right), Answer::Noted);
     world.ends.remove(&m);
-    for fake in world.servers.values_mut() {
-        fake.behaviour = Behaviour::Recovers;
-    }
-    world.until("served", World::all_served);
+    world.behave(&Behaviour::Recovers);
+    world.until_served();
     world.until("recovered", |world| world.is_recovered(m));
 }
 
 #[test]
 fn when_the_only_backup_with_the_end_dies_the_next_longest_replica_is_the_end() {
     for new_leader in [false, true] {
-        let Cast {
-            mut world, m, c, ..
-        } = cast();
+        let (mut world, [m, _, c, ..], _) = cast();
         world.store_more(m, c);
-        for fake in world.servers.values_mut() {
-            fake.behaviour = Behaviour::Goes;
-        }
+        world.behave(&Behaviour::Goes);
         world.kill(m);
         let ordered = |world: &World| -> Vec<(u32, u32)> {
             let orders = world.servers.values().flat_map(|fake| &fake.recoveries);
@@ -537,18 +439,14 @@ fn when_the_only_backup_with_the_end_dies_the_next_longest_replica_is_the_end() 
             fake.behaviour = Behaviour::Cannot("no backup has the end".into());
         }
         if new_leader {
-            world.another_leader();
+            world.restart();
         }
         world.loses_ends = true;
         world.until("planned anew", |world| {
             ordered(world).iter().any(|order| order.0 < before[0].0)
         });
-        for fake in world.servers.values_mut() {
-            fake.behaviour = Behaviour::Recovers;
-        }
-        world.until("recovered", |world| {
-            world.all_served() && world.is_recovered(m)
-        });
+        world.behave(&Behaviour::Recovers);
+        world.until_recovered(&[m]);
         let tried = before.iter().map(|order| order.1).max();
         let shorter = ordered(&world);
         let mut shorter = shorter.iter().filter(|order| order.0 < before[0].0);
@@ -562,9 +460,7 @@ fn when_the_only_backup_with_the_end_dies_the_next_longest_replica_is_the_end() 
 #[test]
 fn who_cannot_replay_for_another_reason_lacks_nothing() {
     let (mut world, m, _) = being_replayed();
-    for fake in world.servers.values_mut() {
-        fake.behaviour = Behaviour::Cannot("no memory".into());
-    }
+    world.behave(&Behaviour::Cannot("no memory".into()));
     world.run(3_000);
     let report = world.reports().remove(0);
     assert!(report.stuck && report.missing.is_none(), "{report:?}");
@@ -581,14 +477,7 @@ fn who_cannot_replay_for_another_reason_lacks_nothing() {
 
 #[test]
 fn a_log_whose_backups_are_all_lost_comes_back_empty_once_they_are_asserted_dead() {
-    let Cast {
-        mut world,
-        m,
-        b,
-        c,
-        d,
-        table,
-    } = cast();
+    let (mut world, [m, b, c, d], table) = cast();
     world.store_log(c, &[d]);
     for dead in [m, b, c] {
         world.kill(dead);
@@ -614,11 +503,9 @@ fn a_log_whose_backups_are_all_lost_comes_back_empty_once_they_are_asserted_dead
 
 #[test]
 fn a_damaged_head_is_set_aside_and_shown_and_the_next_copy_is_read() {
-    let Cast {
-        mut world, m, b, c, ..
-    } = cast();
+    let (mut world, [m, b, c, ..], _) = cast();
     for (at, server) in [b, c].into_iter().enumerate() {
-        let fake = world.servers.get_mut(&server).unwrap();
+        let fake = world.server(server);
         let heads = fake.replicas.iter_mut();
         let mut heads = heads.filter(|(info, _)| info.master == m && !info.closed);
         let (info, bytes) = heads.next().unwrap();
@@ -641,82 +528,59 @@ fn a_damaged_head_is_set_aside_and_shown_and_the_next_copy_is_read() {
     let liars: Vec<_> = damaged.iter().map(|found| found.backup).collect();
     assert_eq!(liars.len(), 2, "{damaged:?}");
     assert!(liars.contains(&b) && liars.contains(&c), "{damaged:?}");
-    let fake = world.servers.get_mut(&b).unwrap();
+    let fake = world.server(b);
     let mut heads = fake.replicas.iter_mut();
     let (info, bytes) = heads.find(|(i, _)| i.master == m && !i.closed).unwrap();
     bytes[60] ^= 1;
     // The same replica is not read twice; a whole one at another backup is.
     let moved = (*info, bytes.clone());
-    let other = world.enlist(8, None);
-    world.servers.get_mut(&other).unwrap().replicas.push(moved);
-    world.until("served", World::all_served);
+    let other = world.serve(8, None);
+    world.server(other).replicas.push(moved);
+    world.until_served();
 }
 
 #[test]
 fn a_backup_that_dies_while_it_is_asked_is_left_out() {
-    let Cast {
-        mut world, m, b, d, ..
-    } = cast();
+    let (mut world, [m, b, _, d], _) = cast();
     world.kill(m);
     world.kill(d);
     world.store_log(d, &[b]);
-    world.until("recovered", |world| {
-        world.all_served() && world.is_recovered(m) && world.is_recovered(d)
-    });
+    world.until_recovered(&[m, d]);
 }
 
 #[test]
 fn a_backup_that_joins_during_a_search_is_asked_once_it_refuses_the_master() {
-    let Cast {
-        mut world,
-        m,
-        table,
-        ..
-    } = cast();
+    let (mut world, [m, ..], table) = cast();
     world.kill(m);
     world.until("decided crashed", |world| is_lost(world, table));
     world.run(20);
     // The world does not suffer a question before that.
-    world.enlist_unaware(9);
-    world.until("served", World::all_served);
+    world.serve_unaware(9);
+    world.until_served();
 }
 
 #[test]
 fn a_table_in_recovery_can_be_dropped() {
-    let Cast {
-        mut world,
-        m,
-        table,
-        ..
-    } = cast();
-    let kept = world.create("kept");
-    for fake in world.servers.values_mut() {
-        fake.behaviour = Behaviour::Goes;
-    }
+    let (mut world, [m, ..], table) = cast();
+    let kept = world.make_table("kept");
+    world.behave(&Behaviour::Goes);
     world.kill(m);
     world.until("replayed", |world| {
-        world.core.state().recoveries().by_master(m).is_some()
+        world.state().recoveries().by_master(m).is_some()
     });
-    world.ask(Request::DropTable {
-        name: "t".into(),
-        once: None,
-    });
-    world.until("gone", |world| world.core.state().table(table).is_none());
-    for fake in world.servers.values_mut() {
-        fake.behaviour = Behaviour::Recovers;
-    }
-    world.until("served", |world| {
-        world.all_served() && world.is_recovered(m)
-    });
+    world.ask(drop_table("t", None));
+    world.until("gone", |world| world.state().table(table).is_none());
+    world.behave(&Behaviour::Recovers);
+    world.until_recovered(&[m]);
     assert!(!is_lost(&world, kept));
 }
 
 #[test]
 fn nobody_to_replay_is_said_so() {
-    let mut world = World::new();
-    let m = world.enlist(1, None);
+    let mut world = World::with_servers();
+    let m = world.serve(1, None);
     world.run(200);
-    let table = world.create("t");
+    let table = world.make_table("t");
     world.kill(m);
     world.run(1_500);
     assert!(is_lost(&world, table));
@@ -725,7 +589,7 @@ fn nobody_to_replay_is_said_so() {
         report.stuck && report.phase.contains("no backup"),
         "{report:?}"
     );
-    let b = world.enlist(2, None);
+    let b = world.serve(2, None);
     world.store_log(m, &[b]);
-    world.until("served", World::all_served);
+    world.until_served();
 }

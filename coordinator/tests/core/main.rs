@@ -1,0 +1,8 @@
+//! The core in virtual time: one coordinator alone, a group, and recovery with servers that answer.
+#![allow(clippy::unwrap_used, reason = "helpers of tests panic like tests")]
+
+mod group;
+mod recovery;
+mod stepping;
+#[allow(unreachable_pub, reason = "a module of a test")]
+mod world;
