@@ -90,14 +90,10 @@ impl BackupOnly {
 impl Inner {
     fn heartbeat(&self) -> Heartbeat {
         Heartbeat {
-            server: self.me,
             list: self.seen.lock().list.version,
-            ready: true,
-            floor: None,
-            master: None,
             backup: self.backup.as_ref().map(BackupService::stats),
-            damaged: Vec::new(),
             resident: resident::bytes(),
+            ..Heartbeat::of(self.me)
         }
     }
 

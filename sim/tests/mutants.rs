@@ -47,6 +47,14 @@ const ELSEWHERE: &[(Mutant, &str)] = &[
         "master/tests/store/replay.rs: few seeds drop a table at that moment",
     ),
     (
+        Mutant::RecoveredBeforeTold,
+        "master/tests/recovery: few clients of a simulated cluster live at a time",
+    ),
+    (
+        Mutant::FirstClientsOnly,
+        "coordinator/tests/apply/clients.rs: as above",
+    ),
+    (
         Mutant::RestartOnNews,
         "master/tests/recovery: few leases end while a simulated log is replayed",
     ),

@@ -237,6 +237,8 @@ pub struct Heartbeat {
     /// [`MAX_DAMAGED_REPORTED`](crate::limits::MAX_DAMAGED_REPORTED). Told again and again, so that a
     /// new leader knows them, too.
     pub damaged: Vec<DamagedReplica>,
+    /// From which client on it wants to hear next whose leases have ended; none if it need not know.
+    pub clients: Option<ClientId>,
     /// Resident memory of the process, bytes.
     pub resident: u64,
 }
@@ -253,6 +255,7 @@ impl Heartbeat {
             master: None,
             backup: None,
             damaged: Vec::new(),
+            clients: None,
             resident: 0,
         }
     }
@@ -581,7 +584,8 @@ pub enum Answer {
         /// To a master without backups (k = 0): the master lease, microseconds (SAFETY 7). The
         /// master counts it from when it sent the report, the coordinator from when it came. 0: none.
         lease_us: u32,
-        /// Client leases that have ended.
+        /// Client leases that have ended, from where on the report asked; the first ones if there are no
+        /// more.
         ended: EndedClients,
     },
     /// To `RecordEpoch`: recorded; acknowledgements may go on.

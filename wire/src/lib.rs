@@ -25,7 +25,7 @@ pub mod segment;
 pub mod time;
 
 pub use certificate::{Certificate, CertificateKey, SegmentKind};
-pub use clients::EndedClients;
+pub use clients::{EndedClients, EndedRound, KnownEnded};
 pub use hash::{KeyHash, key_hash};
 pub use ids::*;
 pub use time::Micros;

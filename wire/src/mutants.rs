@@ -128,6 +128,10 @@ crate::named! {
     ReplayIgnoresTakeover = "replay-ignores-takeover",
     /// Recovery master: a dropped table ends a finished replay of others.
     DropEndsFinishedReplay = "drop-ends-finished-replay",
+    /// Recovery master: says that a partition is replayed before it has heard which leases have ended.
+    RecoveredBeforeTold = "recovered-before-told",
+    /// Coordinator: tells of the clients with the lowest ids only whether their leases have ended.
+    FirstClientsOnly = "first-clients-only",
     /// Recovery master: a repeated order that knows more begins its try anew.
     RestartOnNews = "restart-on-news",
     /// Recovery master: a try that has failed begins anew when its order is repeated.

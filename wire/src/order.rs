@@ -100,9 +100,10 @@ pub struct Recovery {
     /// If an operator has accepted a loss: the segments that may be missing. What came after the end
     /// may be lost, too.
     pub given_up: Option<Vec<SegmentId>>,
-    /// Client leases that have ended, at least those that the crashed master knew of: what these
-    /// clients once did may be forgotten, so that nothing of theirs may run any more. Knowledge beside
-    /// the try: it grows, and a try goes on whatever is learned meanwhile.
+    /// Client leases that have ended, a page with each order, round after round. The crashed master may
+    /// have forgotten what these clients did, so that nothing of theirs may run any more: the try is not
+    /// done before it has heard a whole round. Knowledge beside the try: it grows, and a try goes on
+    /// whatever is learned meanwhile.
     pub ended: EndedClients,
 }
 

@@ -243,7 +243,7 @@ impl Coordinator {
 
     fn give_orders(&mut self) {
         for (server, duty) in self.duties.take_due(self.now) {
-            match duties::order(&self.state, server, duty) {
+            match duties::order(&self.state, &self.recoveries, server, duty) {
                 Some(command) => self.order(server, command),
                 None => self.duties.done(server, duty),
             }

@@ -152,6 +152,9 @@ impl Coordinator {
         });
         let newer = report.list < self.state.list_version();
         let list = newer.then(|| self.state.server_list());
+        let ended = report
+            .clients
+            .map(|from| self.state.clients().ended_from(from));
         self.list_confirmed(server, report.list);
         let damaged = report.damaged.iter();
         damaged.for_each(|replica| self.damaged.note(*replica));
@@ -173,11 +176,10 @@ impl Coordinator {
             };
             self.propose(&command, Origin::Report(server));
         }
-        let ended = self.state.clients().ended();
         let heard = Answer::Heard {
             list,
             lease_us,
-            ended,
+            ended: ended.unwrap_or_default(),
         };
         self.reply(token, heard);
     }

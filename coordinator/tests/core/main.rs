@@ -4,5 +4,6 @@
 mod group;
 mod recovery;
 mod stepping;
+mod tries;
 #[allow(unreachable_pub, reason = "a module of a test")]
 mod world;

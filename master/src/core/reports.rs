@@ -61,6 +61,7 @@ impl Master {
                 }),
             ) => {
                 self.store.clients_ended(ended);
+                control.clients.took(ended);
                 if *lease_us > 0 {
                     let until = sent + Duration::from_micros((*lease_us).into());
                     control.granted = control.granted.max(until);
@@ -92,6 +93,7 @@ impl Master {
             floor: control.replication.floor(),
             master: Some(self.stats_with(&control)),
             damaged,
+            clients: Some(control.clients.wants()),
             ..Heartbeat::of(self.config.me)
         }
     }

@@ -16,7 +16,8 @@
 //! 1. Nothing is replayed but what its certificate proves; the end by the one that was decided, all
 //!    others by those that the end's digest names.
 //! 2. It is said that tablets are recovered only when all segments that the digest names were
-//!    replayed, and all that was appended is durable.
+//!    replayed, all that was appended is durable, and all was heard of client leases that had ended
+//!    when the try began: nothing runs here that the crashed master would have refused.
 //! 3. Orders whose tablets overlap are attempts at the same: the highest counts, and ends the others.
 //! 4. A try is named by its [`TryId`] alone. It begins once, and what became of it stays: a repeated
 //!    order, whatever else it says by then, neither begins it anew nor takes away what is finished
@@ -34,7 +35,7 @@ use ramkeep_wire::coordinator::{DamagedReplica, ServerList, ServerState};
 use ramkeep_wire::limits::MAX_DAMAGED_REPORTED;
 use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::order::{OrderReply, Recovery, TabletGrant, TryId};
-use ramkeep_wire::{ClusterId, LogPosition, Micros, ServerId};
+use ramkeep_wire::{ClusterId, EndedClients, EndedRound, LogPosition, Micros, ServerId};
 
 use crate::store::{Finished, ReplayId, Store};
 use gather::Gather;
@@ -91,6 +92,8 @@ struct Active {
     gather: Gather,
     replay: Option<ReplayId>,
     progress: Progress,
+    /// The leases that have ended, as far as the orders told; none once they told all.
+    untold: Option<EndedRound>,
 }
 
 /// All recoveries of one master.
@@ -125,7 +128,8 @@ impl Recoveries {
     ) -> OrderReply {
         self.forget_served(store);
         let durable = store.durability().position();
-        if let Some(known) = self.active.iter().find(|active| active.is_of(&order)) {
+        if let Some(known) = self.active.iter_mut().find(|active| active.is_of(&order)) {
+            known.hear(&order.ended);
             return known.report(durable);
         }
         if let Some(reply) = served(store, &order) {
@@ -178,10 +182,11 @@ impl Recoveries {
         self.started.push_back((id, replayer));
         self.active.push_mut(Active {
             id,
-            order,
             gather,
             replay: None,
             progress: Progress::Running,
+            untold: left_of(EndedRound::default(), &order.ended),
+            order,
         })
     }
 
@@ -311,10 +316,17 @@ impl Active {
             && (!failed || !mutants::active(Mutant::FailedTryBeginsAnew))
     }
 
+    /// More was told of leases that have ended. The store has learned it before.
+    fn hear(&mut self, ended: &EndedClients) {
+        self.untold = self.untold.and_then(|round| left_of(round, ended));
+    }
+
     fn report(&self, durable: LogPosition) -> OrderReply {
+        let told = self.untold.is_none() || mutants::active(Mutant::RecoveredBeforeTold);
         match &self.progress {
             Progress::Finished(finished)
-                if finished.end <= durable || mutants::active(Mutant::RecoveredBeforeDurable) =>
+                if (finished.end <= durable && told)
+                    || mutants::active(Mutant::RecoveredBeforeDurable) =>
             {
                 OrderReply::Recovered(vec![finished.takeover; self.order.tablets.len()])
             }
@@ -329,6 +341,12 @@ impl Active {
             Progress::Failed(reason) => OrderReply::CannotRecover(reason.clone()),
         }
     }
+}
+
+/// The round, unless this page is what was left of it.
+fn left_of(mut round: EndedRound, page: &EndedClients) -> Option<EndedRound> {
+    round.took(page);
+    (!round.is_complete()).then_some(round)
 }
 
 fn note_bad(all: &mut BTreeSet<DamagedReplica>, gather: &mut Gather) {

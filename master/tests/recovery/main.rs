@@ -4,6 +4,7 @@
 mod world;
 
 use ramkeep_master::recovery::{MAX_RECOVERIES, gather};
+use ramkeep_wire::limits::MAX_CLIENTS_NAMED;
 use ramkeep_wire::order::{LogEnd, OrderReply, RecoveredTablet, Recovery, TabletGrant};
 use ramkeep_wire::{ClientId, EndedClients, KeyHash, Micros, ServerId};
 
@@ -163,6 +164,31 @@ fn a_try_goes_on_whatever_is_learned_meanwhile() {
     assert_eq!(world.order(&order), reply, "a late repetition");
     assert_eq!(world.begun(), 1, "replays begun");
     assert_eq!(world.store.stats().objects, world::OBJECTS);
+}
+
+#[test]
+fn tablets_are_recovered_only_once_it_is_known_which_clients_have_ended() {
+    let (copies, mut order) = crashed();
+    let mut world = World::new([(2, Backup::with(&copies))]);
+    let next = ClientId(MAX_CLIENTS_NAMED as u64 + 100);
+    let page = |from: u64| {
+        let living = (from.max(1)..next.0).map(ClientId);
+        EndedClients::page(ClientId(from), living, next)
+    };
+    let (first, last) = (page(0), page(MAX_CLIENTS_NAMED as u64 + 1));
+    assert!(first.below < next && last.below == next);
+    // The last one alone leaves a gap.
+    for told in [last.clone(), first] {
+        order.ended = told;
+        for _ in 0..3 {
+            let reply = world.order(&order);
+            assert!(matches!(reply, OrderReply::Recovering { .. }), "{reply:?}");
+            world.settle();
+        }
+    }
+    order.ended = last;
+    world.succeed(&order);
+    assert_eq!(world.begun(), 1, "replays begun");
 }
 
 #[test]
@@ -412,7 +438,11 @@ fn of_a_log_that_left_nothing_empty_tablets_come_back() {
 fn planted_faults_of_recovery_masters_are_caught() {
     use ramkeep_wire::mutants::{self, Mutant};
 
-    let stories: [(Mutant, fn()); 3] = [
+    let stories: [(Mutant, fn()); 4] = [
+        (
+            Mutant::RecoveredBeforeTold,
+            tablets_are_recovered_only_once_it_is_known_which_clients_have_ended,
+        ),
         (
             Mutant::RecoveredBeforeDurable,
             segments_spread_over_backups_are_recovered_once_all_is_durable,

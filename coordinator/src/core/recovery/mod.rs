@@ -34,7 +34,7 @@ use report::Ended;
 use round::{Act, Questions, Round};
 use walk::{Walk, dead};
 
-pub(super) use replay::{order, under_way};
+pub(super) use replay::under_way;
 
 /// All recoveries with what only the leader knows of them.
 #[derive(Debug, Default)]

@@ -8,17 +8,18 @@
 
 use std::collections::BTreeSet;
 
-use ramkeep_wire::order::{OrderReply, Recovery};
-use ramkeep_wire::{ServerId, order};
+use ramkeep_wire::order::{OrderReply, Recovery, TryId};
+use ramkeep_wire::{ClientId, EndedRound, ServerId, order};
 
-use super::View;
 use super::planning::Budget;
 use super::round::Act;
 use super::walk::Walk;
+use super::{Recoveries, View};
 use crate::command::Command;
 use crate::core::duties::Duty;
 use crate::core::{Coordinator, Origin};
 use crate::limits::ASK_AGAIN;
+use crate::state::State;
 
 /// How often a recovery master says that it can't when no other is left, until all have another turn.
 const TRIES: u32 = 4;
@@ -31,6 +32,8 @@ pub(super) struct Replay {
     /// Why it can't, if it said so last.
     pub(super) cannot: Option<String>,
     tries: u32,
+    /// The leases that have ended, as far as its recovery master was told by this leader.
+    told: EndedRound,
     /// A command about it is under way.
     pub(super) proposed: bool,
 }
@@ -85,29 +88,35 @@ pub(super) fn reassign(
     }
 }
 
-/// The order for one try, as long as it counts.
-pub(in crate::core) fn order(
-    state: &crate::State,
-    by: ServerId,
-    master: ServerId,
-    attempt: u32,
-) -> Option<order::Command> {
-    let record = state.recoveries().by_master(master)?;
-    let part = record.partition(attempt).filter(|part| part.by == by)?;
-    Some(order::Command::Recover(Recovery {
-        master,
-        key: state.servers().by_id(master)?.key,
-        end: record.end,
-        attempt,
-        tablets: part.tablets.clone(),
-        given_up: state.losses().of(master).map(|loss| loss.segments.clone()),
-        ended: state.clients().ended(),
-    }))
+impl Recoveries {
+    /// The order for one try, as long as it counts. Of the leases that have ended it says what was not
+    /// told with those that arrived.
+    pub(in crate::core) fn order(
+        &self,
+        state: &State,
+        by: ServerId,
+        id: TryId,
+    ) -> Option<order::Command> {
+        let TryId { master, attempt } = id;
+        let record = state.recoveries().by_master(master)?;
+        let part = record.partition(attempt).filter(|part| part.by == by)?;
+        let walk = self.walks.get(&master);
+        let replay = walk.and_then(|walk| walk.replays.get(&attempt));
+        let from = replay.map_or(ClientId(0), |replay| replay.told.wants());
+        Some(order::Command::Recover(Recovery {
+            master,
+            key: state.servers().by_id(master)?.key,
+            end: record.end,
+            attempt,
+            tablets: part.tablets.clone(),
+            given_up: state.losses().of(master).map(|loss| loss.segments.clone()),
+            ended: state.clients().ended_from(from),
+        }))
+    }
 }
 
-/// The tries that are under way: recovery master, crashed master, and the number of the try. One
-/// has one partition of a log at a time.
-pub(in crate::core) fn under_way(state: &crate::State) -> Vec<(ServerId, ServerId, u32)> {
+/// The tries that are under way with their recovery masters. One has one partition of a log at a time.
+pub(in crate::core) fn under_way(state: &State) -> Vec<(ServerId, TryId)> {
     let mut all = Vec::new();
     for (master, record) in state.recoveries().iter() {
         let mut having = BTreeSet::new();
@@ -115,7 +124,8 @@ pub(in crate::core) fn under_way(state: &crate::State) -> Vec<(ServerId, ServerI
         parts.sort_unstable_by_key(|part| part.attempt);
         for part in parts {
             if state.living(part.by).is_ok() && having.insert(part.by) {
-                all.push((part.by, master, part.attempt));
+                let attempt = part.attempt;
+                all.push((part.by, TryId { master, attempt }));
             }
         }
     }
@@ -145,6 +155,7 @@ impl Coordinator {
         let Some(replay) = walk.replays.get_mut(&attempt) else {
             return;
         };
+        replay.told.took(&recovery.ended);
         match reply {
             OrderReply::Recovering { segments, of, .. } => {
                 replay.progress = Some((segments, of));
@@ -175,7 +186,7 @@ impl Coordinator {
                 if replay.cannot.replace(why).is_none() {
                     walk.checked = false;
                 }
-                let duty = Duty::Recover(master, attempt);
+                let duty = Duty::Recover(recovery.id());
                 self.duties.put_off(server, duty, self.now + ASK_AGAIN);
                 self.look = true;
             }

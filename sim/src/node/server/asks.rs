@@ -172,14 +172,8 @@ impl ServerNode {
         let mut report = match &self.master {
             Some(master) => master.heartbeat(),
             None => Heartbeat {
-                server: self.server,
                 list: self.list.version,
-                ready: true,
-                floor: None,
-                master: None,
-                backup: None,
-                damaged: Vec::new(),
-                resident: 0,
+                ..Heartbeat::of(self.server)
             },
         };
         report.backup = self.backup.as_ref().map(Backup::stats);
