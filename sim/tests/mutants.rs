@@ -47,6 +47,10 @@ const ELSEWHERE: &[(Mutant, &str)] = &[
         "master/tests/store/replay.rs: few seeds drop a table at that moment",
     ),
     (
+        Mutant::NewcomersHaveHeardNothing,
+        "coordinator/tests/core/newcomers.rs: a simulated server that dies is not back before it is found dead",
+    ),
+    (
         Mutant::RecoveredBeforeTold,
         "master/tests/recovery: few clients of a simulated cluster live at a time",
     ),

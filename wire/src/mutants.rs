@@ -128,6 +128,8 @@ crate::named! {
     ReplayIgnoresTakeover = "replay-ignores-takeover",
     /// Recovery master: a dropped table ends a finished replay of others.
     DropEndsFinishedReplay = "drop-ends-finished-replay",
+    /// Coordinator: a server that has just enlisted counts as one that has heard of no crash.
+    NewcomersHaveHeardNothing = "newcomers-have-heard-nothing",
     /// Recovery master: says that a partition is replayed before it has heard which leases have ended.
     RecoveredBeforeTold = "recovered-before-told",
     /// Coordinator: tells of the clients with the lowest ids only whether their leases have ended.

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests panic like tests")]
 
 mod group;
+mod newcomers;
 mod recovery;
 mod stepping;
 mod tries;

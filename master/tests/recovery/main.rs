@@ -299,6 +299,34 @@ fn leases_are_waited_out_and_silent_backups_given_up() {
 }
 
 #[test]
+fn backups_that_come_and_show_nothing_do_not_keep_it_from_saying_what_is_missing() {
+    let (copies, order) = crashed();
+    let mut world = World::new([(2, Backup::with(&copies[1..]))]);
+    let began = world.now;
+    for number in 10..20 {
+        // Each is gone before it can be told from one that is slow.
+        let silent = Backup {
+            is_silent: true,
+            ..Backup::default()
+        };
+        world.backups.remove(&ServerId(number - 1));
+        world.backups.insert(ServerId(number), silent);
+        let list = world.list();
+        world.recoveries.take_list(&list);
+        for _ in 0..100 {
+            if let OrderReply::CannotRecover(reason) = world.order(&order) {
+                assert!(reason.contains(&format!("{:?}", copies[0].0.segment)));
+                assert!(world.now >= Micros(began.0 + 3_000_000));
+                return;
+            }
+            world.settle();
+            world.now = Micros(world.now.0 + 10_000);
+        }
+    }
+    panic!("it waits for ever");
+}
+
+#[test]
 fn a_backup_that_crashes_between_is_replaced_by_another_holder() {
     let (copies, order) = crashed();
     let mut world = World::new([(2, Backup::with(&copies)), (3, Backup::with(&copies))]);

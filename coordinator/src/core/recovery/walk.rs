@@ -2,7 +2,7 @@
 //!
 //! # Invariants
 //! 1. While a command about it is under way it proposes no other.
-//! 2. It begins to search only when every living backup is known to refuse its master, and there is
+//! 2. It begins to search only when its master gets nothing more from any living backup, and there is
 //!    room for one search more.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -47,7 +47,7 @@ pub(super) struct Walk {
     pub(super) allotted: Option<Allotted>,
     /// Not before this.
     pub(super) again: Micros,
-    /// It waits for a backup to hear of the crash.
+    /// It waits for a backup that was there to hear of the crash.
     pub(super) unknown: bool,
     /// All of the log was there since a recovery master said that it can't.
     pub(super) checked: bool,
@@ -180,7 +180,6 @@ impl Walk {
 
     /// Begins a search if none is under way, and if it is time and there is room for one.
     fn may_search(&mut self, master: ServerId, view: &View<'_>, room: &mut usize) -> bool {
-        // One that has just joined is asked like all others: once it is known to refuse.
         self.unknown = !view.is_known_crashed(master);
         if self.unknown {
             return false;
@@ -193,7 +192,7 @@ impl Walk {
             return false;
         }
         *room -= 1;
-        self.search = Some(Search::default());
+        self.search = Some(Search::new(view.now));
         if self.moments.planned.is_some() {
             // It can't be replayed: what was read before may have been damaged since.
             self.finder.read_again();
@@ -211,7 +210,8 @@ impl Walk {
         let (dead, search) = (dead(view.state, master)?, self.search.as_mut()?);
         self.gone.backups = view.crashed_backups(master);
         let (finder, gone) = (&self.finder, &mut self.gone);
-        let looked = search.look(view.now, &dead, &view.backups, finder, gone, ask);
+        let backups = view.living_backups(master);
+        let looked = search.look(view.now, &dead, &backups, finder, gone, ask);
         if search.is_listed() {
             self.moments.fenced.get_or_insert(view.now);
         }

@@ -311,6 +311,11 @@ impl World {
         (server, list)
     }
 
+    /// What is sent there finds no process, and nobody says so.
+    pub fn vanish(&mut self, server: ServerId) {
+        self.killed.insert(server);
+    }
+
     pub fn kill(&mut self, server: ServerId) {
         self.killed.insert(server);
         self.input(ALONE, |core, now| core.handle_link_down(now, server));

@@ -3,15 +3,18 @@
 use ramkeep_wire::backup::ReplicaInfo;
 use ramkeep_wire::limits::SEGMENT_SIZE;
 use ramkeep_wire::mutants::{self, Mutant};
-use ramkeep_wire::{SegmentId, ServerId};
+use ramkeep_wire::{Micros, SegmentId, ServerId};
 
 use super::Gather;
 
 impl Gather {
     /// A segment that may be missing, and is to be had from nobody, is not waited for.
-    pub(super) fn leave_given_up(&mut self) {
+    pub(super) fn leave_given_up(&mut self, now: Micros) {
         if mutants::active(Mutant::MissingSegmentIgnored) {
             self.given_up = self.needed.keys().copied().collect();
+        }
+        if !self.inventory.is_settled(now) {
+            return;
         }
         let given_up = self.given_up.iter().copied();
         let missing: Vec<_> = given_up.filter(|one| self.is_missing(*one)).collect();
@@ -30,15 +33,15 @@ impl Gather {
         let usable = |(server, info): (ServerId, &ReplicaInfo)| {
             !self.inventory.is_lost(server) && self.fits(segment, needed, info)
         };
-        self.inventory.is_settled() && !needed.taken && !self.inventory.copies(segment).any(usable)
+        !needed.taken && !self.inventory.copies(segment).any(usable)
     }
 
     /// Fails if a segment is to be had from nobody.
-    pub(super) fn check_missing(&self) -> Result<(), String> {
+    pub(super) fn check_missing(&mut self, now: Micros) -> Result<(), String> {
         if self.end.length as usize > SEGMENT_SIZE {
             return Err(format!("an end of {} bytes can't be", self.end.length));
         }
-        if !self.inventory.is_settled() {
+        if !self.inventory.is_settled(now) {
             return Ok(());
         }
         let mut needed = self.needed.keys().rev();

@@ -168,8 +168,8 @@ impl Gather {
         now: Micros,
     ) -> Result<Option<(ServerId, AskId, BackupRequest)>, String> {
         self.leave_lost();
-        self.leave_given_up();
-        self.check_missing()?;
+        self.leave_given_up(now);
+        self.check_missing(now)?;
         if self.asks.len() >= MAX_ASKS {
             return Ok(None);
         }
