@@ -171,6 +171,7 @@ fn a_master_asks_for_one_page_of_ended_clients_after_the_other() {
                 list: None,
                 lease_us: 0,
                 ended: EndedClients::page(from, living, ClientId(many + 1)),
+                over: Vec::new(),
             },
         };
         let report = Request::Heartbeat(report);
@@ -192,6 +193,7 @@ fn without_backups_the_coordinator_grants_the_lease_from_when_it_was_asked() {
             list: None,
             lease_us,
             ended: EndedClients::default(),
+            over: Vec::new(),
         },
     };
     assert_eq!(master.lease(Micros(0)), MasterLease::Gone);

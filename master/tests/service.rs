@@ -65,6 +65,7 @@ fn server(mode: PollMode) -> Server {
             list: None,
             lease_us: u32::MAX,
             ended: ramkeep_wire::EndedClients::default(),
+            over: Vec::new(),
         },
     };
     let report = Request::Heartbeat(master.heartbeat());

@@ -47,6 +47,18 @@ const ELSEWHERE: &[(Mutant, &str)] = &[
         "master/tests/store/replay.rs: few seeds drop a table at that moment",
     ),
     (
+        Mutant::UnwantedTriesStay,
+        "coordinator/tests/apply/tries.rs: what stays does no harm but for the memory that it takes",
+    ),
+    (
+        Mutant::DecidedTriesAreOver,
+        "coordinator/tests/apply/tries.rs: a report seldom comes between",
+    ),
+    (
+        Mutant::OldVerdictsEndTries,
+        "master/tests/recovery: as above",
+    ),
+    (
         Mutant::NewcomersHaveHeardNothing,
         "coordinator/tests/core/newcomers.rs: a simulated server that dies is not back before it is found dead",
     ),

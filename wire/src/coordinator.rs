@@ -9,6 +9,7 @@ use crate::ids::{
     Ballot, BootId, ClientId, ClusterId, ListVersion, LogPosition, MapVersion, PeerId,
     ReplicationEpoch, SegmentId, ServerId, TableId,
 };
+use crate::tries::HeldTry;
 
 /// What a server does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -239,6 +240,9 @@ pub struct Heartbeat {
     pub damaged: Vec<DamagedReplica>,
     /// From which client on it wants to hear next whose leases have ended; none if it need not know.
     pub clients: Option<ClientId>,
+    /// The tries at crashed masters' tablets that it has; at most
+    /// [`MAX_TRIES_HELD`](crate::limits::MAX_TRIES_HELD).
+    pub tries: Vec<HeldTry>,
     /// Resident memory of the process, bytes.
     pub resident: u64,
 }
@@ -256,6 +260,7 @@ impl Heartbeat {
             backup: None,
             damaged: Vec::new(),
             clients: None,
+            tries: Vec::new(),
             resident: 0,
         }
     }
@@ -587,6 +592,8 @@ pub enum Answer {
         /// Client leases that have ended, from where on the report asked; the first ones if there are no
         /// more.
         ended: EndedClients,
+        /// Of the tries that it has, as it reported them, those that nobody will ever take over.
+        over: Vec<HeldTry>,
     },
     /// To `RecordEpoch`: recorded; acknowledgements may go on.
     EpochRecorded,

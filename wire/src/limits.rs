@@ -39,6 +39,8 @@ pub const MAX_REPLICATES_IN_FLIGHT: usize = 8;
 pub const MAX_DAMAGED_REPORTED: usize = 256;
 /// Replicas in one page of an inventory.
 pub const MAX_INVENTORY: usize = 4_096;
+/// Tries that one recovery master has at a time: those it works on, and those whose outcome it keeps.
+pub const MAX_TRIES_HELD: usize = 64;
 /// Segments of one log that can be given up.
 pub const MAX_GIVEN_UP: usize = 2_048;
 /// Servers that are asserted dead with them.

@@ -130,6 +130,12 @@ crate::named! {
     DropEndsFinishedReplay = "drop-ends-finished-replay",
     /// Coordinator: a server that has just enlisted counts as one that has heard of no crash.
     NewcomersHaveHeardNothing = "newcomers-have-heard-nothing",
+    /// Coordinator: no recovery master is told that what it has replayed is wanted no more.
+    UnwantedTriesStay = "unwanted-tries-stay",
+    /// Coordinator: a try is over as soon as another owner is decided, taken over or not.
+    DecidedTriesAreOver = "decided-tries-are-over",
+    /// Recovery master: a try ends by what was said of it before it was finished.
+    OldVerdictsEndTries = "old-verdicts-end-tries",
     /// Recovery master: says that a partition is replayed before it has heard which leases have ended.
     RecoveredBeforeTold = "recovered-before-told",
     /// Coordinator: tells of the clients with the lowest ids only whether their leases have ended.

@@ -11,6 +11,7 @@ use crate::hash::KeyHash;
 use crate::ids::{
     Ballot, ListVersion, LogPosition, ReplicationEpoch, SegmentId, ServerId, TableId,
 };
+use crate::tries::TryId;
 
 /// A tablet that a master is given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -71,16 +72,6 @@ pub struct RecoveredTablet {
     pub range: TabletGrant,
     /// Where this server's log stood when the replay of it began.
     pub takeover: LogPosition,
-}
-
-/// Names one try at one partition of a crashed master's tablets, for good: no other try, of whatever
-/// partition, ever has the same name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct TryId {
-    /// Whose log is replayed.
-    pub master: ServerId,
-    /// Grows whenever a partition of it is given to another, or again.
-    pub attempt: u32,
 }
 
 /// One partition of a crashed master's tablets, for one recovery master. All of it but

@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ramkeep_wire::coordinator::TabletState;
-use ramkeep_wire::order::{Command as OrderCommand, RecoveredTablet, TabletGrant, TryId};
-use ramkeep_wire::{ListVersion, Micros, ServerId, TableId};
+use ramkeep_wire::order::{Command as OrderCommand, RecoveredTablet, TabletGrant};
+use ramkeep_wire::{ListVersion, Micros, ServerId, TableId, TryId};
 
 use super::recovery::{self, Recoveries};
 use crate::limits::{RECOVER_POLL, RECOVER_SOON, RETRY_FIRST, RETRY_MOST, UPDATE_SPACING};

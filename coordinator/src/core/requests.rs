@@ -4,7 +4,7 @@ use ramkeep_wire::coordinator::{
     Answer, ClusterStatus, CoordinatorReport, GroupCounters, Heartbeat, Once, Refused, Request,
     ServerReport, ServerState, Symptom,
 };
-use ramkeep_wire::limits::{MAX_PAYLOAD, MAX_REPLICAS, MAX_TABLE_NAME};
+use ramkeep_wire::limits::{MAX_PAYLOAD, MAX_REPLICAS, MAX_TABLE_NAME, MAX_TRIES_HELD};
 use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::{ClientId, Micros, Party, PeerId, ServerId, TableId};
 
@@ -155,6 +155,9 @@ impl Coordinator {
         let ended = report
             .clients
             .map(|from| self.state.clients().ended_from(from));
+        let tries = report.tries.iter().take(MAX_TRIES_HELD);
+        let over = tries.filter(|held| !self.state.wants_try(server, held));
+        let over = over.copied().collect();
         self.list_confirmed(server, report.list);
         let damaged = report.damaged.iter();
         damaged.for_each(|replica| self.damaged.note(*replica));
@@ -180,6 +183,7 @@ impl Coordinator {
             list,
             lease_us,
             ended: ended.unwrap_or_default(),
+            over,
         };
         self.reply(token, heard);
     }

@@ -3,7 +3,7 @@
 use ramkeep_wire::coordinator::{Answer, Heartbeat, Request};
 use ramkeep_wire::limits::MAX_CLIENTS_NAMED;
 use ramkeep_wire::order::Recovery;
-use ramkeep_wire::{ClientId, EndedRound, ServerId};
+use ramkeep_wire::{ClientId, EndedRound, HeldTry, LogPosition, ServerId};
 
 use crate::recovery::cast;
 use crate::world::*;
@@ -70,4 +70,36 @@ fn with_its_orders_a_recovery_master_hears_of_all_leases_that_have_ended() {
     let all = orders(&world, m);
     assert!(is_told(&all[..3]), "one page with each order");
     assert!(all.iter().all(|order| order.id() == all[0].id()));
+}
+
+#[test]
+fn a_report_is_answered_with_the_tries_that_are_over() {
+    let (mut world, [m, ..], _) = cast();
+    world.behave(&Behaviour::Goes);
+    world.kill(m);
+    world.until("replayed", |world| !orders(world, m).is_empty());
+    let by = world.state().recoveries().by_master(m).unwrap().partitions[0].by;
+    let tried = HeldTry {
+        id: orders(&world, m)[0].id(),
+        takeover: Some(LogPosition(77)),
+    };
+    let over = |world: &mut World| {
+        let report = Heartbeat {
+            tries: vec![tried],
+            ..Heartbeat::of(by)
+        };
+        match world.answer(Request::Heartbeat(report)) {
+            Answer::Heard { over, .. } => over,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(
+        over(&mut world),
+        [],
+        "it is replayed, and will be taken over"
+    );
+    world.ask(drop_table("t", None));
+    world.run(2);
+    world.restart();
+    assert_eq!(over(&mut world), [tried], "whoever leads");
 }

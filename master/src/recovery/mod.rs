@@ -32,10 +32,12 @@ use std::collections::{BTreeSet, VecDeque};
 
 use ramkeep_wire::backup::{BackupRequest, BackupResponse};
 use ramkeep_wire::coordinator::{DamagedReplica, ServerList, ServerState};
-use ramkeep_wire::limits::MAX_DAMAGED_REPORTED;
+use ramkeep_wire::limits::{MAX_DAMAGED_REPORTED, MAX_TRIES_HELD};
 use ramkeep_wire::mutants::{self, Mutant};
-use ramkeep_wire::order::{OrderReply, Recovery, TabletGrant, TryId};
-use ramkeep_wire::{ClusterId, EndedClients, EndedRound, LogPosition, Micros, ServerId};
+use ramkeep_wire::order::{OrderReply, Recovery, TabletGrant};
+use ramkeep_wire::{
+    ClusterId, EndedClients, EndedRound, HeldTry, LogPosition, Micros, ServerId, TryId,
+};
 
 use crate::store::{Finished, ReplayId, Store};
 use gather::Gather;
@@ -44,10 +46,8 @@ pub use replayer::{Outcome, Replayer, Stepped};
 
 /// Recoveries that one master works on at a time.
 pub const MAX_RECOVERIES: usize = 8;
-/// Tries that one master has at a time: those it works on, and those that it knows the outcome of.
-pub const MAX_TRIES: usize = 64;
 
-const _: () = assert!(MAX_RECOVERIES < MAX_TRIES);
+const _: () = assert!(MAX_RECOVERIES < MAX_TRIES_HELD);
 
 /// Names a recovery of this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -160,11 +160,11 @@ impl Recoveries {
         if others.filter(|active| active.is_running()).count() >= MAX_RECOVERIES {
             return Err(format!("{MAX_RECOVERIES} recoveries are under way here"));
         }
-        if self.active.len() >= MAX_TRIES {
+        if self.active.len() >= MAX_TRIES_HELD {
             // Should it come to be ordered again, it is one try more, as it would be elsewhere.
             let failed = |active: &Active| matches!(active.progress, Progress::Failed(_));
             let Some(oldest) = self.active.iter().position(failed) else {
-                return Err(format!("{MAX_TRIES} tries wait here to be taken"));
+                return Err(format!("{MAX_TRIES_HELD} tries wait here to be taken"));
             };
             self.active.remove(oldest);
         }
@@ -202,10 +202,11 @@ impl Recoveries {
 
     /// Servers have come or gone.
     pub fn take_list(&mut self, list: &ServerList) {
-        // Of tables that were dropped meanwhile nothing is ever served; what is finished and not taken
-        // yet is the store's.
-        self.active
-            .retain(|active| !is_over(list, active.order.master));
+        // Nobody waits for what is not finished; what is, may have been given out and not taken yet.
+        let is_needed = |active: &Active| {
+            matches!(active.progress, Progress::Finished(_)) || !is_over(list, active.order.master)
+        };
+        self.active.retain(is_needed);
         for active in &mut self.active {
             active.gather.take_list(list);
         }
@@ -220,7 +221,7 @@ impl Recoveries {
                     return Some(Ask { to, id, request });
                 }
                 Ok(None) => {}
-                Err(reason) => active.progress = Progress::Failed(reason),
+                Err(reason) => active.come_to(Progress::Failed(reason)),
             }
         }
         None
@@ -279,14 +280,36 @@ impl Recoveries {
                 Ok(())
             }
             Outcome::Finished(finished) => {
-                active.progress = Progress::Finished(finished);
+                active.come_to(Progress::Finished(finished));
                 Ok(())
             }
             Outcome::Failed(reason) => Err(reason),
         };
         note_bad(&mut self.bad, &mut active.gather);
         if let Err(reason) = result {
-            active.progress = Progress::Failed(reason);
+            active.come_to(Progress::Failed(reason));
+        }
+    }
+
+    /// The tries that are here, for reports.
+    #[must_use]
+    pub fn held(&self) -> Vec<HeldTry> {
+        self.active.iter().map(Active::held).collect()
+    }
+
+    /// Ends those of the tries that nobody will take over, as the coordinator says of what was reported:
+    /// what they replayed is swept. One that has come to its end since was perhaps given out since.
+    pub fn end_over(&mut self, store: &Store, over: &[HeldTry]) {
+        let is_over = |active: &mut Active| {
+            let known = active.held();
+            let old = mutants::active(Mutant::OldVerdictsEndTries);
+            let mut said = over.iter();
+            said.any(|said| *said == known || (old && said.id == known.id))
+        };
+        for active in self.active.extract_if(.., is_over) {
+            let TryId { master, attempt } = active.order.id();
+            tracing::info!(%master, attempt, "a try is wanted no more");
+            end(store, &active);
         }
     }
 
@@ -304,6 +327,22 @@ impl Recoveries {
 }
 
 impl Active {
+    /// It is over with: what it worked with goes.
+    fn come_to(&mut self, progress: Progress) {
+        self.progress = progress;
+        self.gather.rest();
+    }
+
+    fn held(&self) -> HeldTry {
+        HeldTry {
+            id: self.order.id(),
+            takeover: match &self.progress {
+                Progress::Finished(finished) => Some(finished.takeover),
+                Progress::Running | Progress::Failed(_) => None,
+            },
+        }
+    }
+
     fn is_running(&self) -> bool {
         matches!(self.progress, Progress::Running)
     }

@@ -6,7 +6,7 @@ mod world;
 use ramkeep_master::recovery::{MAX_RECOVERIES, gather};
 use ramkeep_wire::limits::MAX_CLIENTS_NAMED;
 use ramkeep_wire::order::{LogEnd, OrderReply, RecoveredTablet, Recovery, TabletGrant};
-use ramkeep_wire::{ClientId, EndedClients, KeyHash, Micros, ServerId};
+use ramkeep_wire::{ClientId, EndedClients, HeldTry, KeyHash, Micros, ServerId};
 
 use world::{Backup, World, crashed, forged, make_durable, whole};
 
@@ -365,6 +365,77 @@ fn a_higher_attempt_ends_a_lower_one_and_a_lower_one_is_refused() {
     assert!(world.recoveries.is_idle() || matches!(world.order(&order), OrderReply::Recovered(_)));
 }
 
+/// A world in which all is replayed and durable, and nothing is taken; and the try.
+fn replayed() -> (World, Recovery, HeldTry) {
+    let (copies, order) = crashed();
+    let mut world = World::new([(2, Backup::with(&copies))]);
+    let reply = world.recover(&order);
+    assert!(matches!(reply, OrderReply::Recovered(_)), "{reply:?}");
+    let held = world.recoveries.held();
+    assert_eq!(held.len(), 1);
+    (world, order, held[0])
+}
+
+#[test]
+fn what_was_replayed_and_is_wanted_by_nobody_is_swept_once_that_is_known() {
+    let (mut world, order, held) = replayed();
+    assert!(held.takeover.is_some() && held.id == order.id());
+    // That its log is recovered does not say that its tablets were taken here.
+    let mut list = world.list();
+    list.version.0 += 1;
+    list.servers[0].recovered = true;
+    world.recoveries.take_list(&list);
+    assert_eq!(world.recoveries.held(), [held]);
+    world.recoveries.end_over(&world.store, &[held]);
+    assert_eq!(world.recoveries.held(), []);
+    while world.store.sweep(64) {}
+    let stats = world.store.stats();
+    assert_eq!((stats.objects, stats.live), (0, 0));
+    let recovered = RecoveredTablet {
+        range: whole(),
+        takeover: held.takeover.unwrap(),
+    };
+    let taken = world.store.take_recovered(&[recovered]);
+    taken.expect_err("it is not here any more");
+}
+
+#[test]
+fn a_try_ends_by_nothing_that_was_said_before_it_was_finished() {
+    let (copies, order) = crashed();
+    let mut world = World::new([(2, Backup::with(&copies))]);
+    world.order(&order);
+    let before = world.recoveries.held();
+    assert_eq!(before.len(), 1);
+    let OrderReply::Recovered(positions) = world.recover(&order) else {
+        panic!("it was not recovered");
+    };
+    // The report was sent before; it was given out meanwhile.
+    world.recoveries.end_over(&world.store, &before);
+    assert_eq!(world.store.take_tablets(&[whole()]), Ok(positions));
+    assert_eq!(world.store.stats().objects, world::OBJECTS);
+    // Of what is taken nothing goes, whatever is said.
+    let after = world.recoveries.held();
+    world.recoveries.end_over(&world.store, &after);
+    while world.store.sweep(64) {}
+    assert_eq!(world.store.stats().objects, world::OBJECTS);
+}
+
+#[test]
+fn a_try_under_way_that_is_over_appends_nothing_more() {
+    let (copies, order) = crashed();
+    let mut world = World::new([(2, Backup::with(&copies))]);
+    world.order(&order);
+    world.settle_a_little();
+    let held = world.recoveries.held();
+    world.recoveries.end_over(&world.store, &held);
+    assert!(world.recoveries.is_idle());
+    let left = world.store.writer().log().appended_position();
+    world.settle();
+    while world.store.sweep(64) {}
+    assert_eq!(world.store.writer().log().appended_position(), left);
+    assert_eq!(world.store.stats().objects, 0);
+}
+
 #[test]
 fn what_is_under_way_is_bounded() {
     let (copies, order) = crashed();
@@ -466,7 +537,11 @@ fn of_a_log_that_left_nothing_empty_tablets_come_back() {
 fn planted_faults_of_recovery_masters_are_caught() {
     use ramkeep_wire::mutants::{self, Mutant};
 
-    let stories: [(Mutant, fn()); 4] = [
+    let stories: [(Mutant, fn()); 5] = [
+        (
+            Mutant::OldVerdictsEndTries,
+            a_try_ends_by_nothing_that_was_said_before_it_was_finished,
+        ),
         (
             Mutant::RecoveredBeforeTold,
             tablets_are_recovered_only_once_it_is_known_which_clients_have_ended,

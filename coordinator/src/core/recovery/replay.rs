@@ -8,8 +8,8 @@
 
 use std::collections::BTreeSet;
 
-use ramkeep_wire::order::{OrderReply, Recovery, TryId};
-use ramkeep_wire::{ClientId, EndedRound, ServerId, order};
+use ramkeep_wire::order::{OrderReply, Recovery};
+use ramkeep_wire::{ClientId, EndedRound, ServerId, TryId, order};
 
 use super::planning::Budget;
 use super::round::Act;

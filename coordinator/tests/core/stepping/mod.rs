@@ -452,6 +452,7 @@ fn a_heartbeat_brings_the_list_to_one_who_lacks_it() {
             list: None,
             lease_us: 0,
             ended: ramkeep_wire::EndedClients::default(),
+            over: Vec::new(),
         }
     );
 }

@@ -137,6 +137,14 @@ impl Gather {
         (segments, if self.has_digest { of } else { 0 }, bytes)
     }
 
+    /// Nothing more is gathered.
+    pub(super) fn rest(&mut self) {
+        self.fetches.clear();
+        self.jobs.clear();
+        self.spare.clear();
+        self.asks.clear();
+    }
+
     pub(super) fn take_list(&mut self, list: &ServerList) {
         self.inventory.take_list(list, self.master);
         let gone: Vec<_> = self.fetches.iter().map(|fetch| fetch.from).collect();
