@@ -47,6 +47,14 @@ const ELSEWHERE: &[(Mutant, &str)] = &[
         "master/tests/store/replay.rs: few seeds drop a table at that moment",
     ),
     (
+        Mutant::PlansOfOthersAreUnknown,
+        "coordinator/tests/core/budgets.rs: a simulated recovery comes to its end, or everything is mended",
+    ),
+    (
+        Mutant::StuckPlansTakeFrames,
+        "coordinator/tests/core/budgets.rs: as above",
+    ),
+    (
         Mutant::UnwantedTriesStay,
         "coordinator/tests/apply/tries.rs: what stays does no harm but for the memory that it takes",
     ),

@@ -130,6 +130,10 @@ crate::named! {
     DropEndsFinishedReplay = "drop-ends-finished-replay",
     /// Coordinator: a server that has just enlisted counts as one that has heard of no crash.
     NewcomersHaveHeardNothing = "newcomers-have-heard-nothing",
+    /// Coordinator: what an earlier leader planned takes nobody knows what, until it is over.
+    PlansOfOthersAreUnknown = "plans-of-others-are-unknown",
+    /// Coordinator: what nobody can replay takes frames all the same.
+    StuckPlansTakeFrames = "stuck-plans-take-frames",
     /// Coordinator: no recovery master is told that what it has replayed is wanted no more.
     UnwantedTriesStay = "unwanted-tries-stay",
     /// Coordinator: a try is over as soon as another owner is decided, taken over or not.

@@ -1,6 +1,7 @@
 //! The core in virtual time: one coordinator alone, a group, and recovery with servers that answer.
 #![allow(clippy::unwrap_used, reason = "helpers of tests panic like tests")]
 
+mod budgets;
 mod group;
 mod newcomers;
 mod recovery;

@@ -265,7 +265,7 @@ impl Recoveries {
         for (master, walk) in &self.walks {
             let planned = view.state.recoveries().by_master(*master).is_some();
             if planned || walk.proposed > 0 {
-                budget.add(*master, walk.allotted());
+                budget.add(*master, walk.takes(*master, view));
             }
         }
         self.questions.forget_the_dead(view);

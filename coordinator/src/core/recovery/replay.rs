@@ -24,18 +24,40 @@ use crate::state::State;
 /// How often a recovery master says that it can't when no other is left, until all have another turn.
 const TRIES: u32 = 4;
 
+/// What a recovery master said of its try last.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) enum Said {
+    /// Nothing yet.
+    #[default]
+    Nothing,
+    /// It can't begin yet: its own log is not open on backups.
+    NotReady,
+    /// Segments are replayed.
+    Replays {
+        /// So many are.
+        done: u32,
+        /// In all; 0 while that is not known.
+        of: u32,
+    },
+    /// It can't, and why.
+    Cannot(String),
+}
+
 /// What the leader knows of one try.
 #[derive(Debug, Default)]
 pub(super) struct Replay {
-    /// Segments replayed, of so many.
-    pub(super) progress: Option<(u32, u32)>,
-    /// Why it can't, if it said so last.
-    pub(super) cannot: Option<String>,
+    pub(super) said: Said,
     tries: u32,
     /// The leases that have ended, as far as its recovery master was told by this leader.
     told: EndedRound,
     /// A command about it is under way.
     pub(super) proposed: bool,
+}
+
+impl Replay {
+    pub(super) fn cannot(&self) -> bool {
+        matches!(self.said, Said::Cannot(_))
+    }
 }
 
 /// Gives the partitions of those who crashed, or can't, to others.
@@ -55,7 +77,7 @@ pub(super) fn reassign(
         };
         let lives = view.state.living(part.by).is_ok();
         // Whether it is for the log that it can't is found out first: nobody can then.
-        let cannot = replay.cannot.is_some() && walk.checked;
+        let cannot = replay.cannot() && walk.checked;
         if replay.proposed || (lives && !cannot) {
             continue;
         }
@@ -155,12 +177,14 @@ impl Coordinator {
         let Some(replay) = walk.replays.get_mut(&attempt) else {
             return;
         };
-        replay.told.took(&recovery.ended);
+        if reply != OrderReply::NotReady {
+            replay.told.took(&recovery.ended);
+        }
         match reply {
             OrderReply::Recovering { segments, of, .. } => {
-                replay.progress = Some((segments, of));
-                replay.cannot = None;
+                replay.said = Said::Replays { done: segments, of };
             }
+            OrderReply::NotReady => replay.said = Said::NotReady,
             OrderReply::Recovered(at) if at.len() == recovery.tablets.len() => {
                 if replay.proposed {
                     return;
@@ -179,12 +203,15 @@ impl Coordinator {
                 self.propose(&command, Origin::Recovery(master));
             }
             OrderReply::CannotRecover(why) => {
-                if replay.cannot.as_ref() != Some(&why) {
-                    tracing::warn!(%server, %master, %why, "a partition can't be replayed");
-                }
                 replay.tries += 1;
-                if replay.cannot.replace(why).is_none() {
+                if !replay.cannot() {
                     walk.checked = false;
+                }
+                let before = std::mem::replace(&mut replay.said, Said::Cannot(why));
+                if let Said::Cannot(why) = &replay.said
+                    && before != replay.said
+                {
+                    tracing::warn!(%server, %master, %why, "a partition can't be replayed");
                 }
                 let duty = Duty::Recover(recovery.id());
                 self.duties.put_off(server, duty, self.now + ASK_AGAIN);

@@ -112,7 +112,7 @@ impl Walk {
 
     /// A recovery master said that it can't replay its partition.
     pub(super) fn cannot(&self) -> bool {
-        self.replays.values().any(|replay| replay.cannot.is_some())
+        self.replays.values().any(Replay::cannot)
     }
 
     pub(super) fn due(&self) -> Option<Micros> {

@@ -24,8 +24,12 @@ pub enum Behaviour {
     #[default]
     Recovers,
     Cannot(String),
+    /// The same for the log of this one alone.
+    CannotFor(ServerId),
     /// It goes on without end.
     Goes,
+    /// The same for the log of this one alone.
+    GoesFor(ServerId),
 }
 
 /// A server.
@@ -135,7 +139,10 @@ impl World {
             let mut replicas = fake.replicas.iter();
             !self.killed.contains(id) && replicas.any(|(info, _)| info.master == recovery.master)
         });
-        let cannot = matches!(self.servers[&server].behaviour, Behaviour::Cannot(_));
+        let cannot = matches!(
+            self.servers[&server].behaviour,
+            Behaviour::Cannot(_) | Behaviour::CannotFor(_)
+        );
         let nothing = recovery.end == LogEnd::NOTHING || cannot;
         assert!(
             nothing || holders.count() > 0,
@@ -149,13 +156,21 @@ impl World {
         fake.recoveries.push(recovery.clone());
         let polls = fake.polls.entry((recovery.master, recovery.attempt));
         let polls = polls.and_modify(|polls| *polls += 1).or_insert(1);
+        let goes = match fake.behaviour {
+            Behaviour::Goes => true,
+            Behaviour::GoesFor(master) => master == recovery.master,
+            _ => false,
+        };
         match &fake.behaviour {
             Behaviour::Cannot(why) => OrderReply::CannotRecover(why.clone()),
-            Behaviour::Recovers if *polls > POLLS => {
+            Behaviour::CannotFor(master) if *master == recovery.master => {
+                OrderReply::CannotRecover("its log can't be replayed".into())
+            }
+            _ if *polls > POLLS && !goes => {
                 let position = |at| LogPosition(1_000 + at as u64);
                 OrderReply::Recovered((0..recovery.tablets.len()).map(position).collect())
             }
-            Behaviour::Recovers | Behaviour::Goes => OrderReply::Recovering {
+            _ => OrderReply::Recovering {
                 segments: *polls,
                 of: POLLS,
                 bytes: 0,
