@@ -98,6 +98,9 @@ pub const RECOVER_SOON: u32 = 80;
 /// Until backups are asked again for what a recovery lacks, and until a recovery master that can't
 /// go on is asked again.
 pub const ASK_AGAIN: Duration = Duration::from_millis(300);
+/// The same for a recovery that lacks something time and again; at once whenever servers come or go, or an
+/// operator has accepted a loss.
+pub const ASK_AT_LEAST: Duration = Duration::from_secs(5);
 /// Until a backup that was not reached, or that is not ready to answer, is asked again.
 pub const ASK_SOON: Duration = Duration::from_millis(50);
 /// How long the search for a log's end waits for backups that enlisted after its master had crashed: they

@@ -47,6 +47,12 @@ const ELSEWHERE: &[(Mutant, &str)] = &[
         "master/tests/store/replay.rs: few seeds drop a table at that moment",
     ),
     (
+        Mutant::BelieveInventories,
+        "coordinator/tests/core/damage.rs: what all copies lack is beyond the promise of a seed",
+    ),
+    (Mutant::FirstDamageOnly, "master/tests/recovery: as above"),
+    (Mutant::ReplayBeforeProof, "master/tests/recovery: as above"),
+    (
         Mutant::PlansOfOthersAreUnknown,
         "coordinator/tests/core/budgets.rs: a simulated recovery comes to its end, or everything is mended",
     ),

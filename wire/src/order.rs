@@ -163,6 +163,15 @@ pub enum OrderReply {
     /// To `Recover`: it can't be done here, or not with the backups that are there. A try that has
     /// begun stays failed; another one may succeed.
     CannotRecover(String),
+    /// To `Recover`: no copy that is there proves what the log's digest says of these segments. All
+    /// others were proved. The try has failed.
+    CannotProve {
+        /// In order, as many of them as can be given up: at most
+        /// [`MAX_GIVEN_UP`](crate::limits::MAX_GIVEN_UP).
+        segments: Vec<SegmentId>,
+        /// For people.
+        why: String,
+    },
 }
 
 /// How a server is, for a person who asks it directly.

@@ -284,12 +284,12 @@ fn a_missing_segment_keeps_tablets_down_until_its_backup_comes_back() {
     assert!(world.ends.contains_key(&m));
 }
 
-fn accept(world: &mut World, master: ServerId, loss: Loss) -> Answer {
+pub(super) fn accept(world: &mut World, master: ServerId, loss: Loss) -> Answer {
     world.answer(Request::AcceptLoss(AcceptedLoss { master, loss }))
 }
 
 /// What `master` lacks, once that is known.
-fn missing(world: &mut World, master: ServerId) -> Loss {
+pub(super) fn missing(world: &mut World, master: ServerId) -> Loss {
     for _ in 0..3_000 {
         world.run(1);
         let reports = world.reports();

@@ -40,8 +40,8 @@ use ramkeep_wire::{
 };
 
 use crate::store::{Finished, ReplayId, Store};
-use gather::Gather;
 pub use gather::{AskId, Job};
+use gather::{Failure, Gather};
 pub use replayer::{Outcome, Replayer, Stepped};
 
 /// Recoveries that one master works on at a time.
@@ -82,7 +82,7 @@ enum Progress {
     /// All is in the log.
     Finished(Finished),
     /// It can't be done, and nothing of it is left here but dead entries of the log.
-    Failed(String),
+    Failed(Failure),
 }
 
 #[derive(Debug)]
@@ -267,9 +267,13 @@ impl Recoveries {
                 active.replay = Some(replay);
                 Ok(())
             }
-            Outcome::Digest(items) => {
+            Outcome::Digest { items, room } => {
                 tracing::info!(segments = items.len(), "the end is proved");
-                active.gather.handle_digest(items)
+                active.gather.handle_digest(items, room)
+            }
+            Outcome::Proved { segment, memory } => {
+                active.gather.handle_proved(segment, memory);
+                Ok(())
             }
             Outcome::Replayed { segment, memory } => {
                 active.gather.handle_replayed(segment, memory);
@@ -287,7 +291,7 @@ impl Recoveries {
         };
         note_bad(&mut self.bad, &mut active.gather);
         if let Err(reason) = result {
-            active.come_to(Progress::Failed(reason));
+            active.come_to(Progress::Failed(reason.into()));
         }
     }
 
@@ -377,7 +381,13 @@ impl Active {
                     bytes,
                 }
             }
-            Progress::Failed(reason) => OrderReply::CannotRecover(reason.clone()),
+            Progress::Failed(Failure { why, unproved }) if unproved.is_empty() => {
+                OrderReply::CannotRecover(why.clone())
+            }
+            Progress::Failed(Failure { why, unproved }) => OrderReply::CannotProve {
+                segments: unproved.clone(),
+                why: why.clone(),
+            },
         }
     }
 }

@@ -6,9 +6,9 @@ mod world;
 use ramkeep_master::recovery::{MAX_RECOVERIES, gather};
 use ramkeep_wire::limits::MAX_CLIENTS_NAMED;
 use ramkeep_wire::order::{LogEnd, OrderReply, RecoveredTablet, Recovery, TabletGrant};
-use ramkeep_wire::{ClientId, EndedClients, HeldTry, KeyHash, Micros, ServerId};
+use ramkeep_wire::{ClientId, EndedClients, HeldTry, KeyHash, Micros, SegmentId, ServerId};
 
-use world::{Backup, World, crashed, forged, make_durable, whole};
+use world::{Backup, Copy, World, crashed, forged, make_durable, whole};
 
 #[test]
 fn segments_spread_over_backups_are_recovered_once_all_is_durable() {
@@ -107,14 +107,104 @@ fn a_try_that_has_failed_stays_failed_and_appends_nothing_more() {
     let mut world = World::new([(2, Backup::with(&copies[1..]))]);
     let reason = world.fail(&order);
     world.settle();
-    let left = world.store.writer().log().appended_position();
+    let left = world.appended();
     world.backups.insert(ServerId(3), Backup::with(&copies));
     for _ in 0..3 {
         assert_eq!(world.fail(&order), reason, "whatever has come since");
         world.settle();
     }
     assert_eq!(world.begun(), 1, "replays begun");
-    assert_eq!(world.store.writer().log().appended_position(), left);
+    assert_eq!(world.appended(), left);
+}
+
+/// Copies in which one bit of each of these segments is flipped; and those.
+fn damaged(copies: &[Copy], which: &[usize]) -> (Vec<Copy>, Vec<SegmentId>) {
+    let mut damaged = copies.to_vec();
+    for at in which {
+        damaged[*at].1[500] ^= 4;
+    }
+    let segments = which.iter().map(|at| damaged[*at].0.segment);
+    let segments = segments.collect();
+    (damaged, segments)
+}
+
+/// All copies of some segments are damaged: those are named, and nothing is left that counts. Whether
+/// something was appended.
+fn names_all_that_is_damaged(world: &mut World, order: &Recovery, named: &[SegmentId]) -> bool {
+    let began = world.appended();
+    let reply = world.recover(order);
+    let OrderReply::CannotProve { segments, why } = reply else {
+        panic!("{reply:?}");
+    };
+    assert_eq!(segments, named, "{why}");
+    let more = format!("nor {} more", named.len() - 1);
+    assert!(why.contains(&more), "{why}");
+    world.settle();
+    while world.store.sweep(64) {}
+    assert_eq!(world.store.stats().objects, 0);
+    let left = world.appended();
+    world.fail(order);
+    world.settle();
+    assert_eq!(world.appended(), left, "it appends nothing more");
+    left > began
+}
+
+#[test]
+fn all_segments_that_no_copy_proves_are_named_at_once() {
+    let (copies, order) = crashed();
+    let (mut bad, mut named) = damaged(&copies, &[0, 2]);
+    let backups = [(2, Backup::with(&bad)), (3, Backup::with(&bad))];
+    let appends = names_all_that_is_damaged(&mut World::new(backups), &order, &named);
+    assert!(appends, "there is room, and nobody knew before");
+    // One that is nowhere is known before anything is replayed.
+    named.insert(1, bad.remove(1).0.segment);
+    let backups = [(2, Backup::with(&bad)), (3, Backup::with(&bad))];
+    let appends = names_all_that_is_damaged(&mut World::new(backups), &order, &named);
+    assert!(!appends);
+}
+
+#[test]
+fn where_memory_is_short_nothing_is_appended_before_all_is_proved() {
+    let (copies, order) = crashed();
+    World::tight([(2, Backup::with(&copies))]).succeed(&order);
+    for at in [0, copies.len() / 2, copies.len() - 2] {
+        let (bad, named) = damaged(&copies, &[at]);
+        let mut world = World::tight([(2, Backup::with(&bad))]);
+        let began = world.appended();
+        let mut next = order.clone();
+        for attempt in 1..9 {
+            next.attempt = attempt;
+            let reply = world.recover(&next);
+            let named =
+                matches!(&reply, OrderReply::CannotProve { segments, .. } if *segments == named);
+            assert!(named, "{reply:?}");
+            world.settle();
+            assert_eq!(world.appended(), began, "nothing is left behind");
+        }
+        // A copy comes, and there is still room.
+        world.backups.insert(ServerId(3), Backup::with(&copies));
+        next.attempt += 1;
+        world.succeed(&next);
+    }
+}
+
+#[test]
+fn however_often_it_fails_memory_is_left_for_what_is_served() {
+    let (copies, mut order) = crashed();
+    let bytes: u64 = copies.iter().map(|copy| u64::from(copy.0.length)).sum();
+    let (bad, _) = damaged(&copies, &[0]);
+    let mut world = World::new([(2, Backup::with(&bad))]);
+    for attempt in 1..20 {
+        order.attempt = attempt;
+        world.fail(&order);
+        world.settle();
+        while world.store.sweep(64) {}
+    }
+    let stats = world.store.stats();
+    let free = stats.memory - stats.used - stats.reserved;
+    // In segments as small as these digests take as much as what is replayed.
+    let least = stats.memory / gather::KEPT_FREE - bytes;
+    assert!(free >= least, "{free} {least} {stats:?}");
 }
 
 /// The same try, ordered by one who has learned that more clients' leases have ended.
@@ -314,8 +404,8 @@ fn backups_that_come_and_show_nothing_do_not_keep_it_from_saying_what_is_missing
         let list = world.list();
         world.recoveries.take_list(&list);
         for _ in 0..100 {
-            if let OrderReply::CannotRecover(reason) = world.order(&order) {
-                assert!(reason.contains(&format!("{:?}", copies[0].0.segment)));
+            if let OrderReply::CannotProve { segments, .. } = world.order(&order) {
+                assert_eq!(segments, [copies[0].0.segment]);
                 assert!(world.now >= Micros(began.0 + 3_000_000));
                 return;
             }
@@ -429,10 +519,10 @@ fn a_try_under_way_that_is_over_appends_nothing_more() {
     let held = world.recoveries.held();
     world.recoveries.end_over(&world.store, &held);
     assert!(world.recoveries.is_idle());
-    let left = world.store.writer().log().appended_position();
+    let left = world.appended();
     world.settle();
     while world.store.sweep(64) {}
-    assert_eq!(world.store.writer().log().appended_position(), left);
+    assert_eq!(world.appended(), left);
     assert_eq!(world.store.stats().objects, 0);
 }
 
@@ -537,7 +627,19 @@ fn of_a_log_that_left_nothing_empty_tablets_come_back() {
 fn planted_faults_of_recovery_masters_are_caught() {
     use ramkeep_wire::mutants::{self, Mutant};
 
-    let stories: [(Mutant, fn()); 5] = [
+    let stories: [(Mutant, fn()); 8] = [
+        (
+            Mutant::ReplayBeforeProof,
+            where_memory_is_short_nothing_is_appended_before_all_is_proved,
+        ),
+        (
+            Mutant::ReplayBeforeProof,
+            however_often_it_fails_memory_is_left_for_what_is_served,
+        ),
+        (
+            Mutant::FirstDamageOnly,
+            all_segments_that_no_copy_proves_are_named_at_once,
+        ),
         (
             Mutant::OldVerdictsEndTries,
             a_try_ends_by_nothing_that_was_said_before_it_was_finished,

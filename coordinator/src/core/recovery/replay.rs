@@ -2,14 +2,14 @@
 //!
 //! # Invariants
 //! 1. A partition leaves its recovery master only when that one crashed, or said that it can't while
-//!    all of the log is there.
-//! 2. Every ready master had its turn before one that couldn't is tried anew, and that is paced. It is
-//!    another try then, of another number.
+//!    all of the log is there. While something of the log is missing, or can't be proved, nobody tries.
+//! 2. Every ready master had its turn before one that couldn't is tried anew. It is another try then, of
+//!    another number, and the more turns all had since servers came or went, the later it begins.
 
 use std::collections::BTreeSet;
 
 use ramkeep_wire::order::{OrderReply, Recovery};
-use ramkeep_wire::{ClientId, EndedRound, ServerId, TryId, order};
+use ramkeep_wire::{ClientId, EndedRound, SegmentId, ServerId, TryId, order};
 
 use super::planning::Budget;
 use super::round::Act;
@@ -23,6 +23,8 @@ use crate::state::State;
 
 /// How often a recovery master says that it can't when no other is left, until all have another turn.
 const TRIES: u32 = 4;
+/// That doubles with each turn that all had, so often.
+const MAX_TURNS: u32 = 6;
 
 /// What a recovery master said of its try last.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -77,8 +79,11 @@ pub(super) fn reassign(
         };
         let lives = view.state.living(part.by).is_ok();
         // Whether it is for the log that it can't is found out first: nobody can then.
-        let cannot = replay.cannot() && walk.checked;
-        if replay.proposed || (lives && !cannot) {
+        let is_known = match replay.cannot() {
+            true => walk.checked,
+            false => !lives,
+        };
+        if replay.proposed || !is_known {
             continue;
         }
         let first = part.tablets.first().map(|lost| lost.range);
@@ -92,8 +97,9 @@ pub(super) fn reassign(
             .iter()
             .filter(|one| !failed.contains(&one.server));
         let mut next = fresh.next();
-        if next.is_none() && (!lives || replay.tries >= TRIES) {
+        if next.is_none() && (!lives || replay.tries >= TRIES << walk.turns) {
             failed.clear();
+            walk.turns = (walk.turns + 1).min(MAX_TURNS);
             let other = candidates.iter().find(|one| one.server != part.by);
             // Alone, it tries anew: what has failed once stays so under its number.
             next = other.or(candidates.first());
@@ -202,22 +208,31 @@ impl Coordinator {
                 };
                 self.propose(&command, Origin::Recovery(master));
             }
-            OrderReply::CannotRecover(why) => {
-                replay.tries += 1;
-                if !replay.cannot() {
-                    walk.checked = false;
-                }
-                let before = std::mem::replace(&mut replay.said, Said::Cannot(why));
-                if let Said::Cannot(why) = &replay.said
-                    && before != replay.said
-                {
-                    tracing::warn!(%server, %master, %why, "a partition can't be replayed");
-                }
-                let duty = Duty::Recover(recovery.id());
-                self.duties.put_off(server, duty, self.now + ASK_AGAIN);
-                self.look = true;
+            OrderReply::CannotRecover(why) => self.cannot(server, recovery.id(), why, &[]),
+            OrderReply::CannotProve { segments, why } => {
+                self.cannot(server, recovery.id(), why, &segments);
             }
             reply => tracing::warn!(%server, ?reply, "reply does not fit its order"),
         }
+    }
+
+    /// A recovery master said that it can't, since it could not prove these segments if it names some.
+    fn cannot(&mut self, server: ServerId, id: TryId, why: String, unproved: &[SegmentId]) {
+        let TryId { master, attempt } = id;
+        let walk = self.recoveries.walks.get_mut(&master);
+        let Some(walk) = walk else { return };
+        let Some(replay) = walk.replays.get_mut(&attempt) else {
+            return;
+        };
+        replay.tries += 1;
+        if !replay.cannot() {
+            tracing::warn!(%server, %master, %why, "a partition can't be replayed");
+            walk.finder.suspects.add(unproved);
+            walk.checked = false;
+        }
+        replay.said = Said::Cannot(why);
+        let duty = Duty::Recover(id);
+        self.duties.put_off(server, duty, self.now + ASK_AGAIN);
+        self.look = true;
     }
 }

@@ -73,6 +73,8 @@ impl Question {
 #[derive(Debug)]
 struct Reading {
     held: Held,
+    /// To be proved, no more.
+    only_proves: bool,
     bytes: Vec<u8>,
     question: Question,
 }
@@ -135,13 +137,8 @@ impl Search {
             match finder.step(dead, &self.shown(), gone) {
                 Step::Found(found) => return Looked::Found(found),
                 Step::Stuck(stuck) => return Looked::Stuck(self.without_new(stuck)),
-                Step::Read(held) => {
-                    self.reading = Some(Reading {
-                        held,
-                        bytes: Vec::new(),
-                        question: Question::due(now),
-                    });
-                }
+                Step::Read(held) => self.reading = Some(Reading::of(now, held, false)),
+                Step::Prove(held) => self.reading = Some(Reading::of(now, held, true)),
             }
         }
         if let Some(reading) = &mut self.reading {
@@ -241,7 +238,12 @@ impl Search {
             match reading.answered(now, answer) {
                 Read::On => {}
                 Read::Whole => {
-                    finder.read(dead, &reading.held, &reading.bytes);
+                    let (held, bytes) = (&reading.held, &reading.bytes);
+                    if reading.only_proves {
+                        finder.prove(dead, held, bytes);
+                    } else {
+                        finder.read(dead, held, bytes);
+                    }
                     self.reading = None;
                 }
                 Read::Changed => {
@@ -278,7 +280,8 @@ impl Search {
     pub(super) fn phase(&self) -> String {
         if let Some(reading) = &self.reading {
             let (segment, by) = (reading.held.replica.segment, reading.held.by);
-            return format!("{by:?} is read: the head {segment:?}");
+            let what = if reading.only_proves { "" } else { "the head " };
+            return format!("{by:?} is read: {what}{segment:?}");
         }
         let complete = self.listings.values().filter(|listing| listing.complete);
         format!(
@@ -342,6 +345,15 @@ enum Read {
 }
 
 impl Reading {
+    fn of(now: Micros, held: Held, only_proves: bool) -> Self {
+        Self {
+            held,
+            only_proves,
+            bytes: Vec::new(),
+            question: Question::due(now),
+        }
+    }
+
     fn ask(&mut self, now: Micros, ask: &mut Ask<'_>) {
         let replica = &self.held.replica;
         let left = (replica.length as usize).saturating_sub(self.bytes.len());

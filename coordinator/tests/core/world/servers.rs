@@ -24,6 +24,8 @@ pub enum Behaviour {
     #[default]
     Recovers,
     Cannot(String),
+    /// It could not prove this segment, unless that may be missing.
+    CannotProve(SegmentId),
     /// The same for the log of this one alone.
     CannotFor(ServerId),
     /// It goes on without end.
@@ -40,6 +42,8 @@ pub struct Fake {
     list: ListVersion,
     pub behaviour: Behaviour,
     polls: BTreeMap<(ServerId, u32), u32>,
+    /// What became of tries that it could not replay.
+    failed: BTreeMap<(ServerId, u32), OrderReply>,
     /// All that it was ordered to replay.
     pub recoveries: Vec<Recovery>,
     pub free: u64,
@@ -141,7 +145,7 @@ impl World {
         });
         let cannot = matches!(
             self.servers[&server].behaviour,
-            Behaviour::Cannot(_) | Behaviour::CannotFor(_)
+            Behaviour::Cannot(_) | Behaviour::CannotProve(_) | Behaviour::CannotFor(_)
         );
         let nothing = recovery.end == LogEnd::NOTHING || cannot;
         assert!(
@@ -161,8 +165,20 @@ impl World {
             Behaviour::GoesFor(master) => master == recovery.master,
             _ => false,
         };
-        match &fake.behaviour {
+        let name = (recovery.master, recovery.attempt);
+        if let Some(failed) = fake.failed.get(&name) {
+            return failed.clone();
+        }
+        let reply = match &fake.behaviour {
             Behaviour::Cannot(why) => OrderReply::CannotRecover(why.clone()),
+            Behaviour::CannotProve(segment)
+                if !(recovery.given_up.iter().flatten()).any(|one| one == segment) =>
+            {
+                OrderReply::CannotProve {
+                    segments: vec![*segment],
+                    why: format!("no backup has {segment:?} whole"),
+                }
+            }
             Behaviour::CannotFor(master) if *master == recovery.master => {
                 OrderReply::CannotRecover("its log can't be replayed".into())
             }
@@ -175,7 +191,14 @@ impl World {
                 of: POLLS,
                 bytes: 0,
             },
+        };
+        if !matches!(
+            reply,
+            OrderReply::Recovered(_) | OrderReply::Recovering { .. }
+        ) {
+            fake.failed.insert(name, reply.clone());
         }
+        reply
     }
 
     fn asked(
