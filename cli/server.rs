@@ -141,7 +141,7 @@ enum Ended {
 async fn serve(args: &ServerArgs, pool: &WorkerPool, output: Output) -> Result<Ended, Failure> {
     let mut signals = StopSignals::listen()?;
     let identity = Identity::new(shared_key(args.key_file.as_deref())?);
-    let backup = open_backup(args, &identity)?;
+    let backup = open_backup(args)?;
     let shell = ServerShell::new(
         args.options()?,
         backup,
@@ -191,7 +191,7 @@ async fn end_of(args: &ServerArgs, running: &mut JoinHandle<ServerEnd>) -> Resul
     }
 }
 
-fn open_backup(args: &ServerArgs, identity: &Identity) -> Result<Option<BackupService>, Failure> {
+fn open_backup(args: &ServerArgs) -> Result<Option<BackupService>, Failure> {
     if args.no_backup {
         return Ok(None);
     }
@@ -204,9 +204,6 @@ fn open_backup(args: &ServerArgs, identity: &Identity) -> Result<Option<BackupSe
     };
     let backup = BackupService::open_with(&args.data, geometry, clock::now(), stock)
         .map_err(|error| Failure::new(format_args!("cannot open the frames: {error}")))?;
-    if let Some(cluster) = backup.cluster() {
-        identity.set_cluster(cluster);
-    }
     Ok(Some(backup))
 }
 

@@ -49,7 +49,7 @@ pub use handshake::HandshakeError;
 pub use hello::{Handshake, HelloError, Opened};
 pub use identity::Identity;
 #[cfg(feature = "sockets")]
-pub use link::{ConnectError, Link, SendError, Unreached, WaitError, poll_until};
+pub use link::{ConnectError, Link, SendError, WaitError, poll_until};
 #[cfg(feature = "sockets")]
 pub use polling::PollMode;
 pub use receive::{Batch, Expect};

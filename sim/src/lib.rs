@@ -20,5 +20,6 @@ pub mod run;
 pub mod scenarios;
 pub mod strangers;
 pub mod trace;
+pub mod watch;
 pub mod workload;
 pub mod world;

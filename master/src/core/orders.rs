@@ -101,8 +101,8 @@ impl Master {
         self.list_version.store(list.version.0, Ordering::Release);
     }
 
-    /// This master was decided crashed.
-    pub(super) fn fence(&self) {
+    /// This master was decided crashed: it grants, changes and records nothing any more.
+    pub fn fence(&self) {
         self.lease.fence();
         self.store.set_write_gate(Gate::NotReady);
     }

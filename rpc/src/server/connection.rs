@@ -17,7 +17,7 @@ use std::time::Duration;
 use ramkeep_wire::Micros;
 use ramkeep_wire::hello::Refusal;
 
-use super::listen::{Place, Shared};
+use super::shared::{Place, Shared};
 use super::worker::{SpinSlot, Worker};
 use crate::buffer::ReceiveBuffer;
 use crate::clock;
@@ -95,6 +95,12 @@ impl Connection {
         };
         let address = socket.describe_peer();
         match handshake::accept(&socket, &shared.identity).await {
+            Ok(opened) if !place.prove(clock::now(), opened.peer) => {
+                let refusal = refusal_envelope(&Refusal::Busy, opened.local, opened.peer);
+                // Best effort: else the peer sees it closed.
+                let _ = socket.send(&refusal);
+                handshake::linger(&socket).await;
+            }
             Ok(opened) => {
                 let connection = Self::new(socket, shared, worker, place, address, &opened);
                 Box::pin(connection.run()).await;
@@ -139,6 +145,9 @@ impl Connection {
                 self.finish_held(self.shared.stop_by()).await;
                 break End::Refuse(Refusal::Stopping);
             }
+            if self.place.leaves() && !self.dispatch.holds() {
+                break End::Refuse(Refusal::Busy);
+            }
             match self.turn() {
                 Err(End::Silent) => {
                     self.finish_held(clock::now() + HALF_CLOSED_GRACE).await;
@@ -146,6 +155,7 @@ impl Connection {
                 }
                 Err(end) => break end,
                 Ok(Some(now)) => {
+                    self.place.use_at(now);
                     self.pace.traffic(now);
                     if self.dispatch.holds() {
                         self.worker.holding_turn(now).await;

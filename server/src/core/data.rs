@@ -33,8 +33,7 @@ pub struct DataLine<C> {
 
 impl<C: LinkCarrier> DataLine<C> {
     /// A new connection; `wake` has it released.
-    #[must_use]
-    pub fn new(plane: Arc<DataPlane<C>>, wake: Wake) -> Self {
+    pub(super) fn new(plane: Arc<DataPlane<C>>, wake: Wake) -> Self {
         Self {
             plane,
             data: DataSession::new(),

@@ -35,9 +35,11 @@ use ramkeep_control::{Answered, Asking, Sequencing};
 use ramkeep_master::core::Master;
 use ramkeep_master::recovery::{RecoveryId, Replayer};
 use ramkeep_master::store::StoreError;
+use ramkeep_rpc::Wake;
 use ramkeep_rpc::wires::{WireEnd, WireId, WireOutput};
 use ramkeep_wire::coordinator::{Refused, Roles, ServerList};
 use ramkeep_wire::envelope::{Envelope, Kind};
+use ramkeep_wire::hello::Refusal;
 use ramkeep_wire::{BootId, ClusterId, Micros, Party, ServerId};
 
 pub use data::DataLine;
@@ -57,6 +59,25 @@ pub const SCRUB_EVERY: Duration = Duration::from_millis(50);
 pub const DATA_KINDS: &[Kind] = &[Kind::DataRequest];
 /// Kinds of envelopes for [`ServerCore::handle_requests`].
 pub const CONTROL_KINDS: &[Kind] = &[Kind::Order, Kind::StatusRequest, Kind::Probe];
+
+/// Kinds of envelopes that a server answers: these, and those for [`Backup::answer`] if it is a backup.
+#[must_use]
+pub fn serves(roles: Roles) -> &'static [Kind] {
+    const SERVES: &[Kind] = &[
+        Kind::DataRequest,
+        Kind::Order,
+        Kind::StatusRequest,
+        Kind::Probe,
+        Kind::Replicate,
+        Kind::BackupRequest,
+    ];
+    let with_backup = if roles.backup {
+        ramkeep_backup::KINDS.len()
+    } else {
+        0
+    };
+    &SERVES[..DATA_KINDS.len() + CONTROL_KINDS.len() + with_backup]
+}
 
 /// What the wires of a server are for: their rooms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -313,10 +334,34 @@ impl<S: FrameStore, C: LinkCarrier> ServerCore<S, C> {
         self.enlisted().map(|enlisted| enlisted.me)
     }
 
+    /// The cluster that it belongs to, if it is enlisted or its frames say so. The second is known
+    /// before it listens.
+    #[must_use]
+    pub fn cluster(&self) -> Option<ClusterId> {
+        let of_frames = || self.backup.as_ref()?.lock().cluster();
+        self.enlisted()
+            .map(|enlisted| enlisted.cluster)
+            .or_else(of_frames)
+    }
+
     /// What its workers share, once it is enlisted and if it has a master.
     #[must_use]
     pub fn plane(&self) -> Option<&Arc<DataPlane<C>>> {
         self.enlisted()?.plane.as_ref()
+    }
+
+    /// A connection that sends data requests; `wake` has what it holds released.
+    ///
+    /// # Errors
+    /// If there is no master here, or nobody can mean it yet: who asks tries again then.
+    pub fn open_line(&self, wake: Wake) -> Result<DataLine<C>, Refusal> {
+        let plane = match &self.life {
+            Life::Unborn | Life::Joining(_) => return Err(Refusal::Party(Party::NONE)),
+            Life::Ended(_) => return Err(Refusal::Stopping),
+            Life::Enlisted(enlisted) => enlisted.plane.clone(),
+        };
+        let none = || Refusal::Malformed("a data request, and there is no master here".into());
+        Ok(DataLine::new(plane.ok_or_else(none)?, wake))
     }
 
     /// Its master.
@@ -358,6 +403,9 @@ impl<S: FrameStore, C: LinkCarrier> ServerCore<S, C> {
         if let Life::Enlisted(enlisted) = &self.life
             && enlisted.is_over()
         {
+            if let Some(plane) = &enlisted.plane {
+                plane.master().fence();
+            }
             self.end(ServerEnd::Crashed);
         }
     }

@@ -14,6 +14,7 @@ use ramkeep_master::core::Master;
 use ramkeep_master::store::MasterLease;
 use ramkeep_rpc::Wake;
 use ramkeep_wire::Micros;
+use ramkeep_wire::envelope::Envelope;
 
 use super::links::{BackupLinks, LinkCarrier};
 
@@ -63,6 +64,18 @@ impl<C: LinkCarrier> DataPlane<C> {
     /// Has `follower` woken whenever more is durable. Once only; later calls change nothing.
     pub fn follow(&self, follower: Waker) {
         drop(self.follower.set(follower));
+    }
+
+    /// An envelope came on a wire to a backup, of this number. Says whether there is reason to
+    /// [`DataPlane::pump`].
+    pub fn handle_received(&self, now: Micros, number: u64, envelope: &Envelope<'_>) -> bool {
+        let all = self.links.all();
+        let from = all.iter().find(|link| link.number() == number);
+        let take = |from| {
+            self.links
+                .handle_received(now, &self.master, from, envelope)
+        };
+        from.is_some_and(take)
     }
 
     /// Sends what is due to the backups, and wakes who waits for what became durable, or for the lease.

@@ -19,16 +19,17 @@ use parking_lot::Mutex;
 use ramkeep_backup::MappedStore;
 use ramkeep_backup::shell::{BackupService, boot_id};
 use ramkeep_rpc::wires::{WireEnd, WireId};
-use ramkeep_rpc::{Identity, Link, PollMode, Router, WireHandler, Wiring, clock};
+use ramkeep_rpc::{Identity, Link, PollMode, Router, Wake, WireHandler, Wiring, clock};
 use ramkeep_wire::coordinator::Roles;
 use ramkeep_wire::envelope::Envelope;
+use ramkeep_wire::hello::Refusal;
 use ramkeep_wire::{ClusterId, Micros, Party, ServerId};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
 use crate::core::{
-    CONTROL_KINDS, DATA_KINDS, DataPlane, LinkCarrier, RECONNECT, Room, SCRUB_EVERY, ServerConfig,
-    ServerCore, ServerEnd, ServerOutput,
+    CONTROL_KINDS, DATA_KINDS, DataLine, DataPlane, LinkCarrier, RECONNECT, Room, SCRUB_EVERY,
+    ServerConfig, ServerCore, ServerEnd, ServerOutput,
 };
 use ports::{ControlService, DataService};
 use replaying::Threads;
@@ -122,10 +123,13 @@ impl ServerShell {
             reconnect: RECONNECT,
             scrub_every: SCRUB_EVERY,
         };
-        let frames = backup.as_ref().map(BackupService::core);
+        let core = ServerCore::new(config, backup.as_ref().map(BackupService::core));
+        if let Some(cluster) = core.cluster() {
+            identity.set_cluster(cluster);
+        }
         Ok(Arc::new_cyclic(|me| Self {
             me: me.clone(),
-            core: Mutex::new(ServerCore::new(config, frames)),
+            core: Mutex::new(core),
             plane: OnceLock::new(),
             backup,
             wiring: Wiring::new(identity.clone(), PollMode::Never, runtime),
@@ -205,6 +209,10 @@ impl ServerShell {
         self.plane.get()
     }
 
+    fn open_line(&self, wake: &Wake) -> Result<DataLine<Link>, Refusal> {
+        self.core.lock().open_line(wake.clone())
+    }
+
     /// Has the core handle something, and does what it wants then.
     fn with_core<R>(&self, act: impl FnOnce(&mut ServerCore<MappedStore, Link>, Micros) -> R) -> R {
         let mut pump = false;
@@ -279,19 +287,6 @@ impl ServerShell {
         }
         any && plane.pump(now)
     }
-
-    fn handle_from_backup(&self, wire: WireId, envelope: &Envelope<'_>) {
-        let Some(plane) = self.plane.get() else {
-            return;
-        };
-        let (links, master) = (plane.links(), plane.master());
-        let all = links.all();
-        if let Some(link) = all.iter().find(|link| link.number() == wire.number)
-            && links.handle_received(clock::now(), master, link, envelope)
-        {
-            self.acknowledged.store(true, Ordering::Relaxed);
-        }
-    }
 }
 
 impl WireHandler for ServerShell {
@@ -301,10 +296,13 @@ impl WireHandler for ServerShell {
     }
 
     fn received(&self, wire: WireId, envelope: &Envelope<'_>) {
-        if Room::of(wire) == Some(Room::Links) {
-            self.handle_from_backup(wire, envelope);
-        } else {
-            self.with_core(|core, now| core.handle_received(now, wire, envelope));
+        if Room::of(wire) != Some(Room::Links) {
+            return self.with_core(|core, now| core.handle_received(now, wire, envelope));
+        }
+        if let Some(plane) = self.plane.get()
+            && plane.handle_received(clock::now(), wire.number, envelope)
+        {
+            self.acknowledged.store(true, Ordering::Relaxed);
         }
     }
 

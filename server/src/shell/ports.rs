@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ramkeep_rpc::{Batch, Link, Peer, Service, Session, Wake, clock};
+use ramkeep_wire::Micros;
 use ramkeep_wire::hello::Refusal;
-use ramkeep_wire::{Micros, Party};
 
 use super::ServerShell;
 use crate::core::DataLine;
@@ -45,14 +45,11 @@ impl Session for DataPort {
         batch: &mut Batch<'_>,
         out: &mut Vec<u8>,
     ) -> Result<(), Refusal> {
-        if self.line.is_none() {
-            let plane = self.shell.plane().cloned();
-            let plane = plane.ok_or_else(|| no_master(&self.shell))?;
-            self.line = Some(DataLine::new(plane, self.wake.clone()));
-        }
-        if let Some(line) = &mut self.line {
-            line.handle(batch, out, &clock::now)?;
-        }
+        let line = match &mut self.line {
+            Some(line) => line,
+            none => none.insert(self.shell.open_line(&self.wake)?),
+        };
+        line.handle(batch, out, &clock::now)?;
         self.nudge();
         Ok(())
     }
@@ -86,14 +83,6 @@ impl DataPort {
             nudged.store(false, Ordering::Release);
             wake.wake();
         });
-    }
-}
-
-/// Until it is enlisted nobody can mean this process: who asks tries again.
-fn no_master(shell: &ServerShell) -> Refusal {
-    match shell.identity.party() {
-        Party::NONE => Refusal::Party(Party::NONE),
-        _ => Refusal::Malformed("a data request sent to a server without a master".into()),
     }
 }
 

@@ -5,8 +5,10 @@ use ramkeep_rpc::{Batch, Expect, Handshake, Parting};
 use ramkeep_wire::Party;
 use ramkeep_wire::hello::Refusal;
 
-use super::{Connections, Context, End, Happening, ON_THIS_MACHINE, Side};
+use super::table::Connections;
+use super::words::{End, Happening, ON_THIS_MACHINE, Side};
 use crate::network::ConnectionId;
+use crate::node::Context;
 
 impl Connections {
     /// Who is at the other end of an accepted connection.

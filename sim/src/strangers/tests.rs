@@ -7,10 +7,11 @@ use ramkeep_rpc::wires::WireEnd;
 use ramkeep_wire::hello::{Refusal, SharedKey};
 use ramkeep_wire::{ClientId, Party};
 
-use super::*;
+use super::{Manner, StrangerConfig, StrangerNode};
 use crate::connections::Happening;
 use crate::connections::toys::{OTHER, OURS, Toys, ours, server};
 use crate::network::ProcessId;
+use crate::node::delivered;
 
 const VICTIM: ProcessId = ProcessId(1);
 const STRANGER: ProcessId = ProcessId(9);

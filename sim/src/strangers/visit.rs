@@ -7,7 +7,7 @@ use ramkeep_wire::envelope::{self, Header, Kind};
 use ramkeep_wire::hello::Refusal;
 use ramkeep_wire::{Micros, Party};
 
-use super::{Manner, StrangerConfig};
+use super::manner::{Manner, StrangerConfig};
 use crate::network::ConnectionId;
 use crate::node::{Context, delivered};
 

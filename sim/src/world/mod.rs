@@ -7,6 +7,7 @@
 //! 3. A paused process handles nothing; what arrives meanwhile it gets, in order, when it goes on.
 
 mod death;
+mod directories;
 mod strangers;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use paxos::limits::Timing;
 use ramkeep_backup::{Frames, Geometry, MemoryStore};
+use ramkeep_server::core::{SCRUB_EVERY, ServerConfig};
 use ramkeep_wire::coordinator::{Roles, Settings};
 use ramkeep_wire::{BootId, Micros, PeerId, ServerId};
 
@@ -24,7 +26,6 @@ use crate::events::Events;
 use crate::history::History;
 use crate::network::{Delays, NetEvent, Network, ProcessId};
 use crate::node::coordinator::{CoordinatorConfig, CoordinatorDisk};
-use crate::node::server::ServerConfig;
 use crate::node::{AdminNode, ClientNode, Context, CoordinatorNode, Node, ServerNode};
 use crate::promise::FramesLost;
 use crate::rng::Rng;
@@ -261,7 +262,6 @@ impl World {
             Disk::None
         };
         let config = ServerConfig {
-            address: address.clone(),
             roles,
             coordinators: self.coordinators(),
             memory,
@@ -269,6 +269,7 @@ impl World {
             nonce: [0; 16],
             seed: 0,
             reconnect: self.config.reconnect,
+            scrub_every: SCRUB_EVERY,
         };
         self.add(Role::Server(config), address, disk, boot)
     }
@@ -392,7 +393,12 @@ impl World {
                     }
                     _ => None,
                 };
-                Node::Server(Box::new(ServerNode::new(config, frames, now)))
+                Node::Server(Box::new(ServerNode::new(
+                    place.address.clone(),
+                    config,
+                    frames,
+                    now,
+                )))
             }
             _ => return,
         };
@@ -568,7 +574,7 @@ impl World {
                 .process_gone(&mut self.events, process, (50, 2_000));
             self.with(process, |node, _| {
                 if let Node::Server(server) = node
-                    && let Some(backup) = server.backup_mut()
+                    && let Some(mut backup) = server.backup()
                 {
                     backup.store_mut().kill_after(bytes);
                 }
@@ -589,7 +595,7 @@ impl World {
         };
         let machine = Some(running.machine);
         let points = match &mut running.node {
-            Node::Server(node) => node.take_points(),
+            Node::Server(node) => node.watch.take_points(),
             Node::Coordinator(node) => node.take_points(),
             Node::Client(_) | Node::Admin(_) | Node::Stranger(_) => return,
         };

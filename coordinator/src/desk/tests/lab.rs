@@ -260,14 +260,8 @@ impl Lab {
             panic!("not enlisted");
         };
         let report = Heartbeat {
-            server,
             list: list.version,
-            ready: true,
-            floor: None,
-            master: None,
-            backup: None,
-            damaged: Vec::new(),
-            resident: 0,
+            ..Heartbeat::of(server)
         };
         self.ask(session, &Request::Heartbeat(report));
         server
