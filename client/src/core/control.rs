@@ -198,7 +198,9 @@ impl Control {
 
     /// A connection of no more use.
     pub(crate) fn pop_closing(&mut self) -> Option<usize> {
-        self.conversation.pop_closing()
+        let closing = self.conversation.pop_closing()?;
+        self.conversation.link_closed(closing);
+        Some(closing)
     }
 
     pub(crate) fn tick(&mut self, now: Micros) {

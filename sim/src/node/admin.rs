@@ -247,8 +247,7 @@ impl AdminNode {
     pub(super) fn net(&mut self, context: &mut Context<'_>, event: &NetEvent) {
         match event {
             NetEvent::Opened { connection, .. } if self.connection == Some(*connection) => {
-                let me = self.client.map_or(Party::NONE, Party::client);
-                context.hello(*connection, me, Party::NONE);
+                context.hello(*connection, Party::NONE, Party::NONE);
             }
             NetEvent::Failed { connection, .. } | NetEvent::Broken { connection, .. }
                 if self.connection == Some(*connection) =>
@@ -388,13 +387,8 @@ impl AdminNode {
             Some(connection) if self.open => {
                 self.correlation += 1;
                 ask.sent = Some((self.correlation, context.now));
-                let from = self.client.map_or(Party::NONE, Party::client);
-                let header = Header::new(
-                    Kind::CoordinatorRequest,
-                    self.correlation,
-                    Party::NONE,
-                    from,
-                );
+                let (kind, nobody) = (Kind::CoordinatorRequest, Party::NONE);
+                let header = Header::new(kind, self.correlation, nobody, nobody);
                 context.send_payload(connection, header, &postcards::encode(&ask.request));
             }
             _ => {}

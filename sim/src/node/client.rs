@@ -158,7 +158,7 @@ impl ClientNode {
                         Target::Server(server) => Party::server(*server),
                         Target::Coordinator(_) => Party::NONE,
                     };
-                    context.hello(*connection, Party::client(self.core.client()), to);
+                    context.hello(*connection, Party::NONE, to);
                 }
             }
             NetEvent::Failed { connection, .. } => {

@@ -13,18 +13,20 @@ use std::time::Duration;
 
 use paxos::limits::Timing;
 use ramkeep_backup::{Frames, Geometry, MemoryStore};
+use ramkeep_coordinator::Config;
 use ramkeep_wire::coordinator::{Roles, Settings};
 use ramkeep_wire::{BootId, Micros, PeerId, ServerId};
 
 use crate::check::group::GroupWatch;
 use crate::clock::Clock;
 use crate::crash_points::Reached;
+use crate::disk::CoordinatorDisk;
 use crate::events::Events;
 use crate::history::History;
 use crate::network::{Delays, NetEvent, Network, ProcessId};
 use crate::node::admin::AdminConfig;
 use crate::node::client::ClientConfig;
-use crate::node::coordinator::{CoordinatorConfig, CoordinatorDisk};
+use crate::node::coordinator::CoordinatorConfig;
 use crate::node::server::ServerConfig;
 use crate::node::{AdminNode, ClientNode, Context, CoordinatorNode, Node, ServerNode};
 use crate::promise::FramesLost;
@@ -143,6 +145,8 @@ pub struct WorldConfig {
     pub timing: Timing,
     /// Bytes of a crashed master's log for one recovery master.
     pub partition_bytes: u64,
+    /// Bytes of commands after which a coordinator takes a snapshot.
+    pub snapshot_after: usize,
     /// How long servers wait before they try again to reach each other.
     pub reconnect: Duration,
     /// What of the trace is kept as text.
@@ -231,16 +235,22 @@ impl World {
         let peers: Vec<_> = (1..=count).map(|id| (PeerId(id), address(id))).collect();
         self.coordinators = peers.iter().map(|(_, at)| at.clone()).collect();
         let add = |(place, (peer, address)): (usize, (PeerId, String))| {
-            let config = CoordinatorConfig {
+            let core = Config {
                 peer,
+                incarnation: [0; 16],
                 address: address.clone(),
                 peers: peers.clone(),
                 settings: self.config.settings.clone(),
                 timing: self.config.timing,
-                sync: self.config.sync[place % self.config.sync.len()],
-                partition_bytes: self.config.partition_bytes,
+                entropy: [0; 32],
             };
-            let disk = Disk::Journal(CoordinatorDisk::new(self.rng.bytes()));
+            let config = CoordinatorConfig {
+                core,
+                partition_bytes: self.config.partition_bytes,
+                snapshot_after: self.config.snapshot_after,
+            };
+            let takes = self.config.sync[place % self.config.sync.len()];
+            let disk = Disk::Journal(CoordinatorDisk::new(self.rng.bytes(), takes));
             let boot = BootId::default();
             self.add(Role::Coordinator(config), address, disk, boot)
         };
@@ -333,7 +343,7 @@ impl World {
         let now = place.clock.shows(self.events.now());
         let node = match (&place.role, disk) {
             (Role::Coordinator(config), Disk::Journal(disk)) => {
-                let node = CoordinatorNode::new(now, config.clone(), disk, self.rng.bytes());
+                let node = CoordinatorNode::new(now, config, disk, self.rng.bytes());
                 Node::Coordinator(Box::new(node))
             }
             (Role::Server(config), disk) => {
@@ -379,6 +389,7 @@ impl World {
         self.say(format_args!("-- {address} starts as process {}", process.0));
         self.processes.insert(process, running);
         self.with(process, |node, context| node.start(context));
+        self.end(process);
     }
 
     /// Says what happens, for a person.
@@ -512,6 +523,7 @@ impl World {
             }
             _ => {}
         }
+        self.end(process);
     }
 
     fn give_net(&mut self, process: ProcessId, event: &NetEvent) {
