@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use ramkeep_master::shell::Coordinators as Group;
+use ramkeep_control::shell::Coordinators as Group;
 use ramkeep_rpc::{Address, Identity};
 use ramkeep_wire::coordinator::{Answer, Request, Response};
 

@@ -45,6 +45,7 @@ pub struct Backup<S> {
     pub(crate) replicas: BTreeMap<Name, Replica>,
     pub(crate) inherited: BTreeMap<Name, Inherited>,
     pub(crate) masters: Masters,
+    server: Option<ServerId>,
     former: ServerId,
     damaged: u32,
 }
@@ -73,6 +74,7 @@ impl<S: FrameStore> Backup<S> {
             replicas: BTreeMap::new(),
             inherited,
             masters: Masters::new(now, found.superblock.lease_us),
+            server: None,
             former: found.superblock.server,
             damaged: found.damaged,
         })
@@ -83,6 +85,12 @@ impl<S: FrameStore> Backup<S> {
     #[must_use]
     pub fn replaces(&self) -> Option<ServerId> {
         (self.former != ServerId(0)).then_some(self.former)
+    }
+
+    /// This server, once it is enlisted.
+    #[must_use]
+    pub fn server(&self) -> Option<ServerId> {
+        self.server
     }
 
     /// The cluster these frames belong to, unless they are new.
@@ -116,6 +124,7 @@ impl<S: FrameStore> Backup<S> {
     ) -> Result<(), FramesError> {
         self.frames.assign(cluster, server, lease_us)?;
         self.masters.set_lease(lease_us);
+        self.server = Some(server);
         Ok(())
     }
 

@@ -5,6 +5,7 @@
 //! [`MemoryStore`] in the simulator. [`layout`] draws the frame file.
 #![forbid(unsafe_code)]
 
+mod answer;
 mod core;
 mod frames;
 pub mod layout;
@@ -19,6 +20,7 @@ mod spares;
 mod store;
 
 pub use crate::core::Backup;
+pub use answer::KINDS;
 pub use frames::{Certified, Found, FrameId, Frames, FramesError, Identity};
 pub use layout::Geometry;
 pub use mapped::{MappedStore, Spare};

@@ -7,10 +7,10 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ramkeep_rpc::{Address, Caller, Identity, Link, PollMode};
+use ramkeep_control::shell::Direct;
+use ramkeep_rpc::{Address, AddressError, Identity, PollMode};
 use ramkeep_wire::coordinator::{Answer, GroupCounters, Refused, Request, Response};
-use ramkeep_wire::envelope::Kind;
-use ramkeep_wire::{Ballot, ClientId, MapVersion, Party, postcards};
+use ramkeep_wire::{Ballot, ClientId, MapVersion};
 
 use crate::engine::Worker;
 use crate::nonce::Nonces;
@@ -51,7 +51,7 @@ impl Coordinators {
         }
         let leader = tokio::time::timeout(ELECTION, find_leader(&addresses))
             .await
-            .map_err(|_| Failure::new(format!("no coordinator leads after {ELECTION:?}")))?;
+            .map_err(|_| Failure::new(format!("no coordinator leads after {ELECTION:?}")))??;
         Ok(Self {
             children,
             addresses,
@@ -69,22 +69,22 @@ impl Coordinators {
     pub(crate) async fn counters(&self) -> Outcome<Vec<GroupCounters>> {
         let mut all = Vec::new();
         for address in &self.addresses {
-            let caller = connect(*address, PollMode::Never).await?;
-            match ask(&caller, &Request::Counters).await?.answer {
-                Answer::Counters(counters) => all.push(counters),
-                answer => return Err(Failure::new(format!("ramkeep: answered {answer:?}"))),
-            }
+            let mut direct = direct(*address, PollMode::Never)?;
+            all.push(counters(&mut direct).await?);
         }
         Ok(all)
     }
 
     /// As many workers, over so many connections to the leader.
     pub(crate) async fn workers(&self, count: usize, connections: usize) -> Outcome<Vec<Leaser>> {
-        let mut callers = Vec::new();
+        let mut connected = Vec::new();
         for _ in 0..connections.min(count) {
-            callers.push(connect(self.leader, self.poll).await?);
+            let mut direct = direct(self.leader, self.poll)?;
+            // Clones share the connection that this makes.
+            counters(&mut direct).await?;
+            connected.push(direct);
         }
-        let shared = callers.iter().cycle().take(count).cloned();
+        let shared = connected.iter().cycle().take(count).cloned();
         Ok(shared.map(Leaser::new).collect())
     }
 }
@@ -124,35 +124,34 @@ fn args(at: usize, addresses: &[SocketAddr], data: &Path) -> Vec<OsString> {
     args
 }
 
-async fn connect(address: SocketAddr, poll: PollMode) -> Outcome<Caller> {
-    let identity = Identity::new(None).with_party(Party::NONE);
+fn direct(address: SocketAddr, poll: PollMode) -> Outcome<Direct> {
     let address: Address = (address.to_string().parse())
-        .map_err(|e: ramkeep_rpc::AddressError| Failure::new(e.to_string()))?;
-    let link = Link::connect(&address, &identity, Party::NONE, poll).await;
-    Ok(Caller::new(link.map_err(|e| Failure::new(e.to_string()))?))
+        .map_err(|error: AddressError| Failure::new(error.to_string()))?;
+    Ok(Direct::new(address, Identity::new(None)).waiting(poll, PATIENCE))
 }
 
-async fn ask(caller: &Caller, request: &Request) -> Outcome<Response> {
-    let payload = postcards::encode(request);
-    let answer = caller
-        .call(Kind::CoordinatorRequest, &payload, PATIENCE)
-        .await
-        .map_err(|e| Failure::new(format!("ramkeep: {e}")))?;
-    Ok(postcards::decode(&answer)?)
+async fn ask(direct: &mut Direct, request: &Request) -> Outcome<Response> {
+    let answer = direct.ask(request).await;
+    answer.map_err(|error| Failure::new(format!("ramkeep: {error}")))
+}
+
+async fn counters(direct: &mut Direct) -> Outcome<GroupCounters> {
+    match ask(direct, &Request::Counters).await?.answer {
+        Answer::Counters(counters) => Ok(counters),
+        answer => Err(Failure::new(format!("ramkeep: answered {answer:?}"))),
+    }
 }
 
 /// Asks the coordinators until one of them answers as the leader does.
-async fn find_leader(addresses: &[SocketAddr]) -> SocketAddr {
+async fn find_leader(addresses: &[SocketAddr]) -> Outcome<SocketAddr> {
     let known = MapVersion(0);
     loop {
         for &address in addresses {
-            let Ok(caller) = connect(address, PollMode::Never).await else {
-                continue;
-            };
-            if let Ok(response) = ask(&caller, &Request::Map { known }).await
+            let mut direct = direct(address, PollMode::Never)?;
+            if let Ok(response) = direct.ask(&Request::Map { known }).await
                 && matches!(response.answer, Answer::Map(_))
             {
-                return address;
+                return Ok(address);
             }
         }
         tokio::time::sleep(ASK_AGAIN).await;
@@ -161,16 +160,16 @@ async fn find_leader(addresses: &[SocketAddr]) -> SocketAddr {
 
 /// Opens a client lease and gives it back, by turns.
 pub(crate) struct Leaser {
-    caller: Caller,
+    leader: Direct,
     nonces: Nonces,
     open: Option<ClientId>,
     ballot: Ballot,
 }
 
 impl Leaser {
-    fn new(caller: Caller) -> Self {
+    fn new(leader: Direct) -> Self {
         Self {
-            caller,
+            leader,
             nonces: Nonces::new(),
             open: None,
             ballot: Ballot::default(),
@@ -213,7 +212,7 @@ impl Leaser {
 impl Worker for Leaser {
     async fn command(&mut self) -> Outcome<()> {
         let request = self.request();
-        let response = ask(&self.caller, &request).await?;
+        let response = ask(&mut self.leader, &request).await?;
         self.take(response)
     }
 }

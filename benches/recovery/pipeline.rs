@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use ramkeep_backup::{Backup, Frames, Geometry, MappedStore};
 use ramkeep_master::core::{Master, MasterConfig, Sink};
-use ramkeep_master::recovery::{Next, Outcome, RecoveryId, Replayer, Stepped};
+use ramkeep_master::recovery::{Driven, RecoveryId, Replayer};
 use ramkeep_memory::SharedFile;
 use ramkeep_wire::backup::{BackupRequest, BackupResponse};
 use ramkeep_wire::certificate::CertificateKey;
@@ -282,36 +282,27 @@ impl Cluster {
         let store = master.store();
         let mut sent = LogPosition::ZERO;
         loop {
-            match timed(&mut spent.replaying, || replayer.step(store)) {
-                Stepped::Worked => {}
-                Stepped::Wait => {
+            let drive = || replayer.drive(id, store, || master.recoveries());
+            match timed(&mut spent.replaying, drive) {
+                Driven::Worked | Driven::Told => {}
+                Driven::WaitsForBackups => {
                     timed(&mut spent.replicating, || self.replicate(AFTER, master));
                 }
-                Stepped::Idle => {
-                    timed(&mut spent.fetching, || self.fetch(master));
-                    match master.recoveries().next_job(id) {
-                        Next::Job(job) => replayer.give(job),
-                        other => panic!("no work: {other:?}"),
-                    }
+                Driven::WaitsForSegments => {
+                    let fetched = timed(&mut spent.fetching, || self.fetch(master));
+                    assert!(fetched > 0, "no work, and nothing to fetch");
                 }
-                Stepped::Said(outcome) => {
-                    if let Outcome::Failed(reason) = &outcome {
-                        panic!("it failed: {reason}");
-                    }
-                    let is_finished = matches!(outcome, Outcome::Finished(_));
-                    master.recoveries().handle_outcome(id, outcome);
-                    if is_finished {
-                        return;
-                    }
-                }
+                Driven::Finished(_) => return,
+                Driven::Ended => panic!("it failed"),
             }
             self.send(AFTER, master, &mut sent, &mut spent.replicating);
         }
     }
 
-    /// Has the backups answer all that is asked.
-    fn fetch(&mut self, master: &Master) {
+    /// Has the backups answer all that is asked; says how much that was.
+    fn fetch(&mut self, master: &Master) -> usize {
         let mut recoveries = master.recoveries();
+        let mut count = 0;
         while let Some(ask) = recoveries.poll_ask(AFTER) {
             let backup = self.backups.get_mut(&ask.to).unwrap();
             let answer = backup.handle_request(AFTER, Party::server(master.me()), ask.request);
@@ -319,7 +310,9 @@ impl Cluster {
             payload.extend_from_slice(answer.bytes);
             let answer = BackupResponse::read(&payload).unwrap();
             recoveries.handle_answer(AFTER, ask.id, Some(answer));
+            count += 1;
         }
+        count
     }
 
     fn free(&mut self, master: ServerId) {

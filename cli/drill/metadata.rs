@@ -8,15 +8,17 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use ramkeep_client::{Client, TableId};
+use ramkeep_control::shell::Coordinators;
+use ramkeep_rpc::Identity;
 use ramkeep_wire::ClientId;
 use ramkeep_wire::coordinator::{Answer, ClusterStatus, Once, Refused, Request};
 use tokio::task::JoinSet;
 
-use super::asking::Direct;
 use super::background::{Background, Stop};
 use super::cluster::PATIENCE;
 use super::ledger::{Ledger, PREFIX};
 use super::workload::connect;
+use crate::coordinators::parse;
 use crate::failure::Failure;
 
 /// Commands that show that the load goes on.
@@ -236,8 +238,7 @@ impl Commands for Library {
 
 /// Commands in their own words, each of which is sent again after it was answered.
 struct OwnWords {
-    coordinators: Vec<Direct>,
-    leader: usize,
+    coordinators: Coordinators,
     client: ClientId,
     renewed: Instant,
     sequence: u64,
@@ -248,8 +249,7 @@ struct OwnWords {
 impl OwnWords {
     async fn new(addresses: &[String]) -> Result<Self, Failure> {
         let mut own = Self {
-            coordinators: Direct::all(addresses)?,
-            leader: 0,
+            coordinators: Coordinators::new(&parse(addresses)?, Identity::new(None)),
             client: ClientId(0),
             renewed: Instant::now(),
             sequence: 0,
@@ -259,25 +259,18 @@ impl OwnWords {
         Ok(own)
     }
 
-    /// Asks until a leader gives an answer that is final.
+    /// Asks until the leader gives an answer that is final.
     async fn ask(&mut self, request: &Request) -> Result<Answer, String> {
         let until = Instant::now() + DEADLINE;
-        let mut last = "nobody answers".to_owned();
-        while Instant::now() < until {
-            match self.coordinators[self.leader].ask(request).await {
-                Some(response) => match response.answer {
-                    Answer::Refused(why @ (Refused::NotLeader { .. } | Refused::NoMaster)) => {
-                        last = why.to_string();
-                    }
-                    Answer::Refused(Refused::Limit(why)) => last = why,
-                    answer => return Ok(answer),
-                },
-                None => last = "no answer".into(),
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let response = self.coordinators.call_within(request, left).await;
+            match response.map_err(|error| error.to_string())?.answer {
+                Answer::Refused(Refused::Limit(why)) if left.is_zero() => return Err(why),
+                Answer::Refused(Refused::Limit(_)) => tokio::time::sleep(RETRY).await,
+                answer => return Ok(answer),
             }
-            self.leader = (self.leader + 1) % self.coordinators.len();
-            tokio::time::sleep(RETRY).await;
         }
-        Err(last)
     }
 
     async fn lease(&mut self, nonce: [u8; 16]) -> Result<ClientId, String> {

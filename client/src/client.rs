@@ -11,9 +11,9 @@ use ramkeep_wire::coordinator::{Answer, ClusterStatus, Request};
 use ramkeep_wire::hello::SharedKey;
 use ramkeep_wire::limits::MAX_TABLE_NAME;
 
-use crate::core::Core;
 use crate::error::Error;
 use crate::limits::{DEFAULT_DEADLINE, MAX_CONNECTIONS_PER_SERVER, MAX_COORDINATORS};
+use crate::session::Session;
 use crate::shell::{Lane, ask, drive, wait_for_map};
 use crate::table::Table;
 
@@ -149,8 +149,9 @@ impl Builder {
         for _ in 0..self.connections {
             let mut nonce = [0; 16];
             getrandom::fill(&mut nonce).map_err(|error| unavailable(error.to_string()))?;
-            let core = Core::new(self.coordinators.clone(), nonce);
-            lanes.push(Arc::new(Lane::new(core, identity.clone(), self.poll_mode)));
+            let session = Session::new(self.coordinators.clone(), nonce);
+            let lane = Lane::new(session, identity.clone(), self.poll_mode);
+            lanes.push(Arc::new(lane));
         }
         let shared = Arc::new(Shared {
             lanes,

@@ -50,13 +50,14 @@
 //! setting of `Builder`.
 //!
 //! # Inside
-//! [`core`] is a pure state machine, the same that the simulator runs. The rest drives it: whoever
+//! [`session`] is a pure state machine, the same that the simulator runs. The rest drives it: whoever
 //! awaits an operation sends it and polls for the answer, receiving for all others meanwhile.
 #![forbid(unsafe_code)]
 
-pub mod core;
+mod core;
 mod error;
 pub mod limits;
+pub mod session;
 mod types;
 
 #[cfg(feature = "shell")]

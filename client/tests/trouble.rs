@@ -116,6 +116,8 @@ async fn the_deadline_ends_what_is_not_answered() {
 async fn operations_given_up_do_not_disturb_others() {
     let cluster = Cluster::start(1);
     let table = table(&cluster).await;
+    // What is given up before there is a connection is never sent.
+    table.write(b"k", b"v").await.unwrap();
     for n in 0..20_u32 {
         cluster.order(&[Fault::Silence]);
         let given_up = tokio::time::timeout(Duration::from_millis(1), table.read(b"a")).await;

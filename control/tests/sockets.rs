@@ -161,5 +161,5 @@ async fn one_coordinator_is_asked_whether_or_not_it_leads() {
         Answer::Refused(Refused::NotLeader { .. })
     ));
     serving.stop(Duration::ZERO).await;
-    assert!(direct.ask(&REQUEST).await.is_none());
+    assert!(direct.ask(&REQUEST).await.is_err());
 }

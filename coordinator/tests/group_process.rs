@@ -7,13 +7,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use paxos::limits::Timing;
+use ramkeep_control::shell::Direct;
 use ramkeep_coordinator::DeskEnd;
 use ramkeep_coordinator::core::default_settings;
 use ramkeep_coordinator::shell::{Running, ShellConfig, ShellError};
-use ramkeep_rpc::{Address, Caller, Identity, Link, PollMode};
+use ramkeep_rpc::{Address, Identity, PollMode};
 use ramkeep_wire::coordinator::{Answer, ClusterStatus, GroupCounters, Refused, Request, Response};
-use ramkeep_wire::envelope::Kind;
-use ramkeep_wire::{ClientId, Party, PeerId, postcards};
+use ramkeep_wire::{ClientId, PeerId};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(5);
@@ -97,12 +97,10 @@ impl Group {
     }
 
     async fn try_ask(&self, peer: u32, request: &Request) -> Option<Response> {
-        let (identity, address) = (Identity::new(None), self.address(peer));
-        let link = Link::connect(address, &identity, Party::NONE, PollMode::Never).await;
-        let payload = postcards::encode(request);
-        let caller = Caller::new(link.ok()?);
-        let answer = caller.call(Kind::CoordinatorRequest, &payload, PATIENCE);
-        Some(postcards::decode(&answer.await.ok()?).unwrap())
+        let address = self.address(peer).clone();
+        let direct = Direct::new(address, Identity::new(None));
+        let mut direct = direct.waiting(PollMode::Never, PATIENCE);
+        direct.ask(request).await.ok()
     }
 
     async fn counters(&self, peer: u32) -> GroupCounters {

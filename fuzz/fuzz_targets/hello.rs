@@ -1,9 +1,9 @@
-//! What comes before a peer is known: the messages of the handshake, and the batches that
-//! envelopes are given out in.
+//! What comes before a peer is known: the messages of the handshake, its two sides, and the batches
+//! that envelopes are given out in.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use ramkeep_rpc::Batch;
+use ramkeep_rpc::{Batch, Handshake, HelloError, Identity};
 use ramkeep_wire::envelope::{self, Header, Kind};
 use ramkeep_wire::hello::{Hello, Proof, Refusal, SharedKey, Side, Welcome, mac};
 use ramkeep_wire::{Party, postcards};
@@ -12,10 +12,12 @@ fuzz_target!(|input: &[u8]| {
     let Some((&which, bytes)) = input.split_first() else {
         return;
     };
-    match which % 4 {
+    match which % 6 {
         0 => messages(bytes),
         1 => key_file(bytes),
         2 => batch(bytes),
+        3 => handshakes(bytes),
+        4 => handshakes(&enveloped(bytes)),
         _ => batch(&enveloped(bytes)),
     }
 });
@@ -58,6 +60,30 @@ fn enveloped(bytes: &[u8]) -> Vec<u8> {
         envelope::append(&mut out, header, &piece[1..]);
     }
     out
+}
+
+/// Both sides are given the bytes in pieces: nobody gets through without the key, and who refuses says
+/// so once.
+fn handshakes(bytes: &[u8]) {
+    let identity = Identity::new(Some(SharedKey([1; 32])));
+    let (mut hello, mut nothing) = (Vec::new(), Vec::new());
+    let connecting = Handshake::connect(&identity, false, Party::NONE, [2; 16], &mut hello);
+    let accepting = Handshake::accept(&identity, false, [3; 16], &mut nothing);
+    for side in [connecting, accepting] {
+        let mut side = side.expect("with a key, anybody may be talked to");
+        let size = 1 + usize::from(bytes.first().copied().unwrap_or(0));
+        for piece in bytes.chunks(size) {
+            let mut out = Vec::new();
+            match side.handle(piece, &mut out) {
+                Ok(opened) => assert_eq!(opened, None, "the key was guessed"),
+                Err(error) => {
+                    let told = out.len() > envelope::HEADER_LEN;
+                    assert_eq!(told, matches!(error, HelloError::Refuse(_)));
+                    break;
+                }
+            }
+        }
+    }
 }
 
 fn batch(bytes: &[u8]) {

@@ -12,17 +12,21 @@ use libfuzzer_sys::fuzz_target;
 use ramkeep_backup::Geometry;
 use ramkeep_backup::shell::BackupService;
 use ramkeep_coordinator::core::default_settings;
-use ramkeep_master::core::{Master, MasterConfig};
-use ramkeep_master::shell::{MasterService, MasterShell};
-use ramkeep_rpc::{Address, Identity, PollMode, Router, Serving, WorkerPool, clock};
+use ramkeep_rpc::{
+    Address, Batch, Identity, Peer, PollMode, Router, Serving, Session, Wake, WorkerPool, clock,
+};
+use ramkeep_server::shell::{ServerOptions, ServerShell};
 use ramkeep_wire::certificate::CertificateKey;
-use ramkeep_wire::coordinator::Settings;
+use ramkeep_wire::coordinator::{Answer, Request, Response, Roles, ServerList, Settings};
 use ramkeep_wire::data::{self, Item, Op, RejectRules, ResponseItem, Status};
 use ramkeep_wire::envelope::{self, HEADER_LEN, Header, Kind};
-use ramkeep_wire::hello::{Hello, Proof};
+use ramkeep_wire::hello::{Hello, Proof, Refusal};
 use ramkeep_wire::limits::MAX_VALUE;
 use ramkeep_wire::order::TabletGrant;
-use ramkeep_wire::{ClientId, ClusterId, KeyHash, Party, RpcId, ServerId, TableId, postcards};
+use ramkeep_wire::{
+    Ballot, ClientId, ClusterId, EndedClients, KeyHash, Micros, Party, PeerId, RpcId, ServerId,
+    TableId, postcards,
+};
 
 const CLUSTER: ClusterId = ClusterId([1; 16]);
 const SERVER: ServerId = ServerId(1);
@@ -31,7 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 struct Server {
     path: PathBuf,
-    _serving: Serving,
+    _serving: [Serving; 2],
     _pool: WorkerPool,
     _directory: tempfile::TempDir,
 }
@@ -64,22 +68,43 @@ fuzz_target!(|input: &[u8]| {
 
 fn start() -> Server {
     let directory = tempfile::tempdir().expect("a directory");
+    let pool = WorkerPool::start(1, PollMode::Never).expect("a worker");
+    let at_leader = Address::Unix(directory.path().join("leader"));
     let identity = Identity::new(None)
-        .with_party(Party::server(SERVER))
+        .with_party(Party::coordinator(PeerId(1)))
         .with_cluster(CLUSTER);
-    let master = Master::new(MasterConfig {
-        me: SERVER,
-        cluster: CLUSTER,
-        key: CertificateKey([2; 32]),
-        settings: Settings {
-            replicas: 0,
-            ..default_settings()
+    let open = |_: &Peer, _: Wake| -> Box<dyn Session> { Box::new(Leader) };
+    let router = Router::new().route(&[Kind::CoordinatorRequest], Arc::new(open));
+    let leader = pool
+        .serve(&at_leader, &identity, router)
+        .expect("a socket for the leader");
+    let geometry = Geometry::new(4, 8 << 20).expect("a possible geometry");
+    let backup = BackupService::open(&directory.path().join("frames"), geometry, clock::now())
+        .expect("new frames");
+    let options = ServerOptions {
+        roles: Roles {
+            master: true,
+            backup: true,
         },
+        coordinators: vec![at_leader.to_string()],
         memory: 64 << 20,
-        seed: 5,
-    })
-    .expect("a small master");
-    master
+        prefault: false,
+    };
+    let identity = Identity::new(None);
+    let runtime = pool.runtime().clone();
+    let shell = ServerShell::new(options, Some(backup), identity.clone(), runtime)
+        .expect("a boot id and random bytes");
+    let path = directory.path().join("socket");
+    let serving = pool
+        .serve(&Address::Unix(path.clone()), &identity, shell.router())
+        .expect("a socket");
+    let addresses = vec![serving.address().to_string()];
+    pool.runtime().spawn(shell.clone().run(addresses));
+    let joined = pool.runtime().block_on(shell.joined());
+    assert_eq!(joined, SERVER);
+    let plane = shell.plane().expect("it has a master");
+    plane
+        .master()
         .store()
         .take_tablets(&[TabletGrant {
             table: TableId(1),
@@ -87,27 +112,60 @@ fn start() -> Server {
             last: KeyHash(u64::MAX),
         }])
         .expect("the first tablet");
-    let geometry = Geometry::new(4, 8 << 20).expect("a possible geometry");
-    let backup = BackupService::open(&directory.path().join("frames"), geometry, clock::now())
-        .expect("new frames");
-    backup.assign(CLUSTER, SERVER, 200_000).expect("new frames");
-    let shell = MasterShell::new(master, identity.clone(), PollMode::Never);
-    let router = Router::new()
-        .route(MasterService::KINDS, Arc::new(MasterService(shell)))
-        .route(ramkeep_backup::shell::KINDS, Arc::new(backup));
-    let pool = WorkerPool::start(1, PollMode::Never).expect("a worker");
-    let path = directory.path().join("socket");
-    let serving = pool
-        .serve(&Address::Unix(path.clone()), &identity, router)
-        .expect("a socket");
     let server = Server {
         path,
-        _serving: serving,
+        _serving: [leader, serving],
         _pool: pool,
         _directory: directory,
     };
     write_big_value(&server);
     server
+}
+
+/// The leader of the coordinators, who takes in whoever comes.
+struct Leader;
+
+impl Session for Leader {
+    fn handle_batch(
+        &mut self,
+        _: Micros,
+        batch: &mut Batch<'_>,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Refusal> {
+        for asked in batch {
+            let answer = match postcards::decode(asked.payload) {
+                Ok(Request::Enlist(_)) => Answer::Enlisted {
+                    server: SERVER,
+                    cluster: CLUSTER,
+                    key: CertificateKey([2; 32]),
+                    settings: Settings {
+                        replicas: 0,
+                        ..default_settings()
+                    },
+                    list: ServerList::default(),
+                },
+                Ok(Request::Heartbeat(_)) => Answer::Heard {
+                    list: None,
+                    lease_us: 200_000,
+                    ended: EndedClients::default(),
+                },
+                _ => Answer::Noted,
+            };
+            let ballot = Ballot::default();
+            let response = postcards::encode(&Response { ballot, answer });
+            let header = asked.header.reply(Kind::CoordinatorResponse);
+            envelope::append(out, header, &response);
+        }
+        Ok(())
+    }
+
+    fn poll(&mut self, _: Micros, _: &mut Vec<u8>) -> bool {
+        false
+    }
+
+    fn holds(&self) -> bool {
+        false
+    }
 }
 
 fn connect(server: &Server) -> UnixStream {

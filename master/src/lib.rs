@@ -4,9 +4,6 @@
 pub mod core;
 pub mod index;
 mod lease;
-pub mod probing;
 pub mod recovery;
 pub mod replication;
-#[cfg(feature = "shell")]
-pub mod shell;
 pub mod store;

@@ -61,19 +61,19 @@ fn told(payload: &[u8]) -> Closed {
     }
 }
 
-/// Why an accepted connection ends at an envelope of a kind that no service here answers.
+/// Why an accepted connection ends, as far as the envelopes on it say.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NotServed {
+pub enum Parting {
     /// The peer said why it closes.
     Told(Refusal),
     /// The peer is told this, then the connection is closed.
     Refuse(Refusal),
 }
 
-impl NotServed {
-    /// Judges the next envelope of a batch, which is of this kind.
+impl Parting {
+    /// At the next envelope of a batch, which is of a kind that no service here answers.
     #[must_use]
-    pub fn judge(kind: Kind, batch: &mut Batch<'_>) -> Self {
+    pub fn of_unserved(kind: Kind, batch: &mut Batch<'_>) -> Self {
         if kind == Kind::Refusal
             && let Some(envelope) = batch.next()
             && let Ok(refusal) = postcards::decode(envelope.payload)
@@ -150,13 +150,13 @@ mod tests {
         let judge = |bytes: &[u8]| {
             let mut batch = Batch::expecting(bytes, Expect::accepted(ours(), theirs()));
             let kind = batch.peek().unwrap();
-            NotServed::judge(kind, &mut batch)
+            Parting::of_unserved(kind, &mut batch)
         };
         let stopping = refusal_envelope(&Refusal::Stopping, theirs(), ours());
-        assert_eq!(judge(&stopping), NotServed::Told(Refusal::Stopping));
+        assert_eq!(judge(&stopping), Parting::Told(Refusal::Stopping));
         for bytes in [sent(Kind::Hello, theirs()), sent(Kind::Refusal, theirs())] {
             let judged = judge(&bytes);
-            assert!(matches!(judged, NotServed::Refuse(Refusal::Malformed(_))));
+            assert!(matches!(judged, Parting::Refuse(Refusal::Malformed(_))));
         }
     }
 }

@@ -17,6 +17,7 @@ pub mod caller;
 #[cfg(feature = "sockets")]
 pub mod clock;
 mod closed;
+mod dispatch;
 #[cfg(feature = "sockets")]
 mod handshake;
 pub mod hello;
@@ -41,13 +42,14 @@ mod wiring;
 pub use address::{Address, AddressError};
 #[cfg(feature = "sockets")]
 pub use caller::{CallError, Caller};
-pub use closed::{Closed, NotServed, hand_over};
+pub use closed::{Closed, Parting, hand_over};
+pub use dispatch::{Dispatch, Dispatched, Outbox};
 #[cfg(feature = "sockets")]
 pub use handshake::HandshakeError;
 pub use hello::{Handshake, HelloError, Opened};
 pub use identity::Identity;
 #[cfg(feature = "sockets")]
-pub use link::{ConnectError, Link, SendError, Unreached, WaitError, poll_until};
+pub use link::{ConnectError, Link, SendError, WaitError, poll_until};
 #[cfg(feature = "sockets")]
 pub use polling::PollMode;
 pub use receive::{Batch, Expect};

@@ -125,7 +125,6 @@ impl<'a> Batch<'a> {
     }
 
     /// Gives out only the kinds that `table` routes to `service`, until lifted with `None`.
-    #[cfg(feature = "sockets")]
     pub(crate) fn restrict(&mut self, only: Option<(&'a [u8; KIND_CODES], u8)>) {
         self.only = only;
     }
@@ -227,7 +226,6 @@ mod tests {
     }
 
     #[test]
-    #[cfg(feature = "sockets")]
     fn a_batch_ends_before_what_is_not_for_its_service() {
         let mut table = [0; KIND_CODES];
         table[Kind::Order as usize] = 1;

@@ -4,6 +4,7 @@ use std::io;
 
 use ramkeep_wire::limits::MAX_UNSENT;
 
+use crate::dispatch::Outbox;
 use crate::socket::{Moved, Socket};
 
 /// A send buffer that stays allocated when empty; what grew past it is given back.
@@ -20,17 +21,19 @@ pub(crate) struct SendQueue {
     sent: usize,
 }
 
-impl SendQueue {
-    /// Bytes not yet taken by the socket.
+impl Outbox for SendQueue {
     #[inline]
-    pub(crate) fn unsent(&self) -> usize {
-        self.bytes.len() - self.sent
+    fn buffer(&mut self) -> &mut Vec<u8> {
+        if self.compacts() {
+            self.bytes.drain(..self.sent);
+            self.sent = 0;
+        }
+        &mut self.bytes
     }
 
-    /// The length that whoever appends finds the buffer to have: bytes sent may still be in it.
-    /// Judged by it, both sides agree on when it is full.
+    /// Bytes that were sent may still be in it. Judged by this, both sides agree on when it is full.
     #[inline]
-    pub(crate) fn occupied(&self) -> usize {
+    fn occupied(&self) -> usize {
         if self.compacts() {
             self.unsent()
         } else {
@@ -39,18 +42,15 @@ impl SendQueue {
     }
 
     #[inline]
+    fn unsent(&self) -> usize {
+        self.bytes.len() - self.sent
+    }
+}
+
+impl SendQueue {
+    #[inline]
     fn compacts(&self) -> bool {
         self.sent > 0 && self.sent >= COMPACT_AFTER.min(self.bytes.len() / 2)
-    }
-
-    /// Where to append.
-    #[inline]
-    pub(crate) fn buffer(&mut self) -> &mut Vec<u8> {
-        if self.compacts() {
-            self.bytes.drain(..self.sent);
-            self.sent = 0;
-        }
-        &mut self.bytes
     }
 
     /// Writes what the socket takes, and says how much that was.

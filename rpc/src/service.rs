@@ -93,17 +93,14 @@ impl Router {
         self
     }
 
-    #[cfg(feature = "sockets")]
     pub(crate) fn table(&self) -> &[u8; KIND_CODES] {
         &self.table
     }
 
-    #[cfg(feature = "sockets")]
     pub(crate) fn service(&self, index: u8) -> &dyn Service {
         &*self.services[usize::from(index)]
     }
 
-    #[cfg(feature = "sockets")]
     pub(crate) fn len(&self) -> usize {
         self.services.len()
     }

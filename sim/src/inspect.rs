@@ -120,9 +120,9 @@ pub fn held(world: &mut World, master: ServerId) -> Vec<Held> {
     for machine in machines {
         if let Some(process) = world.machines[machine].process {
             let replicas = world.with(process, |node, _| match node {
-                crate::node::Node::Server(node) => {
-                    node.backup_mut().map(|backup| replicas(backup, master))
-                }
+                crate::node::Node::Server(node) => node
+                    .backup()
+                    .map(|mut backup| replicas(&mut backup, master)),
                 _ => None,
             });
             if let Some(Some(replicas)) = replicas {

@@ -19,6 +19,8 @@ mod right;
 pub mod rng;
 pub mod run;
 pub mod scenarios;
+pub mod strangers;
 pub mod trace;
+pub mod watch;
 pub mod workload;
 pub mod world;

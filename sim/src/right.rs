@@ -20,7 +20,7 @@ impl World {
     /// Notes it if a process has just told a client of something that it had no right to tell.
     pub(crate) fn judge_answers(&mut self, process: ProcessId) {
         let told = self.with_node(process, |node| match node {
-            Node::Server(node) => (node.take_told(), node.server()),
+            Node::Server(node) => (node.watch.take_told(), node.server()),
             _ => (false, ServerId(0)),
         });
         let Some((true, master)) = told else { return };
@@ -48,8 +48,10 @@ impl World {
                 continue;
             };
             let shown = self.with_node(process, |node| match node {
-                Node::Server(node) => match node.backup_mut() {
-                    Some(backup) if backup.has_fenced(master) => shown(backup, now, master),
+                Node::Server(node) => match node.backup() {
+                    Some(mut backup) if backup.has_fenced(master) => {
+                        shown(&mut backup, now, master)
+                    }
                     _ => Vec::new(),
                 },
                 _ => Vec::new(),

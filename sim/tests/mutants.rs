@@ -68,7 +68,7 @@ const ELSEWHERE: &[(Mutant, &str)] = &[
     ),
     (
         Mutant::HelloAnyCluster,
-        "rpc/src/hello/tests.rs: all simulated processes are of one cluster",
+        "sim/src/strangers/tests.rs: in whole runs all are of one cluster",
     ),
     (
         Mutant::RedirectWithoutRest,

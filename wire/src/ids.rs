@@ -202,6 +202,14 @@ impl LogPosition {
     pub fn offset(self) -> u32 {
         (self.0 & ((1 << Self::OFFSET_BITS) - 1)) as u32
     }
+
+    /// Bytes from an earlier position to this one, as far as this one's segment has them.
+    #[must_use]
+    pub fn bytes_since(self, earlier: Self) -> u32 {
+        let is_same = earlier.segment() == self.segment();
+        let from = if is_same { earlier.offset() } else { 0 };
+        self.offset().saturating_sub(from)
+    }
 }
 
 impl fmt::Debug for LogPosition {

@@ -71,6 +71,8 @@ pub const MAX_SERVERS: usize = 4_096;
 pub const MAX_COORDINATORS: usize = 16;
 /// Connections a process accepts.
 pub const MAX_CONNECTIONS: usize = 4_096;
+/// Further connections of one process: of servers and coordinators, and of those in their handshake.
+pub const RESERVED_CONNECTIONS: usize = 512;
 /// A hello must be complete within this many bytes.
 pub const MAX_HELLO: usize = 1_024;
 /// Addresses of one process.

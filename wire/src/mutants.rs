@@ -68,6 +68,16 @@ crate::named! {
     IgnoreServerId = "ignore-server-id",
     /// Connections: a hello of another cluster is welcomed.
     HelloAnyCluster = "hello-any-cluster",
+    /// Server: an order under an old ballot is carried out.
+    ObeyOldBallots = "obey-old-ballots",
+    /// Server: a link to a backup of an older life is kept as current.
+    KeepOldLink = "keep-old-link",
+    /// Server: a server list is told as known before the backup has fenced whom it names.
+    KnowBeforeFencing = "know-before-fencing",
+    /// Server: a recovery is not told that a fetch was lost.
+    ForgetLostFetch = "forget-lost-fetch",
+    /// Server: it goes on after it was decided crashed.
+    OutliveTheDecision = "outlive-the-decision",
     /// Connections: a wire that has broken is kept.
     KeepBrokenWire = "keep-broken-wire",
     /// Connections: who called over a wire that has ended is not told.

@@ -6,4 +6,4 @@ mod service;
 
 pub use directory::{OpenError, boot_id};
 pub use keeper::Stock;
-pub use service::{BackupService, KINDS};
+pub use service::BackupService;

@@ -196,11 +196,13 @@ impl Control {
         self.conversation.link_down(now, peer, reason);
     }
 
+    pub(crate) fn link_closed(&mut self, peer: usize) {
+        self.conversation.link_closed(peer);
+    }
+
     /// A connection of no more use.
     pub(crate) fn pop_closing(&mut self) -> Option<usize> {
-        let closing = self.conversation.pop_closing()?;
-        self.conversation.link_closed(closing);
-        Some(closing)
+        self.conversation.pop_closing()
     }
 
     pub(crate) fn tick(&mut self, now: Micros) {

@@ -20,7 +20,7 @@ const MAYBE: Error = Error::Timeout {
 
 impl Core {
     /// Takes the payload of a DataResponse. One that can't be read breaks the connection off.
-    pub fn handle_response(&mut self, now: Micros, server: ServerId, payload: &[u8]) {
+    pub(crate) fn handle_response(&mut self, now: Micros, server: ServerId, payload: &[u8]) {
         let Some(link) = self.servers.get_mut(&server) else {
             return;
         };
@@ -117,7 +117,7 @@ impl Core {
     }
 
     /// Takes the answer of the coordinator of this number.
-    pub fn handle_coordinator_response(
+    pub(crate) fn handle_coordinator_response(
         &mut self,
         now: Micros,
         peer: usize,
@@ -169,7 +169,7 @@ impl Core {
     }
 
     /// A connection is being opened: nothing is given out for it until it is up or down.
-    pub fn handle_connecting(&mut self, to: Target) {
+    pub(crate) fn handle_connecting(&mut self, to: Target) {
         match to {
             Target::Coordinator(peer) => self.control.connecting(peer),
             Target::Server(server) => {
@@ -181,7 +181,7 @@ impl Core {
     }
 
     /// A connection that was being opened is up.
-    pub fn handle_link_up(&mut self, to: Target) {
+    pub(crate) fn handle_link_up(&mut self, to: Target) {
         match to {
             Target::Coordinator(peer) => self.control.link_up(peer),
             Target::Server(server) => {
@@ -194,7 +194,7 @@ impl Core {
     }
 
     /// The connection takes no more for now: nothing is given out for it until a moment later.
-    pub fn handle_full(&mut self, now: Micros, to: Target) {
+    pub(crate) fn handle_full(&mut self, now: Micros, to: Target) {
         self.attention = true;
         match to {
             Target::Coordinator(_) => self.control.rest(now),
@@ -208,7 +208,7 @@ impl Core {
 
     /// A connection broke or could not be opened; what was on it is lost and goes out again. Only a
     /// mutation that was sent as nobody's call ends here.
-    pub fn handle_link_down(&mut self, now: Micros, to: Target, reason: &str) {
+    pub(crate) fn handle_link_down(&mut self, now: Micros, to: Target, reason: &str) {
         let server = match to {
             Target::Coordinator(peer) => {
                 self.attention = true;

@@ -1,10 +1,9 @@
 //! The client's core: a state machine that routes operations to servers, batches them into
 //! envelopes and sees them through redirects, refusals and broken connections.
 //!
-//! Pure: time comes in as an argument, bytes go out by [`Core::poll_output`]. The order of calls:
-//! after any of `start`, `handle_*`, drain `poll_output`, then look at `next_timeout`. The async
-//! client drives the same core piecewise, by [`Core::next_ready`], [`Core::fill`],
-//! [`Core::pop_completed`] and [`Core::take`].
+//! Pure: time comes in as an argument. The order of calls: after any of `start`, `handle_*`, see to
+//! [`Core::pop_completed`], [`Core::pop_closing`], [`Core::next_ready`] with [`Core::fill`], then to
+//! [`Core::next_timeout`].
 //!
 //! # Invariants
 //! 1. A mutation that may have been applied is sent again only as the same call: of the same client,
@@ -25,8 +24,6 @@ mod map;
 mod routing;
 mod sending;
 mod slots;
-#[cfg(test)]
-mod tests;
 mod timing;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -34,7 +31,6 @@ use std::collections::{BTreeMap, VecDeque};
 use ramkeep_control::{RpcIds, is_mutation};
 use ramkeep_wire::coordinator::{Request, Table};
 use ramkeep_wire::data::{self, Item, Op, ScanCursor};
-use ramkeep_wire::envelope::Header;
 use ramkeep_wire::limits::{MAX_KEY, MAX_VALUE, MIN_KEY};
 use ramkeep_wire::{ClientId, Micros, RpcId, ServerId, TableId, key_hash};
 
@@ -53,29 +49,8 @@ use crate::types::{Operation, Outcome};
 pub enum Target {
     /// A server.
     Server(ServerId),
-    /// The coordinator of this place in the list given to [`Core::new`], or one learned of since.
+    /// The coordinator of this place in the list given at first, or one learned of since.
     Coordinator(usize),
-}
-
-/// What the core wants done.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Output {
-    /// Send an envelope with this header; its payload was appended to the buffer given.
-    Send {
-        /// To whom; [`Core::addresses`] says where.
-        to: Target,
-        /// Kind, correlation and parties.
-        header: Header,
-    },
-    /// An operation is over.
-    Done {
-        /// Which.
-        op: OpId,
-        /// What came of it.
-        result: Result<Outcome, Error>,
-    },
-    /// Close the connection, if there is one: the server sent what it must not, or left the map.
-    Close(Target),
 }
 
 /// Why an operation did not begin.
@@ -93,7 +68,7 @@ const NEVER: Micros = Micros(u64::MAX);
 
 /// The client's core.
 #[derive(Debug)]
-pub struct Core {
+pub(crate) struct Core {
     routes: Routes,
     slots: Slots,
     servers: BTreeMap<ServerId, ServerLink>,
@@ -116,7 +91,7 @@ impl Core {
     /// A core that knows these coordinators; it begins by asking for the map. `nonce` is random,
     /// or drawn from the seed in a simulation.
     #[must_use]
-    pub fn new(coordinators: Vec<String>, nonce: [u8; 16]) -> Self {
+    pub(crate) fn new(coordinators: Vec<String>, nonce: [u8; 16]) -> Self {
         let mut control = Control::new(coordinators);
         control.refresh();
         Self {
@@ -139,7 +114,7 @@ impl Core {
 
     /// Begins an operation that ends at `deadline` at the latest. Limits are checked here, before
     /// anything is sent.
-    pub fn start(
+    pub(crate) fn start(
         &mut self,
         now: Micros,
         operation: Operation<'_>,
@@ -236,14 +211,14 @@ impl Core {
     /// Whether an operation of so many bytes may begin now.
     #[must_use]
     #[inline]
-    pub fn has_room(&self, bytes: usize) -> bool {
+    pub(crate) fn has_room(&self, bytes: usize) -> bool {
         self.slots.len() < MAX_PENDING
             && (self.slots.bytes() + bytes <= MAX_PENDING_BYTES || self.slots.len() == 0)
     }
 
     /// Asks the coordinator. A refused answer is an error; any other is [`Outcome::Answer`]. Making
     /// and dropping a table is run once however often it must be sent: `once` is filled in here.
-    pub fn start_request(
+    pub(crate) fn start_request(
         &mut self,
         request: Request,
         deadline: Micros,
@@ -257,52 +232,52 @@ impl Core {
     }
 
     /// Asks for the map anew. [`Core::map_number`] reaches the returned number with the answer.
-    pub fn refresh_map(&mut self) -> u64 {
+    pub(crate) fn refresh_map(&mut self) -> u64 {
         self.attention = true;
         self.control.refresh()
     }
 
     /// Whether, since the last call, something began to wait for time or for a coordinator: look
     /// at [`Core::next_ready`] and [`Core::next_timeout`]. Saves looking after each answer.
-    pub fn take_attention(&mut self) -> bool {
+    pub(crate) fn take_attention(&mut self) -> bool {
         std::mem::take(&mut self.attention)
     }
 
     /// The tables of the map, as last heard.
     #[must_use]
-    pub fn tables(&self) -> &[Table] {
+    pub(crate) fn tables(&self) -> &[Table] {
         self.routes.tables()
     }
 
     /// Number of the latest refresh of the map that was answered.
     #[must_use]
-    pub fn map_number(&self) -> u64 {
+    pub(crate) fn map_number(&self) -> u64 {
         self.control.answered_refresh()
     }
 
     /// To be said to a coordinator when the client ends, if there is something: it gives its lease
     /// back. Nobody waits for the answer.
     #[must_use]
-    pub fn farewell(&self) -> Option<(Target, Request)> {
+    pub(crate) fn farewell(&self) -> Option<(Target, Request)> {
         let to = Target::Coordinator(self.control.current());
         self.lease.farewell().map(|request| (to, request))
     }
 
     /// Why the coordinators can't be reached, if they can't: what each of them said.
     #[must_use]
-    pub fn trouble(&self) -> Option<&str> {
+    pub(crate) fn trouble(&self) -> Option<&str> {
         self.control.trouble()
     }
 
     /// This client's id; 0 until it has a client lease.
     #[must_use]
-    pub fn client(&self) -> ClientId {
+    pub(crate) fn client(&self) -> ClientId {
         self.lease.client()
     }
 
     /// Where a target listens. Empty for one that left the map.
     #[must_use]
-    pub fn addresses(&self, target: Target) -> &[String] {
+    pub(crate) fn addresses(&self, target: Target) -> &[String] {
         match target {
             Target::Server(server) => self
                 .servers
@@ -315,7 +290,7 @@ impl Core {
     }
 
     /// Nobody wants this operation's result. It may still be applied if it was sent.
-    pub fn cancel(&mut self, op: OpId) {
+    pub(crate) fn cancel(&mut self, op: OpId) {
         if op.is_control() {
             self.control.cancel(op);
             self.control_results.remove(&op);
@@ -327,40 +302,25 @@ impl Core {
         }
     }
 
-    /// What to do next. For [`Output::Send`] the payload is appended to `payload`. Call until it
-    /// returns `None`.
-    pub fn poll_output(&mut self, now: Micros, payload: &mut Vec<u8>) -> Option<Output> {
-        if let Some(target) = self.pop_closing() {
-            return Some(Output::Close(target));
-        }
-        while let Some(op) = self.pop_completed() {
-            if let Some(result) = self.take(op) {
-                return Some(Output::Done { op, result });
-            }
-        }
-        while let Some(to) = self.next_ready(now) {
-            if let Some(header) = self.fill(now, to, payload) {
-                return Some(Output::Send { to, header });
-            }
-        }
-        None
-    }
-
     /// A connection that is to be closed.
-    pub fn pop_closing(&mut self) -> Option<Target> {
-        let silent = || self.control.pop_closing().map(Target::Coordinator);
-        self.closing.pop_front().or_else(silent)
+    pub(crate) fn pop_closing(&mut self) -> Option<Target> {
+        if let Some(target) = self.closing.pop_front() {
+            return Some(target);
+        }
+        let silent = self.control.pop_closing()?;
+        self.control.link_closed(silent);
+        Some(Target::Coordinator(silent))
     }
 
     /// An operation that has its result. Each is named once.
     #[inline]
-    pub fn pop_completed(&mut self) -> Option<OpId> {
+    pub(crate) fn pop_completed(&mut self) -> Option<OpId> {
         self.completed.pop_front()
     }
 
     /// The result of an operation that is over; handed out once.
     #[inline]
-    pub fn take(&mut self, op: OpId) -> Option<Result<Outcome, Error>> {
+    pub(crate) fn take(&mut self, op: OpId) -> Option<Result<Outcome, Error>> {
         if op.is_control() {
             self.control_results.remove(&op)
         } else {
@@ -370,11 +330,16 @@ impl Core {
 
     /// Whether an answer is owed by this target.
     #[must_use]
-    pub fn expects(&self, target: Target) -> bool {
+    pub(crate) fn expects(&self, target: Target) -> bool {
         match target {
             Target::Server(server) => (self.servers.get(&server)).is_some_and(|l| l.in_flight > 0),
             Target::Coordinator(peer) => self.control.expects(peer),
         }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn lease_mut(&mut self) -> &mut Lease {
+        &mut self.lease
     }
 
     fn complete(&mut self, op: OpId, result: Result<Outcome, Error>) {

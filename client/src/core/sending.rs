@@ -33,7 +33,7 @@ impl Core {
     }
 
     /// Someone for whom there is something to send.
-    pub fn next_ready(&mut self, now: Micros) -> Option<Target> {
+    pub(crate) fn next_ready(&mut self, now: Micros) -> Option<Target> {
         if let Some(peer) = self.control.ready(now, self.lease.client()) {
             return Some(Target::Coordinator(peer));
         }
@@ -50,7 +50,7 @@ impl Core {
 
     /// The header of the next envelope for `to`, should there be one.
     #[must_use]
-    pub fn header(&self, to: Target) -> Header {
+    pub(crate) fn header(&self, to: Target) -> Header {
         // A connection outlives a lease, and envelopes name who said hello on it; the client's id is
         // in the payload.
         let from = Party::NONE;
@@ -66,29 +66,25 @@ impl Core {
         }
     }
 
-    /// Appends the payload of the next envelope for `to` and returns its header; `None`: there is
-    /// nothing (more) to send now.
-    pub fn fill(&mut self, now: Micros, to: Target, payload: &mut Vec<u8>) -> Option<Header> {
-        let header = self.header(to);
-        let filled = match to {
+    /// Appends the payload of the next envelope for `to`, which goes out under [`Core::header`] as it
+    /// was before. False: there is nothing (more) to send now.
+    pub(crate) fn fill(&mut self, now: Micros, to: Target, payload: &mut Vec<u8>) -> bool {
+        match to {
             Target::Coordinator(peer) => {
                 let client = self.lease.client();
                 self.control.fill(now, peer, client, payload)
             }
-            Target::Server(server) => self.fill_items(now, server, payload),
-        };
-        if !filled {
-            return None;
+            Target::Server(server) => {
+                let filled = self.fill_items(now, server, payload);
+                self.next_correlation += u64::from(filled);
+                filled
+            }
         }
-        if let Target::Server(_) = to {
-            self.next_correlation += 1;
-        }
-        Some(header)
     }
 
     /// Items in the envelope filled last for a server.
     #[must_use]
-    pub fn last_batch(&self) -> usize {
+    pub(crate) fn last_batch(&self) -> usize {
         self.last_batch
     }
 

@@ -10,7 +10,7 @@ use crate::error::Error;
 
 impl Core {
     /// Lets time pass: deadlines, waiting times, renewals.
-    pub fn handle_tick(&mut self, now: Micros) {
+    pub(crate) fn handle_tick(&mut self, now: Micros) {
         if now >= self.wake_bound {
             self.sweep(now);
         }
@@ -82,7 +82,7 @@ impl Core {
 
     /// When [`Core::handle_tick`] is to be called at the latest.
     #[must_use]
-    pub fn next_timeout(&self) -> Option<Micros> {
+    pub(crate) fn next_timeout(&self) -> Option<Micros> {
         let links = self.servers.values().filter_map(ServerLink::next_timeout);
         let slots = (self.wake_bound != NEVER).then_some(self.wake_bound);
         links

@@ -8,19 +8,13 @@ use ramkeep_rpc::clock;
 use ramkeep_wire::Micros;
 use ramkeep_wire::coordinator::{Answer, Request};
 
-use super::calls::CallId;
-use super::lane::{Lane, Turn};
-use super::state::{State, stopped};
-use crate::core::{NotStarted, OpId};
+use super::lane::{Lane, State, Turn};
 use crate::error::Error;
+use crate::session::{CallId, LATE, NotStarted, OpId};
 use crate::types::{Operation, Outcome};
 
 /// Operations of one call that are under way at once.
 const WINDOW: usize = 4_096;
-
-const LATE: Error = Error::Timeout {
-    maybe_applied: false,
-};
 
 type OpResult = Result<Outcome, Error>;
 
@@ -35,7 +29,7 @@ impl Drop for One<'_> {
     fn drop(&mut self) {
         if let Some((call, op, _)) = self.running.take() {
             let mut state = self.lane.lock();
-            state.cancel(op);
+            state.session.cancel(op);
             self.lane.close(state, call);
         }
     }
@@ -51,19 +45,19 @@ impl One<'_> {
     ) -> Poll<Result<(), Error>> {
         let now = clock::now();
         let mut state = self.lane.lock();
-        let call = state.calls.open(may_lead);
+        let call = state.session.open(may_lead);
         let begun = match start(&mut state, now, call) {
             Ok(op) => {
                 self.running = Some((call, op, Turn::new(now)));
                 Poll::Ready(Ok(()))
             }
             Err(why) => {
-                state.calls.close(call);
+                state.session.close(call);
                 match why {
                     NotStarted::Refused(error) => Poll::Ready(Err(error)),
                     NotStarted::Full if now >= self.deadline => Poll::Ready(Err(LATE)),
                     NotStarted::Full => {
-                        state.wait_for_room(waker);
+                        state.session.wait_for_room(waker);
                         Poll::Pending
                     }
                 }
@@ -84,8 +78,8 @@ impl One<'_> {
             return Poll::Pending;
         }
         let mut state = self.lane.lock();
-        let result = state.take(*op);
-        state.calls.close(*call);
+        let result = state.session.take(*op);
+        state.session.close(*call);
         self.running = None;
         Poll::Ready(result)
     }
@@ -121,7 +115,7 @@ async fn run(
 /// One operation.
 pub(crate) async fn one(lane: &Lane, operation: Operation<'_>, time: Duration) -> OpResult {
     run(lane, time, true, |state, now, call, deadline| {
-        state.start(now, call, operation, deadline)
+        state.session.begin(now, call, operation, deadline)
     })
     .await
 }
@@ -129,7 +123,7 @@ pub(crate) async fn one(lane: &Lane, operation: Operation<'_>, time: Duration) -
 /// One request to the coordinator.
 pub(crate) async fn ask(lane: &Lane, request: Request, time: Duration) -> Result<Answer, Error> {
     let start =
-        |state: &mut State, _, call, deadline| state.start_request(call, request.clone(), deadline);
+        |state: &mut State, _, call, deadline| state.session.ask(call, request.clone(), deadline);
     match run(lane, time, false, start).await? {
         Outcome::Answer(answer) => Ok(*answer),
         other => Err(Error::Protocol(format!("{other:?} is no answer"))),
@@ -151,7 +145,7 @@ impl Drop for Many<'_> {
         if let Some((call, _)) = self.running.take() {
             let mut state = self.lane.lock();
             for op in self.begun.drain(..).flatten() {
-                state.cancel(op);
+                state.session.cancel(op);
             }
             self.lane.close(state, call);
         }
@@ -168,19 +162,14 @@ impl Many<'_> {
     ) -> Poll<()> {
         let now = clock::now();
         let mut state = self.lane.lock();
-        let call = state.calls.open(true);
+        let call = state.session.open(true);
         let from = self.results.len();
-        for index in from..count.min(from + WINDOW) {
-            match state.start(now, call, operation(index), self.deadline) {
-                Ok(op) => self.begun.push(Ok(op)),
-                Err(NotStarted::Refused(error)) => self.begun.push(Err(error)),
-                Err(NotStarted::Full) if now >= self.deadline => self.begun.push(Err(LATE)),
-                Err(NotStarted::Full) => break,
-            }
-        }
+        let window = (from..count.min(from + WINDOW)).map(operation);
+        let session = &mut state.session;
+        session.begin_many(now, call, window, self.deadline, &mut self.begun);
         let begun = if self.begun.is_empty() {
-            state.calls.close(call);
-            state.wait_for_room(waker);
+            state.session.close(call);
+            state.session.wait_for_room(waker);
             Poll::Pending
         } else {
             self.running = Some((call, Turn::new(now)));
@@ -203,9 +192,9 @@ impl Many<'_> {
         }
         let mut state = self.lane.lock();
         let results = self.begun.drain(..);
-        let results = results.map(|begun| begun.and_then(|op| state.take(op)));
+        let results = results.map(|begun| begun.and_then(|op| state.session.take(op)));
         self.results.extend(results);
-        state.calls.close(*call);
+        state.session.close(*call);
         self.running = None;
         Poll::Ready(())
     }
@@ -243,23 +232,19 @@ pub(crate) async fn many<'o>(
 /// Waits until the refresh of this number was answered.
 pub(crate) async fn wait_for_map(lane: &Lane, number: u64, time: Duration) -> Result<(), Error> {
     let answered = poll_fn(|cx| {
-        let mut state = lane.lock();
-        if state.core.map_number() >= number {
-            return Poll::Ready(Ok(()));
+        let session = &mut lane.lock().session;
+        match session.has_map(number) {
+            Ok(true) => Poll::Ready(Ok(())),
+            Ok(false) => {
+                session.wait_for_room(cx.waker());
+                Poll::Pending
+            }
+            Err(error) => Poll::Ready(Err(error)),
         }
-        if state.stopped {
-            return Poll::Ready(Err(stopped()));
-        }
-        if let Some(reason) = &state.refused {
-            let reason = reason.clone();
-            return Poll::Ready(Err(Error::Unavailable { reason }));
-        }
-        state.wait_for_room(cx.waker());
-        Poll::Pending
     });
     match tokio::time::timeout(time, answered).await {
         Ok(result) => result,
-        Err(_elapsed) => Err(match lane.lock().core.trouble() {
+        Err(_elapsed) => Err(match lane.lock().session.trouble() {
             Some(reason) => Error::Unavailable {
                 reason: reason.to_owned(),
             },

@@ -7,12 +7,11 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use ramkeep_rpc::{Address, ConnectError, Link, clock};
-use ramkeep_wire::hello::Refusal;
-use ramkeep_wire::{Micros, Party};
+use ramkeep_rpc::{Address, Link, clock};
+use ramkeep_wire::Micros;
 
 use super::lane::Lane;
-use crate::core::Target;
+use crate::session::Connect;
 
 /// While callers poll, the driver looks after them at this distance: it ends what is over its
 /// deadline, and replaces a leader that nobody polls any more.
@@ -21,7 +20,7 @@ const ROUND: Duration = Duration::from_millis(10);
 /// What the driver does until its next turn.
 #[derive(Default)]
 struct Plan {
-    connect: Vec<(Target, Vec<String>)>,
+    connect: Vec<Connect>,
     /// Sleep on these.
     links: Vec<Link>,
     wake_at: Option<Micros>,
@@ -40,7 +39,7 @@ struct Stop(Arc<Lane>);
 impl Drop for Stop {
     fn drop(&mut self) {
         let mut state = self.0.lock();
-        state.stop(clock::now());
+        state.session.stop(clock::now());
         self.0.release(state);
     }
 }
@@ -54,8 +53,8 @@ async fn run(stop: Stop) {
     let lane = &stop.0;
     let mut memory = Memory::default();
     while let Some(plan) = lane.turn(&mut memory) {
-        for (target, addresses) in plan.connect {
-            tokio::spawn(connect(lane.clone(), target, addresses));
+        for wish in plan.connect {
+            tokio::spawn(connect(lane.clone(), wish));
         }
         wait(lane, plan.wake_at, &plan.links).await;
     }
@@ -97,23 +96,24 @@ impl Lane {
         }
         let mut state = self.lock();
         let mut plan = Plan::default();
-        for target in std::mem::take(&mut state.to_connect) {
-            plan.connect
-                .push((target, state.core.addresses(target).to_vec()));
-        }
-        let busy = state.begun != memory.begun;
-        memory.begun = state.begun;
-        let now = clock::now();
-        plan.wake_at = state.core.next_timeout();
-        if state.leader.is_some() || (busy && state.calls.waiting() == 0) {
-            let round = now + ROUND;
+        let session = &mut state.session;
+        plan.connect
+            .extend(std::iter::from_fn(|| session.poll_connect()));
+        let busy = session.begun() != memory.begun;
+        memory.begun = session.begun();
+        plan.wake_at = session.next_timeout();
+        let idle = session.waiting() == 0;
+        if state.leader.is_some() || (busy && idle) {
+            let round = clock::now() + ROUND;
             plan.wake_at = Some(plan.wake_at.map_or(round, |at| at.min(round)));
         } else {
-            plan.links.extend(state.links().cloned());
-            state.dozing = state.calls.waiting() == 0;
+            let connections = state.session.connections();
+            plan.links
+                .extend(connections.map(|(_, up)| up.link.clone()));
+            state.dozing = idle;
         }
         // What was found here is seen to in this plan.
-        state.core.take_attention();
+        state.session.take_attention();
         self.release(state);
         Some(plan)
     }
@@ -125,9 +125,8 @@ impl Lane {
         if state.stopping {
             return None;
         }
-        if state.core.next_timeout().is_some_and(|at| at <= now) {
-            state.core.handle_tick(now);
-            state.settle();
+        if state.session.next_timeout().is_some_and(|at| at <= now) {
+            state.session.handle_tick(now);
         }
         if state.leader.is_some() && state.turns == memory.turns {
             state.leader = None;
@@ -141,7 +140,9 @@ impl Lane {
 
     /// Receives on all links, also where no answer is owed: their ends are noticed.
     fn receive_all(&self) {
-        let connections: Vec<_> = self.lock().connections().collect();
+        let connections: Vec<_> = (self.lock().session.connections())
+            .map(|(target, connection)| (target, connection.clone()))
+            .collect();
         for (target, connection) in connections {
             while self.receive_from(target, &connection) > 0 && !connection.link.is_closed() {}
         }
@@ -149,18 +150,15 @@ impl Lane {
 }
 
 /// Opens a connection to the first of a target's addresses that answers.
-async fn connect(lane: Arc<Lane>, target: Target, addresses: Vec<String>) {
-    let party = match target {
-        Target::Server(server) => Party::server(server),
-        Target::Coordinator(_) => Party::NONE,
-    };
+async fn connect(lane: Arc<Lane>, wish: Connect) {
+    let party = wish.party();
     let mut reason = "it has no address".to_owned();
-    let mut refused = false;
-    for address in &addresses {
+    let mut refused = None;
+    for address in &wish.addresses {
         let address: Address = match address.parse() {
             Ok(address) => address,
             Err(error) => {
-                reason = format!("{error}");
+                reason = error.to_string();
                 continue;
             }
         };
@@ -168,29 +166,23 @@ async fn connect(lane: Arc<Lane>, target: Target, addresses: Vec<String>) {
             Ok(link) => {
                 lane.identity.set_cluster(link.cluster());
                 let mut state = lane.lock();
-                state.connected(target, link);
+                state.session.connected(wish.target, wish.number, link);
                 lane.release(state);
                 return lane.driver.notify_one();
             }
             Err(error) => {
                 reason = error.to_string();
-                refused = is_final(&error);
+                refused = error.refusal().cloned();
             }
         }
     }
-    let mut state = lane.lock();
-    if refused && matches!(target, Target::Coordinator(_)) {
-        state.refuse(reason.clone());
+    let (now, mut state) = (clock::now(), lane.lock());
+    let (target, number) = (wish.target, wish.number);
+    let session = &mut state.session;
+    match refused {
+        None => session.lost(now, target, number, &reason),
+        Some(refusal) => session.refused(now, target, number, &refusal, &reason),
     }
-    state.lost(clock::now(), target, None, &reason);
     lane.release(state);
     lane.driver.notify_one();
-}
-
-/// Whether trying again can't help.
-fn is_final(error: &ConnectError) -> bool {
-    matches!(
-        error.refusal(),
-        Some(Refusal::Version(_) | Refusal::Cluster(_) | Refusal::Key)
-    )
 }

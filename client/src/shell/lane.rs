@@ -1,24 +1,44 @@
-//! One lane: a core with one connection per server, shared by all who use it.
+//! One lane: a session with one connection per server, shared by all who use it.
 
 use std::task::{Context, Poll, Waker};
 
 use parking_lot::{Mutex, MutexGuard};
-use ramkeep_rpc::{Identity, PollMode, SendError, clock};
+use ramkeep_rpc::{Identity, Link, PollMode, SendError, clock};
+use ramkeep_wire::Micros;
 use ramkeep_wire::coordinator::Table;
-use ramkeep_wire::{Micros, envelope, postcards};
 use tokio::sync::Notify;
 
-use super::calls::CallId;
-use super::spin::Spin;
-use super::state::{Connection, State};
-use crate::core::{Core, Target};
+use super::spin::{Spin, Window};
 use crate::limits::MAX_LINK_UNSENT;
+use crate::session::{CallId, Connection, Session, Target};
 
 /// Looks at the sockets in one turn of a leader that nobody else waits for. Bounds how long other
 /// tasks of its runtime wait.
 const LOOKS_ALONE: u32 = 16;
 
-/// A core and all that drives it.
+/// What a lane's lock guards.
+pub(super) struct State {
+    pub(super) session: Session<Link>,
+    /// Who receives for all.
+    pub(super) leader: Option<CallId>,
+    /// Turns of leaders so far.
+    pub(super) turns: u64,
+    /// The driver sleeps until it is woken: the next operation wakes it.
+    pub(super) dozing: bool,
+    pub(super) window: Window,
+    /// No user is left.
+    pub(super) stopping: bool,
+}
+
+impl State {
+    /// Makes a call that waits the leader. Returns false when nobody leads now though some wait.
+    fn pass_lead(&mut self) -> bool {
+        self.leader = self.session.pass_lead();
+        self.leader.is_some() || self.session.waiting() == 0
+    }
+}
+
+/// A session and all that drives it.
 pub(crate) struct Lane {
     state: Mutex<State>,
     /// Wakes the driver.
@@ -45,9 +65,17 @@ impl Turn {
 }
 
 impl Lane {
-    pub(crate) fn new(core: Core, identity: Identity, mode: PollMode) -> Self {
+    pub(crate) fn new(session: Session<Link>, identity: Identity, mode: PollMode) -> Self {
+        let state = State {
+            session,
+            leader: None,
+            turns: 0,
+            dozing: false,
+            window: Window::default(),
+            stopping: false,
+        };
         Self {
-            state: Mutex::new(State::new(core)),
+            state: Mutex::new(state),
             driver: Notify::new(),
             identity,
             mode,
@@ -61,52 +89,48 @@ impl Lane {
     /// Lets go of the state, and of those who are to be woken. The driver is woken when the core
     /// has something for it.
     pub(super) fn release(&self, mut state: MutexGuard<'_, State>) {
-        if state.core.take_attention() {
+        let session = &mut state.session;
+        if session.take_attention() {
             self.driver.notify_one();
         }
-        if state.wakes.is_empty() {
+        while let Some(link) = session.pop_closed() {
+            link.close();
+        }
+        if !session.has_wakes() {
             return;
         }
-        let mut wakes = std::mem::take(&mut state.wakes);
+        let mut wakes = session.take_wakes(Vec::new());
         drop(state);
         wakes.drain(..).for_each(Waker::wake);
         // The buffer goes back, so that waking takes no memory once warm.
         let mut state = self.state.lock();
-        if state.wakes.is_empty() {
-            state.wakes = wakes;
+        if !state.session.has_wakes() {
+            state.session.take_wakes(wakes);
         }
     }
 
     /// Asks for the map anew; returns the number to wait for.
     pub(crate) fn refresh_map(&self) -> u64 {
         let mut state = self.lock();
-        let number = state.core.refresh_map();
+        let number = state.session.refresh_map();
         self.release(state);
         number
     }
 
     /// Looks at the tables of the map.
     pub(crate) fn with_tables<T>(&self, look: impl FnOnce(&[Table]) -> T) -> T {
-        look(self.lock().core.tables())
+        look(self.lock().session.tables())
     }
 
     /// No user is left.
     pub(crate) fn shut(&self) {
         let mut state = self.lock();
         state.stopping = true;
-        let farewell = state.core.farewell();
-        let said = farewell.and_then(|(to, request)| {
-            Some((
-                state.connection(to)?.link.clone(),
-                state.core.header(to),
-                request,
-            ))
-        });
+        let farewell = state.session.farewell();
         drop(state);
-        if let Some((link, header, request)) = said {
-            let payload = postcards::encode(&request);
+        if let Some((link, bytes)) = farewell {
             // If it isn't heard, the lease runs out.
-            let _ = link.send(|out| envelope::append(out, header, &payload));
+            let _ = link.send(|out| out.extend_from_slice(&bytes));
         }
         self.driver.notify_one();
     }
@@ -119,20 +143,20 @@ impl Lane {
         cx: &mut Context<'_>,
     ) -> Poll<()> {
         let mut state = self.lock();
-        if state.is_over(call) {
+        if state.session.is_over(call) {
             self.leave(state, call);
             return Poll::Ready(());
         }
         if state.leader.is_some_and(|leader| leader != call) {
-            state.calls.follow(call, cx.waker());
+            state.session.follow(call, cx.waker());
             self.release(state);
             return Poll::Pending;
         }
         state.leader = Some(call);
         state.turns += 1;
         // Where operations came in company before, those of other tasks get their turn first.
-        let wait_for_company = turn.fresh && state.core.last_batch() > 1;
-        let alone = state.calls.waiting() == 1;
+        let wait_for_company = turn.fresh && state.session.last_batch() > 1;
+        let alone = state.session.waiting() == 1;
         self.release(state);
         if !wait_for_company {
             self.pump();
@@ -151,7 +175,7 @@ impl Lane {
         for _ in 0..looks {
             if self.receive() > 0 {
                 let state = self.lock();
-                if state.is_over(call) {
+                if state.session.is_over(call) {
                     self.learn(state, call, turn);
                     return Poll::Ready(());
                 }
@@ -181,11 +205,11 @@ impl Lane {
     /// The leader has polled for long enough: the driver takes over.
     fn sleep(&self, call: CallId, cx: &mut Context<'_>) -> Poll<()> {
         let mut state = self.lock();
-        if state.is_over(call) {
+        if state.session.is_over(call) {
             self.leave(state, call);
             return Poll::Ready(());
         }
-        state.calls.follow(call, cx.waker());
+        state.session.follow(call, cx.waker());
         if state.leader == Some(call) {
             state.leader = None;
         }
@@ -205,7 +229,7 @@ impl Lane {
 
     /// The caller is done with the call.
     pub(super) fn close(&self, mut state: MutexGuard<'_, State>, call: CallId) {
-        state.calls.close(call);
+        state.session.close(call);
         self.leave(state, call);
     }
 
@@ -214,45 +238,35 @@ impl Lane {
         let now = clock::now();
         loop {
             let mut state = self.lock();
-            let Some(target) = state.core.next_ready(now) else {
-                return self.release(state);
-            };
-            let Some(connection) = state.connection(target).cloned() else {
-                state.core.handle_connecting(target);
-                state.to_connect.push(target);
-                self.release(state);
-                self.driver.notify_one();
-                continue;
-            };
+            let next = state.session.next_send(now);
+            let wishes = state.session.has_wishes();
             self.release(state);
+            if wishes {
+                self.driver.notify_one();
+            }
+            let Some((target, connection)) = next else {
+                return;
+            };
             self.send(now, target, &connection);
         }
     }
 
     /// Sends what is queued for one target, as far as its socket takes it.
-    fn send(&self, now: Micros, target: Target, connection: &Connection) {
+    fn send(&self, now: Micros, target: Target, connection: &Connection<Link>) {
         if connection.link.unsent() > MAX_LINK_UNSENT {
             return self.rest(now, target);
         }
         let sent = connection.link.send(|out| {
-            let mut state = self.lock();
-            let begin = out.len();
-            while out.len() - begin <= MAX_LINK_UNSENT {
-                let start = envelope::begin(out, state.core.header(target));
-                if state.core.fill(now, target, out).is_none() {
-                    out.truncate(start);
-                    break;
-                }
-                envelope::seal(out, start);
-            }
+            let session = &mut self.lock().session;
+            session.fill(now, target, out, MAX_LINK_UNSENT);
         });
         match sent {
             Ok(()) => {}
             Err(SendError::Full) => self.rest(now, target),
             Err(SendError::Closed(reason)) => {
                 let mut state = self.lock();
-                let number = Some(connection.number);
-                state.lost(now, target, number, &reason.to_string());
+                let session = &mut state.session;
+                session.lost(now, target, connection.number, &reason.to_string());
                 self.release(state);
             }
         }
@@ -261,7 +275,7 @@ impl Lane {
     /// The target's socket takes no more: its turn comes again a moment later.
     fn rest(&self, now: Micros, target: Target) {
         let mut state = self.lock();
-        state.core.handle_full(now, target);
+        state.session.full(now, target);
         self.release(state);
     }
 
@@ -270,7 +284,8 @@ impl Lane {
         let mut received = 0;
         let mut after = None;
         loop {
-            let next = self.lock().next_expecting(after);
+            let next = (self.lock().session.next_expecting(after))
+                .map(|(target, connection)| (target, connection.clone()));
             let Some((target, connection)) = next else {
                 return received;
             };
@@ -280,14 +295,14 @@ impl Lane {
     }
 
     /// Looks once at one socket.
-    pub(super) fn receive_from(&self, target: Target, connection: &Connection) -> usize {
+    pub(super) fn receive_from(&self, target: Target, connection: &Connection<Link>) -> usize {
         let link = &connection.link;
         let received = link.try_receive(&mut |envelope| {
             let mut state = self.lock();
             let now = clock::now();
-            if let Err(what) = state.receive(now, target, &envelope) {
+            let session = &mut state.session;
+            if let Err(what) = session.receive(now, target, connection.number, &envelope) {
                 tracing::warn!(?target, what, "connection closed");
-                state.lost(now, target, Some(connection.number), &what);
             }
             self.release(state);
         });
@@ -295,8 +310,9 @@ impl Lane {
             None => received,
             Some(reason) => {
                 let mut state = self.lock();
-                let number = Some(connection.number);
-                state.lost(clock::now(), target, number, &reason.to_string());
+                let (now, number) = (clock::now(), connection.number);
+                let session = &mut state.session;
+                session.lost(now, target, number, &reason.to_string());
                 self.release(state);
                 received + 1
             }

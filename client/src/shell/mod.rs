@@ -1,4 +1,4 @@
-//! The client's sockets, clock and tasks: drives the core.
+//! The client's sockets, clock and tasks: drives sessions.
 //!
 //! A caller drives the core itself: it queues its operations, sends what is queued, and polls the
 //! sockets until its answers are there. Of all callers one *leads*, receiving for the others, which
@@ -13,11 +13,9 @@
 //! 3. A leader that nobody polls any more is replaced by the driver at its next turn.
 
 mod call;
-mod calls;
 mod driver;
 mod lane;
 mod spin;
-mod state;
 
 pub(crate) use call::{ask, many, one, wait_for_map};
 pub(crate) use driver::drive;

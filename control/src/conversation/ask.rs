@@ -4,7 +4,7 @@
 use ramkeep_wire::coordinator::{Answer, Once, Refused, Request};
 use ramkeep_wire::{ClientId, Micros, RpcId};
 
-use super::{Answered, Sequencing, Unanswered};
+use super::outcome::{Answered, Sequencing, Unanswered};
 use crate::limits::SLOW_PATIENCE;
 use crate::peers::PATIENCE;
 

@@ -4,4 +4,4 @@ mod coordinators;
 mod direct;
 
 pub use coordinators::{CALL_PATIENCE, Coordinators, Unreachable};
-pub use direct::Direct;
+pub use direct::{Direct, NoAnswer};

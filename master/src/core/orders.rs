@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 
 use ramkeep_wire::LogPosition;
 use ramkeep_wire::coordinator::{ServerEntry, ServerList, ServerState};
+use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::order::{Command, Order, OrderReply, Recovery};
 
 use super::{Control, Master, listed};
@@ -13,10 +14,10 @@ impl Master {
     /// Carries out an order of the coordinator.
     pub fn handle_order(&self, order: Order) -> OrderReply {
         let mut control = self.control.lock();
-        if order.ballot < control.ballot {
+        if order.ballot < control.ballot && !mutants::active(Mutant::ObeyOldBallots) {
             return OrderReply::StaleBallot(control.ballot);
         }
-        control.ballot = order.ballot;
+        control.ballot = control.ballot.max(order.ballot);
         match order.command {
             Command::Probe => OrderReply::Done,
             Command::UpdateServers(list) => {
@@ -100,8 +101,8 @@ impl Master {
         self.list_version.store(list.version.0, Ordering::Release);
     }
 
-    /// This master was decided crashed.
-    pub(super) fn fence(&self) {
+    /// This master was decided crashed: it grants, changes and records nothing any more.
+    pub fn fence(&self) {
         self.lease.fence();
         self.store.set_write_gate(Gate::NotReady);
     }

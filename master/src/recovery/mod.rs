@@ -6,10 +6,9 @@
 //!
 //! ```text
 //! order ─► Recoveries ─ poll_ask ─► backups ─ handle_answer ─► Recoveries
-//!              │ poll_started                                     │ next_job
-//!              ▼                                                  ▼
-//!          Replayer ◄──────────────── give ────────────────────── job
-//!              └ step ─ outcome ─► handle_outcome
+//!              │ poll_started                                  ▲   │
+//!              ▼                                       outcomes│   │jobs
+//!          Replayer ──────────────────── drive ────────────────┴───┘
 //! ```
 //!
 //! # Invariants
@@ -36,7 +35,7 @@ use ramkeep_wire::{ClusterId, LogPosition, Micros, ServerId};
 use crate::store::{Finished, ReplayId, Store};
 use gather::Gather;
 pub use gather::{AskId, Job};
-pub use replayer::{Outcome, Replayer, Stepped};
+pub use replayer::{Driven, Outcome, Replayer};
 
 /// Recoveries that one master works on at a time.
 pub const MAX_RECOVERIES: usize = 8;
@@ -58,7 +57,7 @@ pub struct Ask {
 
 /// What a replayer does next.
 #[derive(Debug)]
-pub enum Next {
+enum Next {
     /// This.
     Job(Job),
     /// Nothing yet.
@@ -248,7 +247,7 @@ impl Recoveries {
     }
 
     /// What the replayer of a recovery is to do next.
-    pub fn next_job(&mut self, id: RecoveryId) -> Next {
+    fn next_job(&mut self, id: RecoveryId) -> Next {
         match self.active.iter_mut().find(|active| active.id == id) {
             None => Next::Ended,
             Some(Active {

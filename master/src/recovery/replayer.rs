@@ -1,9 +1,17 @@
 //! The half of a recovery that takes a core: proving segments, and replaying them.
 //!
 //! # Invariants
-//! 1. Proving holds no lock; replay holds the writer's for a batch at a time.
+//! 1. Proving holds no lock; replay holds the writer's for a batch at a time, and the recoveries are
+//!    locked only to take a job or to tell what came of one.
 //! 2. What can't be proved is not looked into.
+//! 3. A replay that failed or was given up is ended with the step that finds out.
+//! 4. What a replay appends runs at most [`MAX_AHEAD`] and a batch ahead of what is durable: writes of
+//!    clients stand in the same line, and a backup that is far behind is sent bytes without a
+//!    certificate, which make nothing durable until it has caught up.
 
+use std::ops::DerefMut;
+
+use ramkeep_wire::LogPosition;
 use ramkeep_wire::SegmentId;
 use ramkeep_wire::ServerId;
 use ramkeep_wire::certificate::CertificateKey;
@@ -12,7 +20,11 @@ use ramkeep_wire::order::{LostTablet, Recovery};
 use ramkeep_wire::segment::{ProvedSegment, VerifiedSegment};
 
 use super::gather::{Fetched, Job};
+use super::{Next, Recoveries, RecoveryId};
 use crate::store::{Finished, Replay, ReplayError, ReplayId, Step, Store};
+
+/// Bytes appended and not durable, past which a replay waits.
+const MAX_AHEAD: u32 = 1 << 20;
 
 /// What came of some work.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,9 +53,26 @@ pub enum Outcome {
     Failed(String),
 }
 
+/// What the driver of a replayer does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Driven {
+    /// There is more to do.
+    Worked,
+    /// Its recovery was told something, and may have more to ask of backups.
+    Told,
+    /// The log is rolling over, or its backups are far behind: go on when they have answered.
+    WaitsForBackups,
+    /// Go on when segments have come.
+    WaitsForSegments,
+    /// All is in the log, which ends here. There is nothing left to drive.
+    Finished(LogPosition),
+    /// It failed, or was given up. There is nothing left to drive; what it appended is swept in time.
+    Ended,
+}
+
 /// How a step went.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Stepped {
+#[derive(Debug)]
+enum Stepped {
     /// There is more to do.
     Worked,
     /// The log is rolling over: go on in a while.
@@ -87,8 +116,51 @@ impl Replayer {
         }
     }
 
+    /// Does a piece of its recovery's work: proves one segment, replays one batch, takes a job, or
+    /// tells what came of one. Whoever drives it stops with [`Driven::Finished`] or
+    /// [`Driven::Ended`].
+    pub fn drive<R: DerefMut<Target = Recoveries>>(
+        &mut self,
+        id: RecoveryId,
+        store: &Store,
+        recoveries: impl FnOnce() -> R,
+    ) -> Driven {
+        if is_far_ahead(store) {
+            return Driven::WaitsForBackups;
+        }
+        match self.step(store) {
+            Stepped::Worked => Driven::Worked,
+            Stepped::Wait => Driven::WaitsForBackups,
+            Stepped::Idle => match recoveries().next_job(id) {
+                Next::Job(job) => {
+                    self.give(job);
+                    Driven::Worked
+                }
+                Next::Nothing => Driven::WaitsForSegments,
+                Next::Ended => self.abandon(store),
+            },
+            Stepped::Said(outcome) => self.tell(id, store, &mut recoveries(), outcome),
+        }
+    }
+
+    fn tell(
+        &mut self,
+        id: RecoveryId,
+        store: &Store,
+        recoveries: &mut Recoveries,
+        outcome: Outcome,
+    ) -> Driven {
+        let driven = match &outcome {
+            Outcome::Failed(_) => self.abandon(store),
+            Outcome::Finished(finished) => Driven::Finished(finished.end),
+            _ => Driven::Told,
+        };
+        recoveries.handle_outcome(id, outcome);
+        driven
+    }
+
     /// Hands over the next job; the last one must be done.
-    pub fn give(&mut self, job: Job) {
+    fn give(&mut self, job: Job) {
         assert!(matches!(self.work, Work::Idle), "a job at a time");
         self.work = match job {
             Job::End(fetched) => Work::Prove {
@@ -103,19 +175,18 @@ impl Replayer {
         };
     }
 
-    /// Does a piece of work: proves one segment, or replays one batch.
-    pub fn step(&mut self, store: &Store) -> Stepped {
+    fn step(&mut self, store: &Store) -> Stepped {
         match self.try_step(store) {
             Ok(stepped) => stepped,
             Err(error) => self.fail(format!("the replay failed: {error}")),
         }
     }
 
-    /// Ends the replay; what it appended is swept in time.
-    pub fn abandon(mut self, store: &Store) {
+    fn abandon(&mut self, store: &Store) -> Driven {
         if let Some(replay) = self.replay.take() {
             store.end_replay(replay.id());
         }
+        Driven::Ended
     }
 
     fn fail(&mut self, reason: String) -> Stepped {
@@ -203,6 +274,11 @@ impl Replayer {
         self.work = Work::Replay { proved, at };
         Ok(stepped)
     }
+}
+
+fn is_far_ahead(store: &Store) -> bool {
+    let appended = store.writer().log().appended_position();
+    appended.bytes_since(store.durability().position()) >= MAX_AHEAD
 }
 
 fn digest_of(segment: &VerifiedSegment<'_>) -> Option<Vec<DigestItem>> {

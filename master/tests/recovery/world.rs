@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use ramkeep_master::recovery::{Ask, Next, Outcome, Recoveries, RecoveryId, Replayer, Stepped};
+use ramkeep_master::recovery::{Ask, Driven, Recoveries, RecoveryId, Replayer};
 use ramkeep_master::store::{Store, StoreConfig};
 use ramkeep_wire::backup::{BackupRequest, BackupResponse, ReplicaInfo};
 use ramkeep_wire::certificate::{CertificateKey, Claim};
@@ -285,25 +285,15 @@ impl World {
         let (id, Some(replayer)) = &mut self.replayers[at] else {
             return false;
         };
-        match replayer.step(&self.store) {
-            Stepped::Worked => {}
-            Stepped::Wait => make_durable(&self.store),
-            Stepped::Idle => match self.recoveries.next_job(*id) {
-                Next::Job(job) => replayer.give(job),
-                Next::Nothing => return false,
-                Next::Ended => self.replayers[at].1.take().unwrap().abandon(&self.store),
-            },
-            Stepped::Said(outcome) => {
-                let failed = matches!(outcome, Outcome::Failed(_));
-                let finished = matches!(outcome, Outcome::Finished(_));
-                self.recoveries.handle_outcome(*id, outcome);
-                if failed {
-                    self.replayers[at].1.take().unwrap().abandon(&self.store);
-                } else if finished {
-                    self.replayers[at].1 = None;
-                    if !self.is_durable_late {
-                        make_durable(&self.store);
-                    }
+        match replayer.drive(*id, &self.store, || &mut self.recoveries) {
+            Driven::Worked | Driven::Told => {}
+            Driven::WaitsForBackups => make_durable(&self.store),
+            Driven::WaitsForSegments => return false,
+            Driven::Ended => self.replayers[at].1 = None,
+            Driven::Finished(_) => {
+                self.replayers[at].1 = None;
+                if !self.is_durable_late {
+                    make_durable(&self.store);
                 }
             }
         }

@@ -8,6 +8,7 @@
 //! 4. A side that refuses says why: its refusal is the last that it appends.
 //! 5. What is meant for another process is refused by both sides (SAFETY 6).
 
+mod refusing;
 mod states;
 
 use std::time::Duration;
@@ -16,39 +17,15 @@ use ramkeep_wire::envelope::{self, HEADER_LEN, Header, Kind};
 use ramkeep_wire::hello::{Hello, Refusal};
 use ramkeep_wire::limits::MAX_HELLO;
 use ramkeep_wire::{ClusterId, Party, postcards};
-use serde::Serialize;
 
+pub use self::refusing::{HelloError, refusal_envelope};
+use self::refusing::{append, refuse};
 use self::states::{AwaitHello, AwaitWelcome, Next, State};
 use crate::identity::Identity;
 use crate::receive::refusal_of;
 
 /// A handshake that is not done by then is given up.
 pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(2);
-
-/// Why a handshake ended without a connection.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum HelloError {
-    /// The peer refused, and said why.
-    #[error("the peer refused the connection: {0}")]
-    Refused(Refusal),
-    /// This side refused the peer.
-    #[error("refused the peer: {0}")]
-    Refuse(Refusal),
-    /// There is no shared key and the peer is on another machine.
-    #[error("without a shared key only processes on this machine are talked to; use a key file")]
-    KeyNeeded,
-}
-
-impl HelloError {
-    /// What one side had against the other, if that is why.
-    #[must_use]
-    pub fn refusal(&self) -> Option<&Refusal> {
-        match self {
-            Self::Refused(refusal) | Self::Refuse(refusal) => Some(refusal),
-            Self::KeyNeeded => None,
-        }
-    }
-}
 
 /// A connection whose peer is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -201,14 +178,6 @@ pub(crate) fn check_locality(identity: &Identity, local: bool) -> Result<(), Hel
     }
 }
 
-/// The bytes of an envelope that refuses.
-#[must_use]
-pub fn refusal_envelope(refusal: &Refusal, from: Party, to: Party) -> Vec<u8> {
-    let mut out = Vec::new();
-    append(&mut out, Kind::Refusal, from, to, refusal);
-    out
-}
-
 /// Tells the peer why, when this side refuses.
 fn tell(error: &HelloError, identity: &Identity, out: &mut Vec<u8>) {
     let refusal = match error {
@@ -217,11 +186,6 @@ fn tell(error: &HelloError, identity: &Identity, out: &mut Vec<u8>) {
         HelloError::Refused(_) => return,
     };
     append(out, Kind::Refusal, identity.party(), Party::NONE, refusal);
-}
-
-fn append<T: Serialize>(out: &mut Vec<u8>, kind: Kind, from: Party, to: Party, message: &T) {
-    let header = Header::new(kind, 0, to, from);
-    envelope::append(out, header, &postcards::encode(message));
 }
 
 /// The header and the length of the envelope at the front, once that is whole. It is refused by its
@@ -244,10 +208,6 @@ fn whole(received: &[u8]) -> Result<Option<(Header, usize)>, HelloError> {
 fn decode<T: serde::de::DeserializeOwned>(payload: &[u8]) -> Result<T, HelloError> {
     let unreadable = |error: postcards::Malformed| Refusal::Malformed(error.0);
     postcards::decode(payload).map_err(|error| HelloError::Refuse(unreadable(error)))
-}
-
-fn refuse<T>(refusal: Refusal) -> Result<T, HelloError> {
-    Err(HelloError::Refuse(refusal))
 }
 
 #[cfg(test)]

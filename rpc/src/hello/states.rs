@@ -6,7 +6,7 @@ use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::{ClusterId, Party};
 use subtle::ConstantTimeEq;
 
-use super::{HelloError, append, refuse};
+use super::refusing::{HelloError, append, refuse};
 use crate::identity::{Identity, is_for};
 
 /// Where a handshake is.

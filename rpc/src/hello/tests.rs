@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use ramkeep_wire::ServerId;
 use ramkeep_wire::envelope::PROTOCOL_VERSION;
 use ramkeep_wire::hello::{Proof, SharedKey, Welcome};
+use serde::Serialize;
 
 use super::*;
 

@@ -8,7 +8,7 @@ use ramkeep_wire::Party;
 use ramkeep_wire::hello::Refusal;
 use tokio::net::{TcpStream, UnixStream};
 
-use super::Link;
+use super::sharing::Link;
 use crate::address::Address;
 use crate::handshake::{self, HandshakeError};
 use crate::hello::check_locality;

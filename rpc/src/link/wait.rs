@@ -16,7 +16,7 @@ use std::task::{Context, Poll};
 use ramkeep_wire::Micros;
 use ramkeep_wire::envelope::Envelope;
 
-use super::Link;
+use super::sharing::Link;
 use crate::clock;
 use crate::closed::Closed;
 use crate::polling::Pace;

@@ -2,8 +2,7 @@
 //!
 //! # Invariants
 //! 1. All whole envelopes of one read are handled in one go, and their replies go out together.
-//! 2. While more than `MAX_UNSENT` bytes of replies are in the send queue, nothing is read and no
-//!    session is offered anything: what it would see as full is full.
+//! 2. While more than `MAX_UNSENT` bytes of replies are in the send queue, nothing is read.
 //! 3. It sleeps only when the socket was seen empty after the readiness it sleeps on was cleared,
 //!    so that no bytes and no wake are missed.
 //! 4. A peer that sends nothing more still gets its replies, within [`HALF_CLOSED_GRACE`].
@@ -17,19 +16,18 @@ use std::time::Duration;
 
 use ramkeep_wire::Micros;
 use ramkeep_wire::hello::Refusal;
-use ramkeep_wire::limits::MAX_UNSENT;
 
-use super::listen::{Place, Shared};
+use super::shared::{Place, Shared};
 use super::worker::{SpinSlot, Worker};
 use crate::buffer::ReceiveBuffer;
 use crate::clock;
-use crate::closed::NotServed;
+use crate::closed::Parting;
+use crate::dispatch::{Dispatch, Outbox};
 use crate::handshake;
 use crate::hello::{Opened, refusal_envelope};
 use crate::polling::Pace;
-use crate::receive::{Batch, Expect};
 use crate::send::SendQueue;
-use crate::service::{Peer, Session, UNROUTED};
+use crate::service::Peer;
 use crate::socket::{Moved, Socket, Unwatched};
 
 /// Between two looks at a connection that is about to end.
@@ -42,16 +40,13 @@ pub(super) struct Connection {
     shared: Arc<Shared>,
     worker: Arc<Worker>,
     place: Place,
-    peer: Peer,
     received: ReceiveBuffer,
     /// Bytes were received that no session has seen.
     unseen: bool,
     /// Woken from sleep for the sake of the sessions.
     woken: bool,
-    /// Whole envelopes were left by a session.
-    left: bool,
     out: SendQueue,
-    sessions: Vec<Option<Box<dyn Session>>>,
+    dispatch: Dispatch,
     pace: Pace,
     slot: Option<SpinSlot>,
 }
@@ -74,11 +69,11 @@ impl From<io::Error> for End {
     }
 }
 
-impl From<NotServed> for End {
-    fn from(judged: NotServed) -> Self {
-        match judged {
-            NotServed::Told(refusal) => Self::Told(refusal),
-            NotServed::Refuse(refusal) => Self::Refuse(refusal),
+impl From<Parting> for End {
+    fn from(parting: Parting) -> Self {
+        match parting {
+            Parting::Told(refusal) => Self::Told(refusal),
+            Parting::Refuse(refusal) => Self::Refuse(refusal),
         }
     }
 }
@@ -100,6 +95,12 @@ impl Connection {
         };
         let address = socket.describe_peer();
         match handshake::accept(&socket, &shared.identity).await {
+            Ok(opened) if !place.prove(clock::now(), opened.peer) => {
+                let refusal = refusal_envelope(&Refusal::Busy, opened.local, opened.peer);
+                // Best effort: else the peer sees it closed.
+                let _ = socket.send(&refusal);
+                handshake::linger(&socket).await;
+            }
             Ok(opened) => {
                 let connection = Self::new(socket, shared, worker, place, address, &opened);
                 Box::pin(connection.run()).await;
@@ -119,20 +120,18 @@ impl Connection {
         address: String,
         opened: &Opened,
     ) -> Self {
-        let sessions = (0..shared.router.len()).map(|_| None).collect();
+        let peer = Peer {
+            party: opened.peer,
+            address,
+        };
         Self {
             socket,
+            dispatch: Dispatch::new(shared.router.clone(), peer, place.wake.clone()),
             place,
-            peer: Peer {
-                party: opened.peer,
-                address,
-            },
             unseen: !opened.rest.is_empty(),
             received: ReceiveBuffer::new(&opened.rest),
             woken: false,
-            left: false,
             out: SendQueue::default(),
-            sessions,
             pace: Pace::new(worker.mode, clock::now()),
             slot: None,
             shared,
@@ -146,6 +145,9 @@ impl Connection {
                 self.finish_held(self.shared.stop_by()).await;
                 break End::Refuse(Refusal::Stopping);
             }
+            if self.place.leaves() && !self.dispatch.holds() {
+                break End::Refuse(Refusal::Busy);
+            }
             match self.turn() {
                 Err(End::Silent) => {
                     self.finish_held(clock::now() + HALF_CLOSED_GRACE).await;
@@ -153,8 +155,9 @@ impl Connection {
                 }
                 Err(end) => break end,
                 Ok(Some(now)) => {
+                    self.place.use_at(now);
                     self.pace.traffic(now);
-                    if self.holds() {
+                    if self.dispatch.holds() {
                         self.worker.holding_turn(now).await;
                     } else {
                         self.worker.busy_turn(now).await;
@@ -190,21 +193,21 @@ impl Connection {
         if self.out.unsent() > 0 && self.out.flush(&self.socket)? > 0 {
             moved = Some(clock::now());
         }
-        if std::mem::take(&mut self.woken) || self.place.wake.take() || self.holds() {
+        if std::mem::take(&mut self.woken) || self.place.wake.take() || self.dispatch.holds() {
             let now = clock::now();
-            if self.poll_sessions(now) {
+            if self.dispatch.poll(now, &mut self.out) {
                 self.out.flush(&self.socket)?;
                 moved = Some(now);
             }
         }
-        if self.may_read() && !self.unseen && !self.left {
+        if self.may_read() && !self.unseen && !self.dispatch.left() {
             match self.received.fill(&self.socket)? {
                 Moved::Bytes(0) => return Err(End::Silent),
                 Moved::Bytes(_) => self.unseen = true,
                 Moved::Blocked => {}
             }
         }
-        if self.may_read() && (self.unseen || self.left) {
+        if self.may_read() && (self.unseen || self.dispatch.left()) {
             let now = clock::now();
             let outcome = self.handle(now);
             let flushed = self.out.flush(&self.socket)?;
@@ -216,69 +219,17 @@ impl Connection {
     }
 
     fn may_read(&self) -> bool {
-        self.out.occupied() <= MAX_UNSENT
+        Dispatch::may_offer(&self.out)
     }
 
-    fn holds(&self) -> bool {
-        self.sessions
-            .iter()
-            .flatten()
-            .any(|session| session.holds())
-    }
-
-    fn poll_sessions(&mut self, now: Micros) -> bool {
-        let out = self.out.buffer();
-        let mut wrote = false;
-        for session in self.sessions.iter_mut().flatten() {
-            wrote |= session.poll(now, out);
-        }
-        wrote
-    }
-
-    /// Gives what was received to the sessions, in runs of one service. False: they left
-    /// it all, for later.
+    /// Gives what was received to the sessions. False: they left it all, for later.
     fn handle(&mut self, now: Micros) -> Result<bool, End> {
         self.unseen = false;
-        let expect = Expect::accepted(self.shared.identity.party(), self.peer.party);
-        let mut batch = Batch::expecting(self.received.pending(), expect);
-        let router = &self.shared.router;
-        let mut outcome = Ok(());
-        while let Some(kind) = batch.peek() {
-            let index = router.table()[kind as usize];
-            if index == UNROUTED {
-                outcome = Err(NotServed::judge(kind, &mut batch).into());
-                break;
-            }
-            let session = self.sessions[usize::from(index)].get_or_insert_with(|| {
-                router
-                    .service(index)
-                    .open(&self.peer, self.place.wake.clone())
-            });
-            let before = batch.taken();
-            batch.restrict(Some((router.table(), index)));
-            let handled = session.handle_batch(now, &mut batch, self.out.buffer());
-            batch.restrict(None);
-            if let Err(refusal) = handled {
-                outcome = Err(End::Refuse(refusal));
-                break;
-            }
-            if batch.taken() == before || self.out.occupied() > MAX_UNSENT {
-                break;
-            }
-        }
-        self.left = batch.peek().is_some();
-        let needed = if self.left { 0 } else { batch.needed() };
-        if let Some(refusal) = batch.failure() {
-            outcome = outcome.and(Err(End::Refuse(refusal.clone())));
-        }
-        let taken = batch.taken();
-        self.received.consume(taken, needed);
-        outcome?;
-        if self.left && taken == 0 && self.out.unsent() == 0 && !self.holds() {
-            tracing::error!("a session neither took an envelope nor holds a reply");
-            return Err(End::Refuse(Refusal::Busy));
-        }
-        Ok(taken > 0 || !self.left)
+        let local = self.shared.identity.party();
+        let pending = self.received.pending();
+        let dispatched = self.dispatch.handle(now, local, pending, &mut self.out);
+        self.received.consume(dispatched.taken, dispatched.needed);
+        Ok(dispatched.outcome?)
     }
 
     /// Until there is something to do: bytes, room for bytes, or a wake.
@@ -292,7 +243,7 @@ impl Connection {
             return Poll::Ready(Ok(()));
         }
         if self.may_read()
-            && !self.left
+            && !self.dispatch.left()
             && let Poll::Ready(outcome) = self.poll_fill(cx)
         {
             return Poll::Ready(outcome);
@@ -333,12 +284,12 @@ impl Connection {
     async fn finish_held(&mut self, by: Micros) {
         loop {
             let now = clock::now();
-            self.poll_sessions(now);
+            self.dispatch.poll(now, &mut self.out);
             if self.out.flush(&self.socket).is_err() {
                 return;
             }
             let by = by.min(self.shared.stop_by());
-            if (!self.holds() && self.out.unsent() == 0) || now >= by {
+            if (!self.dispatch.holds() && self.out.unsent() == 0) || now >= by {
                 return;
             }
             tokio::time::sleep(ENDING_TICK).await;
@@ -346,7 +297,7 @@ impl Connection {
     }
 
     async fn end(mut self, end: End) {
-        let address = &self.peer.address;
+        let Peer { address, party } = self.dispatch.peer();
         match end {
             End::Silent => tracing::debug!(%address, "the peer closed"),
             End::Gone(error) => tracing::debug!(%address, %error, "the connection broke"),
@@ -354,11 +305,11 @@ impl Connection {
             End::Refuse(refusal) => {
                 tracing::info!(%address, %refusal, "refused the peer");
                 let from = self.shared.identity.party();
-                let bytes = refusal_envelope(&refusal, from, self.peer.party);
+                let bytes = refusal_envelope(&refusal, from, *party);
                 self.out.buffer().extend_from_slice(&bytes);
                 // Best effort: a peer that doesn't read isn't waited for.
                 if self.out.flush(&self.socket).is_ok() {
-                    self.sessions.clear();
+                    drop(self.dispatch);
                     handshake::linger(&self.socket).await;
                 }
             }

@@ -2,27 +2,23 @@
 //!
 //! # Invariants
 //! 1. Without a shared key a process listens on this machine only.
-//! 2. At most `MAX_CONNECTIONS` connections are open, those in their handshake included; one more
-//!    is told so and closed.
+//! 2. Open connections are bounded ([`super::places`]); one more is told so and closed.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use ramkeep_wire::Party;
 use ramkeep_wire::hello::Refusal;
-use ramkeep_wire::limits::MAX_CONNECTIONS;
-use ramkeep_wire::{Micros, Party};
 use socket2::{Domain, Protocol, Type};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::Notify;
 
 use super::connection::Connection;
+use super::shared::Shared;
 use super::worker::{WorkerHandle, WorkerPool};
 use crate::address::Address;
 use crate::clock;
@@ -30,7 +26,6 @@ use crate::hello::refusal_envelope;
 use crate::identity::Identity;
 use crate::service::Router;
 use crate::socket::Unwatched;
-use crate::wake::Wake;
 
 /// Connections that the system keeps for a process that hasn't accepted them yet.
 const BACKLOG: i32 = 1_024;
@@ -139,77 +134,11 @@ fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     }
 }
 
-/// What the connections of one listener share.
-pub(super) struct Shared {
-    pub(super) identity: Identity,
-    pub(super) router: Router,
-    pub(super) stopping: AtomicBool,
-    /// When a connection must be closed, once stopping.
-    stop_by: Mutex<Micros>,
-    connections: Mutex<Connections>,
-    changed: Notify,
-}
-
-#[derive(Default)]
-struct Connections {
-    open: BTreeMap<u64, Wake>,
-    next: u64,
-}
-
-/// A connection's place among those open, given back when dropped.
-pub(super) struct Place {
-    shared: Arc<Shared>,
-    id: u64,
-    pub(super) wake: Wake,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.shared.connections.lock().open.remove(&self.id);
-        self.shared.changed.notify_waiters();
-    }
-}
-
-impl Shared {
-    fn place(self: &Arc<Self>) -> Option<Place> {
-        let mut connections = self.connections.lock();
-        if connections.open.len() >= MAX_CONNECTIONS {
-            return None;
-        }
-        let id = connections.next;
-        connections.next += 1;
-        let wake = Wake::new();
-        connections.open.insert(id, wake.clone());
-        Some(Place {
-            shared: self.clone(),
-            id,
-            wake,
-        })
-    }
-
-    pub(super) fn stop_by(&self) -> Micros {
-        *self.stop_by.lock()
-    }
-}
-
 /// A listening socket being served. Dropping it changes nothing; see [`Serving::stop`].
 pub struct Serving {
     address: Address,
     shared: Arc<Shared>,
     accepting: tokio::task::JoinHandle<()>,
-}
-
-impl Shared {
-    fn new(identity: &Identity, router: Router) -> Arc<Self> {
-        Arc::new(Self {
-            identity: identity.clone(),
-            router,
-            stopping: AtomicBool::new(false),
-            stop_by: Mutex::new(Micros(u64::MAX)),
-            connections: Mutex::default(),
-            changed: Notify::new(),
-        })
-    }
 }
 
 impl WorkerPool {
@@ -290,7 +219,7 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 
 impl Accept {
     fn give(&self, socket: Unwatched) {
-        let Some(place) = self.shared.place() else {
+        let Some(place) = Shared::place(&self.shared) else {
             let party = self.shared.identity.party();
             // Best effort: a new socket takes these few bytes, or the peer sees it closed.
             let _ = socket.send(&refusal_envelope(&Refusal::Busy, party, Party::NONE));
@@ -316,7 +245,7 @@ impl Serving {
     /// Connections open now.
     #[must_use]
     pub fn connections(&self) -> usize {
-        self.shared.connections.lock().open.len()
+        self.shared.open()
     }
 
     /// Accepts no more, lets held replies go out, tells peers that the process is stopping, and
@@ -325,38 +254,13 @@ impl Serving {
         self.accepting.abort();
         // Awaited so that the port is free again; an aborted task has nothing to say.
         let _ = self.accepting.await;
-        *self.shared.stop_by.lock() = clock::now() + grace;
-        self.shared.stopping.store(true, Ordering::Release);
-        loop {
-            let changed = self.shared.changed.notified();
-            tokio::pin!(changed);
-            changed.as_mut().enable();
-            {
-                let connections = self.shared.connections.lock();
-                if connections.open.is_empty() {
-                    return;
-                }
-                connections.open.values().for_each(Wake::wake);
-            }
-            changed.await;
-        }
+        self.shared.stop(clock::now() + grace).await;
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn connections_are_bounded_and_their_places_given_back() {
-        let shared = Shared::new(&Identity::new(None), Router::new());
-        let mut places: Vec<Place> = (0..MAX_CONNECTIONS)
-            .map(|_| shared.place().unwrap())
-            .collect();
-        assert!(shared.place().is_none());
-        places.pop();
-        assert!(shared.place().is_some());
-    }
 
     #[test]
     fn without_a_key_only_loopback_is_listened_at() {

@@ -2,6 +2,8 @@
 
 mod connection;
 mod listen;
+mod places;
+mod shared;
 mod worker;
 
 pub use listen::{BindError, Serving};

@@ -1,12 +1,14 @@
 //! Accepted connections.
 
 use ramkeep_rpc::hello::refusal_envelope;
-use ramkeep_rpc::{Batch, Expect, Handshake, NotServed};
+use ramkeep_rpc::{Batch, Expect, Handshake, Parting};
 use ramkeep_wire::Party;
 use ramkeep_wire::hello::Refusal;
 
-use super::{Connections, Context, End, Happening, ON_THIS_MACHINE, Side};
+use super::table::Connections;
+use super::words::{End, Happening, ON_THIS_MACHINE, Side};
 use crate::network::ConnectionId;
+use crate::node::Context;
 
 impl Connections {
     /// Who is at the other end of an accepted connection.
@@ -69,10 +71,12 @@ impl Connections {
         let expect = Expect::accepted(self.identity.party(), peer);
         let mut batch = Batch::expecting(bytes, expect);
         let judged = match batch.peek() {
-            Some(kind) if !self.serves.contains(&kind) => Some(NotServed::judge(kind, &mut batch)),
+            Some(kind) if !self.serves.contains(&kind) => {
+                Some(Parting::of_unserved(kind, &mut batch))
+            }
             _ => match batch.next() {
                 Some(_) => None,
-                None => batch.failure().cloned().map(NotServed::Refuse),
+                None => batch.failure().cloned().map(Parting::Refuse),
             },
         };
         match judged {
@@ -80,8 +84,8 @@ impl Connections {
                 let bytes = bytes.to_vec();
                 return self.news.push(Happening::Request { inbound, bytes });
             }
-            Some(NotServed::Told(_)) => self.close_inbound(context, inbound),
-            Some(NotServed::Refuse(refusal)) => self.refuse_inbound(context, inbound, &refusal),
+            Some(Parting::Told(_)) => self.close_inbound(context, inbound),
+            Some(Parting::Refuse(refusal)) => self.refuse_inbound(context, inbound, &refusal),
         }
         self.news.push(Happening::Gone { inbound, peer });
     }

@@ -4,17 +4,13 @@ use ramkeep_rpc::wires::{Attempt, Reach, WireEnd, WireId};
 use ramkeep_rpc::{Batch, Closed, Expect, Handshake, Opened, hand_over};
 use ramkeep_wire::Party;
 
-use super::{Connections, Context, End, Happening, ON_THIS_MACHINE, PLAIN_ROOM, Side};
+use super::table::Connections;
+use super::words::{End, Happening, Making, ON_THIS_MACHINE, Side};
 use crate::network::{ConnectionId, Unmade};
+use crate::node::Context;
 
-/// A wire, from the wish for it to its end.
-#[derive(Debug)]
-pub(super) struct Making {
-    reach: Reach,
-    to: Party,
-    /// The connection that is tried, or that it is.
-    connection: ConnectionId,
-}
+/// The room of the wires that [`Connections::connect`] makes.
+const PLAIN_ROOM: u8 = u8::MAX;
 
 impl Connections {
     /// Makes a wire outside of any table, to `to` (`NONE`: whoever is there) at one of these addresses.

@@ -47,7 +47,7 @@ impl Faults {
         let rng = &mut self.rng;
         world.with(process(world, machine)?, |node, _| {
             let Node::Server(node) = node else { return };
-            let Some(backup) = node.backup_mut() else {
+            let Some(mut backup) = node.backup() else {
                 return;
             };
             let geometry = backup.store().geometry();
@@ -73,7 +73,7 @@ impl Faults {
         let boot = world.boot(machine);
         let known = self.older.get(&machine).is_some_and(|(of, _)| *of == boot);
         if !known || self.rng.percent(30) {
-            let store = world.server(machine)?.backup()?.store().clone();
+            let store = world.copy_frames(machine)?;
             self.older.insert(machine, (boot, store));
             return None;
         }
@@ -193,7 +193,7 @@ pub fn flip(
 ) -> Option<()> {
     world.with(process(world, machine)?, |node, _| {
         let Node::Server(node) = node else { return };
-        let Some(backup) = node.backup_mut() else {
+        let Some(mut backup) = node.backup() else {
             return;
         };
         let Some(area) = backup.area_of(master, segment) else {

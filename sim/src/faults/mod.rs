@@ -21,9 +21,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use ramkeep_wire::ServerId;
+use ramkeep_wire::coordinator::ServerState;
 
 use crate::crash_points::CrashPoint;
 use crate::network::{Direction, ProcessId};
+use crate::node::ServerNode;
 use crate::promise;
 use crate::rng::Rng;
 use crate::world::{Death, Event, Role, World};
@@ -485,6 +487,14 @@ pub fn down(world: &World) -> BTreeSet<usize> {
         .collect()
 }
 
+/// Whether a server has heard that another was decided crashed.
+fn knows_crashed(node: &ServerNode, server: ServerId) -> bool {
+    let list = node.core.list();
+    let listed = list.and_then(|list| list.servers.iter().find(|e| e.server == server));
+    // A process that dies before it is enlisted holds nothing under its own name.
+    server == ServerId(0) || listed.is_some_and(|e| e.state == ServerState::Crashed)
+}
+
 /// Forgets losses that every master has made up for.
 pub fn note_recovered(world: &mut World) {
     let masters: Vec<usize> = world
@@ -495,7 +505,7 @@ pub fn note_recovered(world: &mut World) {
         masters.iter().all(|m| {
             world.server(*m).is_none_or(|node| {
                 node.master().is_none_or(|master| {
-                    old.iter().all(|old| node.knows_crashed(*old))
+                    old.iter().all(|old| knows_crashed(node, *old))
                         && master.stats().under_replicated == 0
                 })
             })

@@ -18,6 +18,7 @@ use crate::events::Events;
 use crate::history::History;
 use crate::network::{ConnectionId, NetEvent, Network, ProcessId};
 use crate::rng::Rng;
+use crate::strangers::StrangerNode;
 use crate::trace::Trace;
 use crate::world::Event;
 
@@ -142,6 +143,8 @@ pub enum Node {
     Client(Box<ClientNode>),
     /// One who makes and drops tables.
     Admin(Box<AdminNode>),
+    /// One who does not belong.
+    Stranger(Box<StrangerNode>),
 }
 
 impl Node {
@@ -152,6 +155,7 @@ impl Node {
             Self::Server(node) => node.start(context),
             Self::Client(node) => node.start(context),
             Self::Admin(node) => node.start(context),
+            Self::Stranger(node) => node.start(context),
         }
     }
 
@@ -162,6 +166,7 @@ impl Node {
             Self::Server(node) => node.net(context, event),
             Self::Client(node) => node.net(context, event),
             Self::Admin(node) => node.net(context, event),
+            Self::Stranger(node) => node.net(context, event),
         }
     }
 
@@ -172,6 +177,7 @@ impl Node {
             Self::Server(node) => node.timer(context),
             Self::Client(node) => node.timer(context),
             Self::Admin(node) => node.timer(context),
+            Self::Stranger(node) => node.timer(context),
         }
     }
 
@@ -183,6 +189,7 @@ impl Node {
             Self::Server(node) => node.next_timeout(),
             Self::Client(node) => node.next_timeout(),
             Self::Admin(node) => node.next_timeout(),
+            Self::Stranger(node) => node.next_timeout(),
         }
     }
 }

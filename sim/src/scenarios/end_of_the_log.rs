@@ -11,7 +11,7 @@ use crate::check::{durable, zones::State};
 use crate::inspect::Held;
 use crate::network::Direction;
 use crate::trace::Lines;
-use crate::world::{Death, Disk};
+use crate::world::Death;
 
 fn open_segments(held: &[Held]) -> BTreeSet<SegmentId> {
     (held.iter().flat_map(|held| &held.replicas))
@@ -109,14 +109,14 @@ pub(super) fn before_a_reboot(lines: Lines) -> Played {
     let mut stage = Stage::new(2, lines)?;
     stage.write("k", "first")?;
     let machine = stage.backups[0];
-    let old = stage.world.server(machine).and_then(|node| node.backup());
-    let old = old.ok_or("a backup runs there")?.store().clone();
+    let old = stage.world.copy_frames(machine);
+    let old = old.ok_or("a backup runs there")?;
     stage.write("k", "second")?;
     let told = durable::told((stage.world.history).of(&(stage.table(), b"k".to_vec())));
     let told = told.ok_or("a write was answered")?.state;
     // The master is cut off for good, one backup is lost, the other one's machine boots anew.
     stage.world.kill(stage.process(machine), Death::PowerLoss);
-    stage.world.machines[machine].disk = Disk::Frames(old);
+    stage.world.put_frames(machine, old);
     let record = stage.record()?;
     let held = stage.held();
     let held = (held.iter().find(|held| held.machine == machine)).ok_or("it has frames")?;

@@ -18,7 +18,7 @@ pub(super) fn nothing_from_the_dead(lines: Lines) -> Played {
     let lost = stage.backups_of(head)[0];
     stage.world.kill(stage.process(lost), Death::Kill);
     stage.until("the change is to be recorded", |stage| {
-        (stage.world.server(master)).is_some_and(|node| node.asks_for_a_record())
+        (stage.world.server(master)).is_some_and(|node| node.core.asks_for_a_record())
     })?;
     stage.sever_late(master, stage.coordinator, 5_000);
     let sleeper = stage.process(master);

@@ -107,7 +107,7 @@ pub(super) fn killed_in_an_epoch_change(lines: Lines) -> Played {
     let lost = stage.backups_of(head)[0];
     stage.world.kill(stage.process(lost), Death::Kill);
     stage.until("the change is to be recorded", |stage| {
-        (stage.world.server(stage.master)).is_some_and(|node| node.asks_for_a_record())
+        (stage.world.server(stage.master)).is_some_and(|node| node.core.asks_for_a_record())
     })?;
     let leader = stage.leader()?;
     stage.world.kill(stage.process(leader), Death::Kill);
@@ -262,7 +262,7 @@ pub(super) fn a_late_order(lines: Lines) -> Played {
     for server in [master, backup] {
         let node = stage.world.server(server).ok_or("it runs")?;
         ensure(
-            node.stale_orders() > 0,
+            node.watch.stale_orders() > 0,
             &format!("machine {server} has refused the late order"),
         )?;
     }

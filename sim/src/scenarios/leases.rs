@@ -346,7 +346,7 @@ impl Stage {
             let process = self.process(*backup);
             self.world.with_node(process, |node| {
                 if let crate::node::Node::Server(node) = node
-                    && let Some(backup) = node.backup_mut()
+                    && let Some(mut backup) = node.backup()
                 {
                     backup.fence(master);
                 }

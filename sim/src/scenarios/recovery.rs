@@ -16,8 +16,8 @@ use crate::world::{Death, Disk};
 
 /// The frames of a backup, as they are.
 fn frames_of(stage: &Stage, machine: usize) -> Result<MemoryStore, String> {
-    let backup = stage.world.server(machine).and_then(|node| node.backup());
-    Ok(backup.ok_or("a backup runs there")?.store().clone())
+    let frames = stage.world.copy_frames(machine);
+    frames.ok_or_else(|| "a backup runs there".into())
 }
 
 /// All frames become what they were; the superblock, which every start of a process writes, does not.

@@ -146,7 +146,7 @@ fn a_record_so_late(late: u64, lines: Lines) -> Played {
     let first = stage.backups_of(head);
     stage.world.kill(stage.process(first[0]), Death::Kill);
     stage.until("the change is to be recorded", |stage| {
-        (stage.world.server(stage.master)).is_some_and(|node| node.asks_for_a_record())
+        (stage.world.server(stage.master)).is_some_and(|node| node.core.asks_for_a_record())
     })?;
     let tried = stage.backups_of(head);
     let new = (tried.iter().copied()).find(|m| !first.contains(m));

@@ -84,7 +84,7 @@ impl World {
             }
             Node::Server(node) => {
                 // Frames taken over, by a process that was not enlisted yet, are its predecessor's.
-                let former = node.backup().and_then(ramkeep_backup::Backup::replaces);
+                let former = node.backup().and_then(|backup| backup.replaces());
                 let owners = former.into_iter().chain([node.server()]);
                 match node.into_frames() {
                     Some(frames) if death == Death::PowerLoss => {
@@ -98,7 +98,7 @@ impl World {
                     None => Disk::None,
                 }
             }
-            Node::Client(_) | Node::Admin(_) => Disk::None,
+            Node::Client(_) | Node::Admin(_) | Node::Stranger(_) => Disk::None,
         };
         let place = &mut self.machines[machine];
         place.process = None;

@@ -7,6 +7,8 @@
 //! 3. A paused process handles nothing; what arrives meanwhile it gets, in order, when it goes on.
 
 mod death;
+mod directories;
+mod strangers;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -14,6 +16,7 @@ use std::time::Duration;
 use paxos::limits::Timing;
 use ramkeep_backup::{Frames, Geometry, MemoryStore};
 use ramkeep_coordinator::Config;
+use ramkeep_server::core::{SCRUB_EVERY, ServerConfig};
 use ramkeep_wire::coordinator::{Roles, Settings};
 use ramkeep_wire::{BootId, Micros, PeerId, ServerId};
 
@@ -27,7 +30,6 @@ use crate::network::{Delays, NetEvent, Network, ProcessId};
 use crate::node::admin::AdminConfig;
 use crate::node::client::ClientConfig;
 use crate::node::coordinator::CoordinatorConfig;
-use crate::node::server::ServerConfig;
 use crate::node::{AdminNode, ClientNode, Context, CoordinatorNode, Node, ServerNode};
 use crate::promise::FramesLost;
 use crate::rng::Rng;
@@ -85,7 +87,7 @@ pub enum Role {
     Coordinator(CoordinatorConfig),
     /// A server; boot and nonce change with each start.
     Server(ServerConfig),
-    /// A client, or one who makes and drops tables.
+    /// A client, one who makes and drops tables, or one who does not belong.
     Client,
 }
 
@@ -267,7 +269,6 @@ impl World {
             Disk::None
         };
         let config = ServerConfig {
-            address: address.clone(),
             roles,
             coordinators: self.coordinators(),
             memory,
@@ -275,6 +276,7 @@ impl World {
             nonce: [0; 16],
             seed: 0,
             reconnect: self.config.reconnect,
+            scrub_every: SCRUB_EVERY,
         };
         self.add(Role::Server(config), address, disk, boot)
     }
@@ -360,7 +362,12 @@ impl World {
                     }
                     _ => None,
                 };
-                Node::Server(Box::new(ServerNode::new(config, frames, now)))
+                Node::Server(Box::new(ServerNode::new(
+                    place.address.clone(),
+                    config,
+                    frames,
+                    now,
+                )))
             }
             _ => return,
         };
@@ -538,7 +545,7 @@ impl World {
                 .process_gone(&mut self.events, process, (50, 2_000));
             self.with(process, |node, _| {
                 if let Node::Server(server) = node
-                    && let Some(backup) = server.backup_mut()
+                    && let Some(mut backup) = server.backup()
                 {
                     backup.store_mut().kill_after(bytes);
                 }
@@ -559,9 +566,9 @@ impl World {
         };
         let machine = Some(running.machine);
         let points = match &mut running.node {
-            Node::Server(node) => node.take_points(),
+            Node::Server(node) => node.watch.take_points(),
             Node::Coordinator(node) => node.take_points(),
-            Node::Client(_) | Node::Admin(_) => return,
+            Node::Client(_) | Node::Admin(_) | Node::Stranger(_) => return,
         };
         let reached = points.into_iter().map(|point| Reached { point, machine });
         self.reached.extend(reached);
