@@ -94,6 +94,25 @@ pub struct Recovery {
     pub ended: EndedClients,
 }
 
+impl Recovery {
+    /// Whether another order is this one, repeated. It may name more clients whose leases have ended:
+    /// leases end while a log is replayed.
+    #[must_use]
+    pub fn is_repeated_by(&self, other: &Self) -> bool {
+        let Self {
+            master,
+            key,
+            end,
+            attempt,
+            tablets,
+            given_up,
+            ended: _,
+        } = self;
+        (master, key, end, attempt) == (&other.master, &other.key, &other.end, &other.attempt)
+            && (tablets, given_up) == (&other.tablets, &other.given_up)
+    }
+}
+
 /// What to do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Command {

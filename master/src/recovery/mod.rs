@@ -116,7 +116,8 @@ impl Recoveries {
         list: &ServerList,
     ) -> OrderReply {
         self.forget_served(store);
-        if let Some(at) = self.active.iter().position(|active| active.order == order) {
+        let repeated = |active: &Active| active.order.is_repeated_by(&order);
+        if let Some(at) = self.active.iter().position(repeated) {
             return self.report(at, store.durability().position());
         }
         if let Some(reply) = served(store, &order) {

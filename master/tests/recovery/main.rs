@@ -5,7 +5,7 @@ mod world;
 
 use ramkeep_master::recovery::{MAX_RECOVERIES, gather};
 use ramkeep_wire::order::{LogEnd, OrderReply, Recovery, TabletGrant};
-use ramkeep_wire::{KeyHash, Micros, ServerId};
+use ramkeep_wire::{ClientId, KeyHash, Micros, ServerId};
 
 use world::{Backup, World, crashed, forged, make_durable, whole};
 
@@ -242,6 +242,17 @@ fn a_higher_attempt_ends_a_lower_one_and_a_lower_one_is_refused() {
     order.attempt = 3;
     world.succeed(&order);
     assert!(world.recoveries.is_idle() || matches!(world.order(&order), OrderReply::Recovered(_)));
+}
+
+#[test]
+fn a_replay_goes_on_though_more_client_leases_have_ended() {
+    let (copies, order) = crashed();
+    let mut world = World::new([(2, Backup::with(&copies))]);
+    let replayed = world.recover(&order);
+    let mut later = order.clone();
+    later.ended.below = ClientId(later.ended.below.0 + 7);
+    assert_eq!(world.order(&later), replayed);
+    assert!(matches!(replayed, OrderReply::Recovered(_)), "{replayed:?}");
 }
 
 #[test]

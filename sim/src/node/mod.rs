@@ -153,8 +153,8 @@ impl Node {
         match self {
             Self::Coordinator(node) => node.start(context),
             Self::Server(node) => node.start(context),
-            Self::Client(node) => node.start(context),
-            Self::Admin(node) => node.start(context),
+            Self::Client(node) => node.poke(context),
+            Self::Admin(node) => node.poke(context),
             Self::Stranger(node) => node.start(context),
         }
     }

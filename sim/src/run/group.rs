@@ -34,7 +34,7 @@ impl Run {
             if let Some(process) = self.world.machines[admin].process {
                 self.world.with(process, |node, context| {
                     if let Node::Admin(node) = node {
-                        node.more_rounds(2);
+                        node.books.more_rounds(2);
                         node.poke(context);
                     }
                 });
@@ -114,10 +114,7 @@ impl Run {
         if self.report.findings.is_empty() && states.windows(2).any(|pair| pair[0] != pair[1]) {
             self.find("the coordinators did not end with the same state");
         }
-        let refused: u64 = (self.clients.iter())
-            .filter_map(|machine| self.world.client(*machine))
-            .map(|client| client.ended.0 - client.ended.1 - client.rejected)
-            .sum();
+        let refused: u64 = self.world.client_books().map(|books| books.failed()).sum();
         if self.group_only && refused > 0 {
             self.find(&format!(
                 "{refused} operations failed although only coordinators were harmed"

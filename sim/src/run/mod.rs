@@ -1,9 +1,11 @@
 //! One seed: a cluster, a workload and faults, then quiet, then the checks.
 
+mod clients;
 mod durability;
 mod group;
 mod quiet;
 
+use self::clients::Clients;
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
@@ -19,11 +21,10 @@ use crate::check::log_end::MasterRecord;
 use crate::crash_points::{CrashPoint, Decisions, Most, Reached};
 use crate::faults::{self, Dying, Faults};
 use crate::network::Delays;
-use crate::node::admin::AdminConfig;
-use crate::node::client::ClientConfig;
 use crate::rng::Rng;
 use crate::trace::Lines;
-use crate::workload::{Mix, Workload};
+use crate::workload::tables::AdminConfig;
+
 use crate::world::{World, WorldConfig};
 
 /// How long a cluster may take to be whole once faults stop.
@@ -35,6 +36,7 @@ const STEP_FAULT: u32 = 1;
 const STEP_CHECK: u32 = 2;
 const STEP_QUIET: u32 = 3;
 const STEP_LOOK: u32 = 4;
+const STEP_GUESTS: u32 = 5;
 
 /// What to run.
 #[derive(Clone, Copy, Debug)]
@@ -144,6 +146,8 @@ struct Run {
     world: World,
     faults: Faults,
     replicas: usize,
+    people: Clients,
+    /// Their machines; on the first somebody stays.
     clients: Vec<usize>,
     admins: Vec<usize>,
     /// Only coordinators are harmed: no operation of a client may fail.
@@ -248,14 +252,14 @@ impl Run {
             let (master, backup) = (false, true);
             world.add_server(Roles { master, backup }, FRAMES, memory);
         }
-        let clients = Self::add_clients(&mut world, &mut rng);
+        let mut people = Clients::new(rng.fork(7), group_only);
+        let clients = people.all_come(&mut world);
         let admins = (0..rng.below(1..3) as u32)
             .map(|number| {
                 let coordinators = world.coordinators();
                 world.add_admin(AdminConfig {
                     number,
                     coordinators,
-                    patience: rng.micros(200_000..1_000_000),
                     think: *rng.choose(&[1_000, 30_000]),
                     rounds: rng.below(1..60) as u32,
                 })
@@ -290,6 +294,7 @@ impl Run {
             beyond,
             quiet_since: Micros(0),
             joined: None,
+            people,
             clients,
             quiet: false,
             gives_up: Micros(u64::MAX),
@@ -321,35 +326,9 @@ impl Run {
         use crate::world::Event::Step;
         run.world.events.at(start + calm, Step(STEP_FAULT));
         run.world.events.at(start + calm, Step(STEP_CHECK));
+        run.world.events.at(start + calm, Step(STEP_GUESTS));
         run.world.events.at(start + calm + active, Step(STEP_QUIET));
         run
-    }
-
-    fn add_clients(world: &mut World, rng: &mut Rng) -> Vec<usize> {
-        let mix = Mix {
-            steps: rng.below(50..500) as usize,
-            hot: rng.below(1..6),
-            counters: rng.below(1..3),
-            longest: *rng.choose(&[20, 200, 1_500]),
-            scans_per_mille: *rng.choose(&[0, 10, 30]),
-        };
-        (0..rng.below(2..5) as u32)
-            .map(|number| {
-                let config = ClientConfig {
-                    number,
-                    coordinators: world.coordinators(),
-                    deadline: *rng.choose(&[
-                        Duration::from_millis(500),
-                        Duration::from_secs(3),
-                        Duration::from_secs(20),
-                    ]),
-                    depth: *rng.choose(&[1, 2, 8]),
-                    think: *rng.choose(&[500, 10_000]),
-                };
-                let workload = Workload::new(rng.fork(100 + u64::from(number)), number, mix);
-                world.add_client(config, workload)
-            })
-            .collect()
     }
 
     fn finish_all(mut self) -> Report {
@@ -390,6 +369,10 @@ impl Run {
                 self.check_durability();
                 let next = now + self.world.rng.micros(5_000..150_000);
                 self.world.events.at(next, Step(STEP_CHECK));
+            }
+            STEP_GUESTS if !self.quiet => {
+                let next = now + self.people.come_and_go(&mut self.world);
+                self.world.events.at(next, Step(STEP_GUESTS));
             }
             STEP_QUIET => {
                 self.quiet = true;
@@ -439,20 +422,18 @@ impl Run {
             }
             self.find(&format!("{key}: {why}"));
         }
-        for machine in self.clients.clone() {
-            let Some(client) = self.world.client(machine) else {
-                continue;
-            };
-            let (repeated, complaints) = (client.repeated.clone(), client.complaints.clone());
-            self.report.refused += client.ended.0 - client.ended.1;
-            for (_, key) in repeated {
-                let key = String::from_utf8_lossy(&key).into_owned();
-                self.find(&format!("{key}: a scan returned it twice"));
+        let mut found = Vec::new();
+        for books in self.world.client_books() {
+            self.report.refused += books.ended.0 - books.ended.1;
+            for (_, key) in &books.repeated {
+                let key = String::from_utf8_lossy(key);
+                found.push(format!("{key}: a scan returned it twice"));
             }
-            for complaint in complaints {
-                self.find(&format!("a client was told: {complaint}"));
+            for complaint in &books.complaints {
+                found.push(format!("a client was told: {complaint}"));
             }
         }
+        found.iter().for_each(|found| self.find(found));
     }
 
     fn finish(mut self) -> Report {

@@ -52,7 +52,7 @@ impl Run {
             let _ = process.and_then(|process| {
                 self.world.with(process, |node, _| {
                     if let Node::Client(client) = node {
-                        client.workload_mut().stop();
+                        client.books.workload_mut().stop();
                     }
                 })
             });
@@ -67,7 +67,7 @@ impl Run {
                 && !client.is_idle()
             {
                 lacking.push(format!(
-                    "{} has {} operations under way",
+                    "{} has {} calls under way",
                     self.world.machines[*machine].address,
                     client.under_way()
                 ));
@@ -280,13 +280,16 @@ impl Run {
                     let rules = RejectRules::default();
                     let key = format!("last{number}").into_bytes();
                     let write = Action::Write { value, rules };
-                    client.workload_mut().add(Step::Key(key, write));
+                    client.books.workload_mut().add(Step::Key(key, write));
                 }
                 if whole {
-                    client.workload_mut().add(Step::Scan);
+                    client.books.workload_mut().add(Step::Scan);
                 }
                 for key in keys {
-                    client.workload_mut().add(Step::Key(key, Action::Read));
+                    client
+                        .books
+                        .workload_mut()
+                        .add(Step::Key(key, Action::Read));
                 }
                 client.poke(context);
             }

@@ -193,9 +193,10 @@ pub(super) fn a_wiped_coordinator(lines: Lines) -> Played {
 pub(super) fn a_retried_drop(lines: Lines) -> Played {
     let mut stage = Stage::with_group(3, 3, lines)?;
     let admin = stage.add_admin(1, 50_000);
-    stage.until("the table is to be dropped", |stage| {
-        stage.world.admin(admin).is_some_and(|admin| admin.drops())
-    })?;
+    stage.until(
+        "the table is to be dropped",
+        |stage| matches!(stage.world.node(admin), Some(Node::Admin(node)) if node.drops()),
+    )?;
     let leader = stage.leader()?;
     stage.sever_late(admin, leader, 2_000);
     let late = stage.now() + Duration::from_millis(2_000);
@@ -208,7 +209,7 @@ pub(super) fn a_retried_drop(lines: Lines) -> Played {
     let process = stage.process(admin);
     stage.world.with(process, |node, context| {
         if let Node::Admin(node) = node {
-            node.more_rounds(1);
+            node.books.more_rounds(1);
             node.poke(context);
         }
     });
@@ -221,7 +222,7 @@ pub(super) fn a_retried_drop(lines: Lines) -> Played {
     ensure(stage.now() < late, "the first drop is still on its way")?;
     stage.world.with(process, |node, context| {
         if let Node::Admin(node) = node {
-            node.hold(context.now + Duration::from_secs(3));
+            node.books.hold(context.now + Duration::from_secs(3));
         }
     });
     stage.until("the table was looked at, and dropped", |stage| {

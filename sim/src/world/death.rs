@@ -98,7 +98,11 @@ impl World {
                     None => Disk::None,
                 }
             }
-            Node::Client(_) | Node::Admin(_) | Node::Stranger(_) => Disk::None,
+            Node::Client(node) => {
+                self.departed.push(node.books);
+                Disk::None
+            }
+            Node::Admin(_) | Node::Stranger(_) => Disk::None,
         };
         let place = &mut self.machines[machine];
         place.process = None;

@@ -27,14 +27,14 @@ use crate::disk::CoordinatorDisk;
 use crate::events::Events;
 use crate::history::History;
 use crate::network::{Delays, NetEvent, Network, ProcessId};
-use crate::node::admin::AdminConfig;
-use crate::node::client::ClientConfig;
 use crate::node::coordinator::CoordinatorConfig;
 use crate::node::{AdminNode, ClientNode, Context, CoordinatorNode, Node, ServerNode};
 use crate::promise::FramesLost;
 use crate::rng::Rng;
 use crate::trace::{Lines, Trace};
 use crate::workload::Workload;
+use crate::workload::client::{ClientBooks, ClientConfig};
+use crate::workload::tables::{AdminConfig, TableBooks};
 
 /// What happens.
 #[derive(Debug)]
@@ -190,6 +190,8 @@ pub struct World {
     pub reached: Vec<Reached>,
     /// What was told by who had no right to (SAFETY 1).
     pub wrongs: Vec<String>,
+    /// What is left of clients that have ended.
+    departed: Vec<ClientBooks>,
     coordinators: Vec<String>,
     processes: BTreeMap<ProcessId, Running>,
     listeners: BTreeMap<String, ProcessId>,
@@ -217,6 +219,7 @@ impl World {
             doomed: Vec::new(),
             reached: Vec::new(),
             wrongs: Vec::new(),
+            departed: Vec::new(),
             coordinators: Vec::new(),
             processes: BTreeMap::new(),
             listeners: BTreeMap::new(),
@@ -284,14 +287,52 @@ impl World {
     /// Adds a client's machine and starts it.
     pub fn add_client(&mut self, config: ClientConfig, workload: Workload) -> usize {
         let address = format!("client{}", config.number);
-        let node = ClientNode::new(config, workload, self.rng.bytes());
-        self.add_user(address, Node::Client(Box::new(node)))
+        let node = self.client_node(config, workload);
+        self.add_user(address, node)
+    }
+
+    fn client_node(&mut self, config: ClientConfig, workload: Workload) -> Node {
+        let nonces: Vec<_> = (0..config.sessions).map(|_| self.rng.bytes()).collect();
+        let coordinators = self.coordinators();
+        let books = ClientBooks::new(config, workload);
+        Node::Client(Box::new(ClientNode::new(&coordinators, &nonces, books)))
+    }
+
+    /// The client on a machine ends, with a farewell or without, and another starts there.
+    pub fn replace_client(
+        &mut self,
+        machine: usize,
+        farewell: bool,
+        config: ClientConfig,
+        workload: Workload,
+    ) {
+        if let Some(process) = self.machines[machine].process {
+            if farewell {
+                self.with(process, |node, context| {
+                    if let Node::Client(node) = node {
+                        node.leave(context);
+                    }
+                });
+            }
+            self.kill(process, Death::Kill);
+        }
+        let node = self.client_node(config, workload);
+        self.spawn(machine, node);
+    }
+
+    /// The books of all clients, of those that have ended, too.
+    pub fn client_books(&self) -> impl Iterator<Item = &ClientBooks> {
+        let machines = 0..self.machines.len();
+        let running = machines.filter_map(|machine| self.client(machine));
+        self.departed.iter().chain(running)
     }
 
     /// Adds the machine of one who makes and drops tables, and starts it.
     pub fn add_admin(&mut self, config: AdminConfig) -> usize {
         let address = format!("admin{}", config.number);
-        let node = AdminNode::new(config, self.rng.bytes());
+        let coordinators = self.coordinators();
+        let books = TableBooks::new(config, self.rng.bytes());
+        let node = AdminNode::new(&coordinators, books);
         self.add_user(address, Node::Admin(Box::new(node)))
     }
 
@@ -617,20 +658,20 @@ impl World {
             .map(|(_, machine)| machine)
     }
 
-    /// The process on a machine of one who makes and drops tables.
+    /// The books of one who makes and drops tables.
     #[must_use]
-    pub fn admin(&self, machine: usize) -> Option<&AdminNode> {
+    pub fn admin(&self, machine: usize) -> Option<&TableBooks> {
         match self.node(machine)? {
-            Node::Admin(node) => Some(node),
+            Node::Admin(node) => Some(&node.books),
             _ => None,
         }
     }
 
-    /// The client process on a machine.
+    /// The books of the client on a machine.
     #[must_use]
-    pub fn client(&self, machine: usize) -> Option<&ClientNode> {
+    pub fn client(&self, machine: usize) -> Option<&ClientBooks> {
         match self.node(machine)? {
-            Node::Client(node) => Some(node),
+            Node::Client(node) => Some(&node.books),
             _ => None,
         }
     }

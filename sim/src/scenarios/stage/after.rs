@@ -147,7 +147,7 @@ impl Stage {
         let process = self.process(machine);
         self.world.with(process, |node, context| {
             if let Node::Admin(node) = node {
-                node.ask_for(request);
+                node.books.ask_for(request);
                 node.poke(context);
             }
         });

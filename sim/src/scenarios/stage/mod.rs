@@ -19,9 +19,9 @@ use crate::history::{Action, Operation, Outcome, Place};
 use crate::inspect::{self, Held};
 use crate::network::{Delays, Direction, ProcessId};
 use crate::node::Node;
-use crate::node::admin::AdminConfig;
-use crate::node::client::ClientConfig;
 use crate::trace::Lines;
+use crate::workload::client::ClientConfig;
+use crate::workload::tables::AdminConfig;
 use crate::workload::{Step, Workload};
 use crate::world::{World, WorldConfig};
 
@@ -113,6 +113,7 @@ impl Stage {
                 let config = ClientConfig {
                     number,
                     coordinators: world.coordinators(),
+                    sessions: 1,
                     deadline: Duration::from_secs(5),
                     depth: 64,
                     think: 0,
@@ -189,7 +190,7 @@ impl Stage {
         let key = key.as_bytes().to_vec();
         self.world.with(process, |node, context| {
             if let Node::Client(node) = node {
-                node.workload_mut().add(Step::Key(key, action));
+                node.books.workload_mut().add(Step::Key(key, action));
                 node.poke(context);
             }
         });
@@ -384,7 +385,6 @@ impl Stage {
         self.world.add_admin(AdminConfig {
             number: 0,
             coordinators,
-            patience: Duration::from_millis(500),
             think,
             rounds,
         })
@@ -394,7 +394,7 @@ impl Stage {
     #[must_use]
     pub fn failed(&self) -> u64 {
         let clients = self.clients.iter().filter_map(|m| self.world.client(*m));
-        clients.map(|c| c.ended.0 - c.ended.1 - c.rejected).sum()
+        clients.map(|client| client.failed()).sum()
     }
 
     /// What the coordinators have decided.

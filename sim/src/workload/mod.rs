@@ -1,5 +1,10 @@
 //! What clients do: few contended keys and many of their own, values that say who wrote them.
 
+pub mod client;
+pub mod tables;
+
+use std::time::Duration;
+
 use ramkeep_wire::Version;
 use ramkeep_wire::data::RejectRules;
 
@@ -15,6 +20,17 @@ pub enum Step {
     Scan,
 }
 
+/// What a client does in one call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Several only if all are for keys.
+    pub steps: Vec<Step>,
+    /// It gives the call up after this time, unless it is over by then.
+    pub cancelled_after: Option<Duration>,
+    /// It does not look at the results for so long.
+    pub held_for: Duration,
+}
+
 /// How a workload is mixed.
 #[derive(Clone, Copy, Debug)]
 pub struct Mix {
@@ -28,7 +44,33 @@ pub struct Mix {
     pub longest: u64,
     /// Steps in a thousand that are scans.
     pub scans_per_mille: u64,
+    /// Calls in a thousand with several operations, and how many at most.
+    pub many_per_mille: (u64, u64),
+    /// Calls in a thousand that are given up at some moment.
+    pub cancels_per_mille: u64,
+    /// Calls in a thousand whose results lie for a time.
+    pub held_per_mille: u64,
 }
+
+impl Mix {
+    /// Nothing but what a script adds.
+    pub const NOTHING: Self = Self {
+        steps: 0,
+        hot: 1,
+        counters: 1,
+        longest: 16,
+        scans_per_mille: 0,
+        many_per_mille: (0, 1),
+        cancels_per_mille: 0,
+        held_per_mille: 0,
+    };
+}
+
+/// How long a client waits before it gives a call up: before it was sent, while it is on its way, after
+/// it was given up for lost.
+const CANCELLED_AFTER: [u64; 4] = [1, 300, 5_000, 600_000];
+/// How long results lie at most, microseconds.
+const HELD_FOR: u64 = 50_000;
 
 /// A client's workload.
 #[derive(Debug)]
@@ -63,17 +105,10 @@ impl Workload {
     /// A workload of these steps only.
     #[must_use]
     pub fn scripted(rng: Rng, client: u32, mut steps: Vec<Step>) -> Self {
-        let mix = Mix {
-            steps: 0,
-            hot: 1,
-            counters: 1,
-            longest: 16,
-            scans_per_mille: 0,
-        };
         steps.reverse();
         Self {
             extra: steps,
-            ..Self::new(rng, client, mix)
+            ..Self::new(rng, client, Mix::NOTHING)
         }
     }
 
@@ -93,11 +128,38 @@ impl Workload {
         self.extra.is_empty() && (self.stopped || self.made >= self.mix.steps)
     }
 
-    /// The next step.
-    pub fn next_step(&mut self) -> Option<Step> {
+    /// The next call. What a script wants is never given up.
+    pub fn next_call(&mut self) -> Option<Plan> {
         if let Some(step) = self.extra.pop() {
-            return Some(step);
+            return Some(Plan {
+                steps: vec![step],
+                cancelled_after: None,
+                held_for: Duration::ZERO,
+            });
         }
+        let mut steps = vec![self.next_step()?];
+        let (many, most) = self.mix.many_per_mille;
+        if steps[0] != Step::Scan && self.rng.per_mille(many) {
+            let count = self.rng.below(1..most) as usize;
+            let more = std::iter::from_fn(|| self.next_step()).take(count);
+            steps.extend(more.filter(|step| *step != Step::Scan));
+        }
+        let cancelled = self.rng.per_mille(self.mix.cancels_per_mille);
+        let held = self.rng.per_mille(self.mix.held_per_mille);
+        Some(Plan {
+            steps,
+            cancelled_after: cancelled.then(|| {
+                let most = *self.rng.choose(&CANCELLED_AFTER);
+                self.rng.micros(0..most)
+            }),
+            held_for: match held {
+                true => self.rng.micros(0..HELD_FOR),
+                false => Duration::ZERO,
+            },
+        })
+    }
+
+    fn next_step(&mut self) -> Option<Step> {
         if self.is_over() {
             return None;
         }

@@ -1,0 +1,508 @@
+//! A client's books: which calls it has under way in which of its sessions, what it was told, and what
+//! it asks next.
+//!
+//! # Invariants
+//! 1. Every operation that is begun stands in the history before it can be sent.
+//! 2. What was given up, and what a client that ended had under way, stays open there: it took effect
+//!    at any later moment, or never.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use ramkeep_client::session::{CallId, NotStarted, OpId, Session};
+use ramkeep_client::{Error, Operation, Outcome as Told, Page, Reject, ScanPosition};
+use ramkeep_wire::coordinator::{Answer, Request};
+use ramkeep_wire::data::RejectRules;
+use ramkeep_wire::{Micros, TableId};
+
+use super::{Plan, Step, Workload};
+use crate::history::{Action, Outcome, Place, Ticket};
+use crate::node::Context;
+
+/// The table that all clients use.
+pub const TABLE: &str = "sim";
+/// How long the table may take.
+const CREATE_DEADLINE: Duration = Duration::from_secs(60);
+
+/// What a client process starts with.
+#[derive(Clone, Debug)]
+pub struct ClientConfig {
+    /// Its number, in histories and values.
+    pub number: u32,
+    /// Where the coordinators listen.
+    pub coordinators: Vec<String>,
+    /// Its sessions: connections to each server.
+    pub sessions: usize,
+    /// How long operations may take.
+    pub deadline: Duration,
+    /// Calls under way at once.
+    pub depth: usize,
+    /// Longest time between the begin of a call and the next, microseconds.
+    pub think: u64,
+}
+
+/// What a call is for.
+#[derive(Debug)]
+enum Purpose {
+    Create,
+    Scan(Box<Scan>),
+    Keys(Vec<Ticket>),
+}
+
+#[derive(Debug)]
+struct Scan {
+    invoked: u64,
+    /// Keys that were known when it began.
+    known: Vec<Place>,
+    found: BTreeMap<Place, Outcome>,
+    twice: Vec<Place>,
+}
+
+#[derive(Debug)]
+struct Call {
+    session: usize,
+    id: CallId,
+    begun: Vec<Result<OpId, Error>>,
+    purpose: Purpose,
+    cancelled_at: Option<Micros>,
+    held_until: Micros,
+}
+
+/// A client's books.
+#[derive(Debug)]
+pub struct ClientBooks {
+    config: ClientConfig,
+    workload: Workload,
+    table: Option<TableId>,
+    under: Vec<Call>,
+    next_call: Micros,
+    /// What scans returned more than once.
+    pub repeated: Vec<Place>,
+    /// Errors that no plan within the promise explains.
+    pub complaints: Vec<String>,
+    /// Operations that ended, and those that were not refused.
+    pub ended: (u64, u64),
+    /// Operations that ended in a refusal which is no failure: a rejection, no counter, no memory.
+    pub rejected: u64,
+}
+
+impl ClientBooks {
+    /// Of a client that runs `workload`.
+    #[must_use]
+    pub fn new(config: ClientConfig, workload: Workload) -> Self {
+        Self {
+            config,
+            workload,
+            table: None,
+            under: Vec::new(),
+            next_call: Micros(0),
+            repeated: Vec::new(),
+            complaints: Vec::new(),
+            ended: (0, 0),
+            rejected: 0,
+        }
+    }
+
+    /// Whether all its work is done and answered.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.workload.is_over() && self.under.is_empty()
+    }
+
+    /// Calls under way.
+    #[must_use]
+    pub fn under_way(&self) -> usize {
+        self.under.len()
+    }
+
+    /// Its workload, which goes on at once.
+    pub fn workload_mut(&mut self) -> &mut Workload {
+        self.next_call = Micros(0);
+        &mut self.workload
+    }
+
+    /// The table it works on, once it knows.
+    #[must_use]
+    pub fn table(&self) -> Option<TableId> {
+        self.table
+    }
+
+    /// Operations that failed.
+    #[must_use]
+    pub fn failed(&self) -> u64 {
+        self.ended.0 - self.ended.1 - self.rejected
+    }
+
+    fn is_free(&self) -> bool {
+        match self.table {
+            Some(_) => !self.workload.is_over() && self.under.len() < self.config.depth,
+            None => self.under.is_empty(),
+        }
+    }
+
+    /// When it acts by itself next.
+    #[must_use]
+    pub fn next_timeout(&self) -> Option<Micros> {
+        let calls = self.under.iter().flat_map(|call| {
+            let held = (call.held_until > Micros(0)).then_some(call.held_until);
+            held.into_iter().chain(call.cancelled_at)
+        });
+        calls.chain(self.is_free().then_some(self.next_call)).min()
+    }
+
+    /// Takes what is over, gives up what is to be given up, and begins what is next. Returns whether
+    /// anything was begun.
+    pub fn act<L: Clone>(
+        &mut self,
+        context: &mut Context<'_>,
+        sessions: &mut [Session<L>],
+    ) -> bool {
+        let mut begun = self.end_calls(context, sessions);
+        while self.is_free() && context.now >= self.next_call {
+            begun = true;
+            match self.table {
+                Some(table) => self.begin(context, sessions, table),
+                None => self.create_table(context, sessions),
+            }
+        }
+        begun
+    }
+
+    fn create_table<L: Clone>(&mut self, context: &Context<'_>, sessions: &mut [Session<L>]) {
+        let id = sessions[0].open(false);
+        let name = TABLE.into();
+        let request = Request::CreateTable { name, once: None };
+        let asked = sessions[0].ask(id, request, context.now + CREATE_DEADLINE);
+        let begun = vec![Ok(asked.expect("there is room for one request"))];
+        self.keep(0, id, begun, Purpose::Create);
+    }
+
+    fn keep(
+        &mut self,
+        session: usize,
+        id: CallId,
+        begun: Vec<Result<OpId, Error>>,
+        purpose: Purpose,
+    ) -> &mut Call {
+        self.under.push(Call {
+            session,
+            id,
+            begun,
+            purpose,
+            cancelled_at: None,
+            held_until: Micros(0),
+        });
+        self.under.last_mut().expect("just added")
+    }
+
+    fn begin<L: Clone>(
+        &mut self,
+        context: &mut Context<'_>,
+        sessions: &mut [Session<L>],
+        table: TableId,
+    ) {
+        let Some(plan) = self.workload.next_call() else {
+            return;
+        };
+        self.next_call = context.now + context.rng.micros(0..self.config.think + 1);
+        let session = context.rng.index(sessions.len());
+        let call = match plan.steps[0] {
+            Step::Scan => self.begin_scan(context, &mut sessions[session], session, table),
+            Step::Key(..) => {
+                self.begin_keys(context, &mut sessions[session], session, table, &plan)
+            }
+        };
+        call.cancelled_at = plan.cancelled_after.map(|after| context.now + after);
+        if !plan.held_for.is_zero() {
+            call.held_until = context.now + plan.held_for;
+        }
+    }
+
+    fn begin_keys<L: Clone>(
+        &mut self,
+        context: &mut Context<'_>,
+        session: &mut Session<L>,
+        number: usize,
+        table: TableId,
+        plan: &Plan,
+    ) -> &mut Call {
+        let keys = plan.steps.iter().filter_map(|step| match step {
+            Step::Key(key, action) => Some((key, action)),
+            Step::Scan => None,
+        });
+        let mut tickets = Vec::new();
+        for (key, action) in keys.clone() {
+            let place = (table, key.clone());
+            let client = self.config.number;
+            tickets.push(context.history.invoke(client, &place, action.clone()));
+            if context.trace.wants_lines() {
+                let key = String::from_utf8_lossy(key);
+                context.say(format_args!("asks {key} {}", describe(action)));
+            }
+        }
+        let (id, mut begun) = (session.open(true), Vec::new());
+        let deadline = context.now + self.config.deadline;
+        let operations = keys.map(|(key, action)| operation(table, key, action));
+        session.begin_many(context.now, id, operations, deadline, &mut begun);
+        for ticket in tickets.split_off(begun.len()) {
+            context.history.complete(ticket, Outcome::Failed);
+        }
+        self.keep(number, id, begun, Purpose::Keys(tickets))
+    }
+
+    fn begin_scan<L: Clone>(
+        &mut self,
+        context: &mut Context<'_>,
+        session: &mut Session<L>,
+        number: usize,
+        table: TableId,
+    ) -> &mut Call {
+        let keys = context.history.keys();
+        let scan = Scan {
+            known: keys.map(|(place, _)| place.clone()).collect(),
+            invoked: context.history.tick(),
+            found: BTreeMap::new(),
+            twice: Vec::new(),
+        };
+        let from = ScanPosition::default();
+        self.begin_page(context, session, number, table, &from, Box::new(scan))
+    }
+
+    fn begin_page<L: Clone>(
+        &mut self,
+        context: &Context<'_>,
+        session: &mut Session<L>,
+        number: usize,
+        table: TableId,
+        from: &ScanPosition,
+        scan: Box<Scan>,
+    ) -> &mut Call {
+        let (id, deadline) = (session.open(true), context.now + self.config.deadline);
+        let page = Operation::Scan { table, from };
+        let begun = session.begin(context.now, id, page, deadline);
+        let begun = begun.map_err(|error| match error {
+            NotStarted::Full => Error::Timeout {
+                maybe_applied: false,
+            },
+            NotStarted::Refused(error) => error,
+        });
+        self.keep(number, id, vec![begun], Purpose::Scan(scan))
+    }
+
+    fn end_calls<L: Clone>(
+        &mut self,
+        context: &mut Context<'_>,
+        sessions: &mut [Session<L>],
+    ) -> bool {
+        let now = context.now;
+        let mut more = false;
+        for call in std::mem::take(&mut self.under) {
+            let session = &mut sessions[call.session];
+            if call.cancelled_at.is_some_and(|at| at <= now) {
+                context.say(format_args!("gives up {:?}", call.id));
+                let ops = call.begun.into_iter().flatten();
+                ops.for_each(|op| session.cancel(op));
+                session.close(call.id);
+            } else if session.is_over(call.id) && call.held_until <= now {
+                let results: Vec<_> = (call.begun.into_iter())
+                    .map(|begun| begun.and_then(|op| session.take(op)))
+                    .collect();
+                session.close(call.id);
+                let number = call.session;
+                more |= self.ended(context, session, number, call.purpose, results);
+            } else {
+                // The time it is held for counts until then only, lest its end is waited for again.
+                let held_until = match call.held_until <= now {
+                    true => Micros(0),
+                    false => call.held_until,
+                };
+                self.under.push(Call { held_until, ..call });
+            }
+        }
+        more
+    }
+
+    /// A call is over. Returns whether another was begun for it.
+    fn ended<L: Clone>(
+        &mut self,
+        context: &mut Context<'_>,
+        session: &mut Session<L>,
+        number: usize,
+        purpose: Purpose,
+        mut results: Vec<Result<Told, Error>>,
+    ) -> bool {
+        for result in &results {
+            self.count(context, result, matches!(purpose, Purpose::Create));
+        }
+        match purpose {
+            Purpose::Keys(tickets) => {
+                for (ticket, result) in tickets.into_iter().zip(results) {
+                    let outcome = self.outcome(result);
+                    context.history.complete(ticket, outcome);
+                }
+            }
+            Purpose::Create => {
+                if let Some(Ok(Told::Answer(answer))) = results.pop()
+                    && let Answer::Table(table) = *answer
+                {
+                    self.table = Some(table.table);
+                    self.next_call = context.now;
+                }
+            }
+            Purpose::Scan(scan) => match results.pop() {
+                Some(Ok(Told::Page(page))) => {
+                    return self.paged(context, session, number, *page, scan);
+                }
+                Some(Err(error)) => self.judge(&error),
+                _ => self.complaints.push("a scan got another answer".into()),
+            },
+        }
+        false
+    }
+
+    fn count(&mut self, context: &mut Context<'_>, result: &Result<Told, Error>, creates: bool) {
+        self.ended.0 += 1;
+        self.ended.1 += u64::from(result.is_ok());
+        let rejected = matches!(
+            result,
+            Err(Error::Rejected { .. } | Error::NotACounter | Error::OutOfMemory)
+        );
+        self.rejected += u64::from(rejected || (creates && result.is_err()));
+        if context.trace.wants_lines() {
+            context.say(format_args!("is answered {}", describe_result(result)));
+        }
+    }
+
+    fn paged<L: Clone>(
+        &mut self,
+        context: &mut Context<'_>,
+        session: &mut Session<L>,
+        number: usize,
+        page: Page,
+        mut scan: Box<Scan>,
+    ) -> bool {
+        let Some(table) = self.table else {
+            return false;
+        };
+        for (key, object) in page.objects {
+            let place = (table, key.to_vec());
+            let found = Outcome::Found {
+                version: object.version,
+                value: object.value.to_vec(),
+            };
+            if scan.found.insert(place.clone(), found).is_some() {
+                scan.twice.push(place);
+            }
+        }
+        if let Some(next) = page.next {
+            self.begin_page(context, session, number, table, &next, scan);
+            return true;
+        }
+        self.repeated.append(&mut scan.twice);
+        for place in &scan.known {
+            scan.found.entry(place.clone()).or_insert(Outcome::Absent);
+        }
+        for (place, outcome) in scan.found {
+            let (invoked, client) = (scan.invoked, self.config.number);
+            let history = &mut context.history;
+            let ticket = history.invoke_at(invoked, client, &place, Action::Read);
+            history.complete(ticket, outcome);
+        }
+        false
+    }
+
+    fn outcome(&mut self, result: Result<Told, Error>) -> Outcome {
+        match result {
+            Ok(Told::Read(Some(object))) => Outcome::Found {
+                version: object.version,
+                value: object.value.to_vec(),
+            },
+            Ok(Told::Read(None)) => Outcome::Absent,
+            Ok(Told::Written(version)) => Outcome::Written { version },
+            Ok(Told::Removed(version)) => Outcome::Removed { version },
+            Ok(Told::Incremented { value, version }) => Outcome::Found {
+                version,
+                value: value.to_le_bytes().to_vec(),
+            },
+            Ok(Told::Page(_) | Told::Answer(_)) => Outcome::Unknown,
+            Err(Error::Rejected { version }) => Outcome::Rejected { version },
+            Err(Error::NotACounter) => Outcome::NotACounter,
+            Err(Error::Timeout {
+                maybe_applied: true,
+            }) => Outcome::Unknown,
+            Err(error) => {
+                self.judge(&error);
+                Outcome::Failed
+            }
+        }
+    }
+
+    /// Errors that a cluster within its promise may give are none of ours.
+    fn judge(&mut self, error: &Error) {
+        let expected = matches!(
+            error,
+            Error::Timeout { .. }
+                | Error::Unavailable { .. }
+                | Error::NotEnoughBackups
+                | Error::OutOfMemory
+        );
+        if !expected {
+            self.complaints.push(error.to_string());
+        }
+    }
+}
+
+fn operation<'a>(table: TableId, key: &'a [u8], action: &'a Action) -> Operation<'a> {
+    match action {
+        Action::Read => Operation::Read { table, key },
+        Action::Write { value, rules } => Operation::Write {
+            table,
+            key,
+            value,
+            reject: reject(rules),
+        },
+        Action::Remove { rules } => Operation::Remove {
+            table,
+            key,
+            reject: reject(rules),
+        },
+        Action::Increment { by } => Operation::Increment {
+            table,
+            key,
+            delta: *by,
+        },
+    }
+}
+
+fn reject(rules: &RejectRules) -> Reject {
+    match rules {
+        rules if rules.exists => Reject::exists(),
+        rules if rules.absent => Reject::absent(),
+        rules => rules
+            .unless_version
+            .map_or_else(Reject::never, Reject::unless_version),
+    }
+}
+
+fn describe(action: &Action) -> String {
+    match action {
+        Action::Write { value, rules } => {
+            let shown = String::from_utf8_lossy(&value[..value.len().min(16)]).into_owned();
+            format!("write {shown} ({} bytes) {rules:?}", value.len())
+        }
+        other => format!("{other:?}"),
+    }
+}
+
+fn describe_result(result: &Result<Told, Error>) -> String {
+    match result {
+        Ok(Told::Read(Some(object))) => {
+            let value = &object.value[..object.value.len().min(16)];
+            format!("{} {}", object.version, String::from_utf8_lossy(value))
+        }
+        Ok(Told::Page(page)) => format!("a page of {} objects", page.objects.len()),
+        Ok(Told::Answer(_)) => "by the coordinator".into(),
+        Ok(other) => format!("{other:?}"),
+        Err(error) => format!("error: {error}"),
+    }
+}
