@@ -21,6 +21,7 @@ mod search;
 mod walk;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use ramkeep_wire::backup::BackupResponse;
 use ramkeep_wire::coordinator::{DamagedReplica, Heartbeat, TabletState};
@@ -109,6 +110,12 @@ impl View<'_> {
     fn is_known_crashed(&self, master: ServerId) -> bool {
         let found = self.state.servers().by_id(master);
         found.is_some_and(|dead| dead.crashed_in <= self.known)
+    }
+
+    /// How long a master lease is.
+    fn lease(&self) -> Duration {
+        let lease_us = self.state.constants().map_or(0, |c| c.settings.lease_us);
+        Duration::from_micros(lease_us.into())
     }
 
     /// The living backups, as the search for the end of this master's log sees them.

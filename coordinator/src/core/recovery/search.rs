@@ -2,7 +2,7 @@
 //!
 //! # Invariants
 //! 1. Nothing is judged before every living backup has shown all that it holds, but for those that
-//!    enlisted after the crash: they are waited for [`NEWCOMER_WAIT`], and count as not back yet after that.
+//!    enlisted after the crash: they are waited for a lease and [`NEWCOMER_WAIT`], and count as not back yet after that.
 //!    While one of them is left out nothing is called missing: it may have it.
 //! 2. A backup has one question of a search at a time; an answer to any other is not listened to.
 //! 3. Only backups that are known to refuse the dead master are asked.
@@ -104,9 +104,10 @@ pub(super) struct Search {
 }
 
 impl Search {
-    pub(super) fn new(now: Micros) -> Self {
+    /// A backup that has just started shows nothing for as long as a lease.
+    pub(super) fn new(now: Micros, lease: Duration) -> Self {
         Self {
-            patience: now + NEWCOMER_WAIT,
+            patience: now + lease + NEWCOMER_WAIT,
             waits_for_new: false,
             listed: false,
             listings: BTreeMap::new(),
@@ -409,6 +410,7 @@ mod tests {
     const M: ServerId = ServerId(1);
     const B: ServerId = ServerId(2);
     const NOW: Micros = Micros(1_000_000);
+    const LEASE: Duration = Duration::from_millis(200);
 
     fn dead() -> Dead {
         Dead {
@@ -458,7 +460,7 @@ mod tests {
     impl Bench {
         fn new() -> Self {
             Self {
-                search: Search::new(NOW),
+                search: Search::new(NOW, LEASE),
                 finder: Finder::default(),
                 gone: Gone::default(),
                 backups: BTreeMap::from([(B, there())]),
@@ -592,7 +594,7 @@ mod tests {
         bench.waits();
         assert!(bench.asked.is_empty() && !bench.search.is_listed());
         bench.pass();
-        assert_eq!(bench.now, NOW + NEWCOMER_WAIT);
+        assert_eq!(bench.now, NOW + LEASE + NEWCOMER_WAIT);
         let Looked::Stuck(stuck) = bench.look() else {
             panic!("it waits for ever");
         };
@@ -600,7 +602,7 @@ mod tests {
         assert!(stuck.why.contains("server-3 has not shown"), "{stuck:?}");
         assert_eq!(stuck.missing, None, "it may have what is missing");
         // Another search does not begin with that.
-        bench.search = Search::new(bench.now);
+        bench.search = Search::new(bench.now, LEASE);
         bench.backups.insert(
             newcomer,
             Living {

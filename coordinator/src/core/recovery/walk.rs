@@ -208,7 +208,7 @@ impl Walk {
             return false;
         }
         *room -= 1;
-        self.search = Some(Search::new(view.now));
+        self.search = Some(Search::new(view.now, view.lease()));
         self.finder.suspects.read_again();
         if self.moments.planned.is_some() {
             // It can't be replayed: what was read before may have been damaged since.

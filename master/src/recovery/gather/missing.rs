@@ -16,11 +16,11 @@ impl Gather {
         let is_missing = |(segment, needed): &(&SegmentId, &Needed)| {
             !needed.taken && !self.is_to_be_had(**segment, needed)
         };
-        let missing: Vec<_> = self.needed.iter().filter(is_missing).collect();
-        let missing: Vec<_> = missing.into_iter().map(|(id, one)| (*id, *one)).collect();
-        let lost = self.lost.iter();
-        let found = lost.filter(|(segment, needed)| self.is_to_be_had(**segment, needed));
-        let found: Vec<_> = found.map(|(id, one)| (*id, *one)).collect();
+        let is_found =
+            |(segment, needed): &(&SegmentId, &Needed)| self.is_to_be_had(**segment, needed);
+        let copied = |(segment, needed): (&SegmentId, &Needed)| (*segment, *needed);
+        let missing: Vec<_> = self.needed.iter().filter(is_missing).map(copied).collect();
+        let found: Vec<_> = self.lost.iter().filter(is_found).map(copied).collect();
         for (segment, needed) in found {
             self.lost.remove(&segment);
             self.needed.insert(segment, needed);
@@ -51,12 +51,15 @@ impl Gather {
         if self.end.length as usize > SEGMENT_SIZE {
             return Err(format!("an end of {} bytes can't be", self.end.length).into());
         }
+        if self.aim == Aim::Replay {
+            return Ok(());
+        }
         let proved = match self.has_digest {
             true => self.needed.values().all(|needed| needed.proved),
             false => self.needed.is_empty(),
         };
         let first = mutants::active(Mutant::FirstDamageOnly) && !self.lost.is_empty();
-        if self.aim == Aim::Replay || !(proved || first) {
+        if !(proved || first) {
             return Ok(());
         }
         if self.lost.is_empty() {
