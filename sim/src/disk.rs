@@ -225,4 +225,53 @@ mod tests {
         }
         assert_eq!(Vec::from_iter(seen), [0, 1, 2, 3]);
     }
+
+    #[test]
+    fn a_copy_is_as_a_kill_leaves_it_and_the_original_goes_on() {
+        let mut rng = Rng::new(1);
+        let mut disk = disk();
+        let copy = disk.copied(&mut rng);
+        assert!(copy.is_synced() && !disk.is_synced());
+        assert_eq!(copy.incarnation, disk.incarnation);
+        assert!(disk.sync(1));
+        assert_eq!(disk.stored().records, [record(1), record(2)]);
+    }
+
+    #[test]
+    fn files_come_back_as_they_once_were() {
+        let mut rng = Rng::new(1);
+        let group = paxos::Group {
+            id: paxos::GroupId([5; 16]),
+            generation: 0,
+            members: Vec::new(),
+        };
+        let snapshot = Snapshot {
+            slot: Slot(3),
+            group,
+            state: [7].as_slice().into(),
+        };
+        let mut seen = std::collections::BTreeSet::new();
+        for _ in 0..100 {
+            let mut disk = disk();
+            disk.hand_out(job(3, Some(snapshot.clone()), vec![record(4)]));
+            assert!(disk.sync(1));
+            let (seq, _) = disk.begin_sync(&mut rng).unwrap();
+            assert!(disk.sync(seq) && disk.has_snapshot());
+            assert_eq!(disk.stored().records, [record(4)]);
+            disk.roll_back(&mut rng);
+            seen.insert((disk.has_snapshot(), disk.stored().records.len()));
+            disk.lose([2; 16]);
+            assert_eq!(disk.stored(), Stored::default());
+            assert_eq!(disk.incarnation, [2; 16]);
+        }
+        let all = [
+            (false, 0),
+            (false, 1),
+            (false, 2),
+            (false, 3),
+            (true, 0),
+            (true, 1),
+        ];
+        assert_eq!(Vec::from_iter(seen), all);
+    }
 }

@@ -16,9 +16,10 @@ use ramkeep_coordinator::state::State;
 use ramkeep_coordinator::{Coordinator, DeskEnd};
 use ramkeep_wire::coordinator::{Answer, Response};
 use ramkeep_wire::envelope::Envelope;
-use ramkeep_wire::{Ballot, ListVersion, MapVersion, Micros, PeerId, postcards};
+use ramkeep_wire::{Ballot, ListVersion, MapVersion, Micros, postcards};
 
 use crate::clock::Clock;
+use crate::network::ProcessId;
 
 /// What the coordinators of a world have done.
 #[derive(Debug, Default)]
@@ -26,10 +27,10 @@ pub struct GroupWatch {
     /// By slot: a hash over the state after it.
     states: BTreeMap<u64, u64>,
     /// The last slot that each has applied in this life.
-    applied: BTreeMap<PeerId, u64>,
+    applied: BTreeMap<ProcessId, u64>,
     newest: Option<(u64, Arc<State>)>,
     /// Who leads, and until when of true time its lease is valid.
-    leading: BTreeMap<PeerId, (Ballot, Micros)>,
+    leading: BTreeMap<ProcessId, (Ballot, Micros)>,
     map: MapVersion,
     list: ListVersion,
     findings: Vec<String>,
@@ -60,18 +61,18 @@ impl GroupWatch {
     }
 
     /// Looks at a coordinator that has handled something.
-    pub fn acted(&mut self, now: Micros, clock: Clock, peer: PeerId, core: &Coordinator) {
+    pub fn acted(&mut self, now: Micros, clock: Clock, process: ProcessId, core: &Coordinator) {
         let slot = core.node().decided().0;
-        if self.applied.insert(peer, slot) != Some(slot) {
-            self.agrees(peer, slot, core.state());
+        if self.applied.insert(process, slot) != Some(slot) {
+            self.agrees(process, slot, core.state());
         }
         let lease = core.leads().then(|| core.node().lease_until()).flatten();
         match lease.map(|until| until.0) {
             // A group of one has its lease for ever.
-            Some(u64::MAX) => self.leads(now, peer, core.ballot(), Micros(u64::MAX)),
-            Some(shown) => self.leads(now, peer, core.ballot(), clock.when(Micros(shown))),
+            Some(u64::MAX) => self.leads(now, process, core.ballot(), Micros(u64::MAX)),
+            Some(shown) => self.leads(now, process, core.ballot(), clock.when(Micros(shown))),
             None => {
-                self.leading.remove(&peer);
+                self.leading.remove(&process);
             }
         }
     }
@@ -84,33 +85,35 @@ impl GroupWatch {
     }
 
     /// A coordinator's process has ended.
-    pub fn gone(&mut self, peer: PeerId) {
-        self.applied.remove(&peer);
-        self.leading.remove(&peer);
+    pub fn gone(&mut self, process: ProcessId) {
+        self.applied.remove(&process);
+        self.leading.remove(&process);
     }
 
-    fn agrees(&mut self, peer: PeerId, slot: u64, state: &State) {
+    fn agrees(&mut self, process: ProcessId, slot: u64, state: &State) {
         let mut hasher = FixedState::with_seed(7).build_hasher();
         hasher.write(&postcards::encode(state));
         let hash = hasher.finish();
         if *self.states.entry(slot).or_insert(hash) != hash {
-            self.find(format!("{peer:?} disagrees on the state after slot {slot}"));
+            self.find(format!(
+                "{process:?} disagrees on the state after slot {slot}"
+            ));
         }
         if self.newest.is_none() || slot > self.slot() {
             self.newest = Some((slot, Arc::new(state.clone())));
         }
     }
 
-    fn leads(&mut self, now: Micros, peer: PeerId, ballot: Ballot, until: Micros) {
-        self.leading.insert(peer, (ballot, until));
+    fn leads(&mut self, now: Micros, process: ProcessId, ballot: Ballot, until: Micros) {
+        self.leading.insert(process, (ballot, until));
         if until <= now {
             return;
         }
         let mut all = self.leading.iter();
-        let other = all.find(|(id, (_, until))| **id != peer && *until > now);
+        let other = all.find(|(id, (_, until))| **id != process && *until > now);
         if let Some((id, (theirs, _))) = other {
             let text = format!(
-                "{peer:?} leads under {ballot} and {id:?} under {theirs}, both with a lease"
+                "{process:?} leads under {ballot} and {id:?} under {theirs}, both with a lease"
             );
             self.find(text);
         }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use ramkeep_coordinator::{Config, Coordinator, Desk, DeskOutput, SessionId};
 use ramkeep_rpc::Identity;
 use ramkeep_wire::envelope::Kind;
-use ramkeep_wire::{Micros, Party, PeerId};
+use ramkeep_wire::{Micros, Party};
 
 use super::{Context, delivered};
 use crate::connections::{Connections, Happening};
@@ -32,7 +32,6 @@ pub struct CoordinatorConfig {
 /// A coordinator process.
 #[derive(Debug)]
 pub struct CoordinatorNode {
-    peer: PeerId,
     desk: Desk,
     disk: CoordinatorDisk,
     connections: Connections,
@@ -62,7 +61,6 @@ impl CoordinatorNode {
             .with_partitions_of(config.partition_bytes)
             .with_snapshots_after(config.snapshot_after);
         Self {
-            peer: config.core.peer,
             desk: Desk::new(core),
             connections: Connections::new(identity, &[Kind::CoordinatorRequest, Kind::Group]),
             disk,
@@ -82,12 +80,6 @@ impl CoordinatorNode {
     #[must_use]
     pub fn disk(&self) -> &CoordinatorDisk {
         &self.disk
-    }
-
-    /// Which peer it is.
-    #[must_use]
-    pub fn peer(&self) -> PeerId {
-        self.peer
     }
 
     /// Whether the process ends by itself.
@@ -192,7 +184,7 @@ impl CoordinatorNode {
             }
         }
         let (now, core) = (context.events.now(), self.desk.core());
-        context.group.acted(now, context.clock, self.peer, core);
+        context.group.acted(now, context.clock, context.me, core);
     }
 
     /// What a session brought that the desk takes now. The network swallows answers at once, so that

@@ -77,7 +77,7 @@ impl World {
         ));
         let disk = match running.node {
             Node::Coordinator(node) => {
-                self.group.gone(node.peer());
+                self.group.gone(process);
                 let mut disk = node.into_disk();
                 disk.crash(&mut self.rng);
                 Disk::Journal(disk)

@@ -1,8 +1,12 @@
-//! Directories of frames as data: copied, rolled back, lost, or started twice.
+//! Directories as data, those with frames and those of coordinators: copied, rolled back, lost, or
+//! started twice.
 
 use ramkeep_backup::MemoryStore;
+use ramkeep_wire::BootId;
 
-use super::{Disk, World};
+use super::{Disk, Role, World};
+use crate::disk::CoordinatorDisk;
+use crate::node::coordinator::CoordinatorConfig;
 
 impl World {
     /// The whole directory of frames on a machine as it is at this moment, whether a process has it open
@@ -27,6 +31,32 @@ impl World {
         }
         place.process.is_none()
     }
+
+    /// The directory of the coordinator on a machine as a copy has it that is made at this moment.
+    #[must_use]
+    pub fn copy_journal(&mut self, machine: usize) -> Option<CoordinatorDisk> {
+        if let Some(node) = self.coordinator(machine) {
+            let disk = node.disk().clone();
+            return Some(disk.copied(&mut self.rng));
+        }
+        match &self.machines[machine].disk {
+            Disk::Journal(disk) => Some(disk.clone()),
+            Disk::Frames(_) | Disk::None => None,
+        }
+    }
+
+    /// Starts a coordinator with another's directory, at an address of its own and beside the original
+    /// if that runs; its machine.
+    pub fn start_journal(&mut self, original: usize, disk: CoordinatorDisk) -> Option<usize> {
+        let Role::Coordinator(config) = &self.machines[original].role else {
+            return None;
+        };
+        let mut config: CoordinatorConfig = config.clone();
+        config.core.address = format!("copy{}", self.machines.len());
+        let address = config.core.address.clone();
+        let (role, disk) = (Role::Coordinator(config), Disk::Journal(disk));
+        Some(self.add(role, address, disk, BootId::default()))
+    }
 }
 
 #[cfg(test)]
@@ -34,6 +64,7 @@ mod tests {
     use std::time::Duration;
 
     use paxos::limits::Timing;
+    use ramkeep_coordinator::limits::SNAPSHOT_AFTER;
     use ramkeep_wire::ServerId;
     use ramkeep_wire::coordinator::Roles;
 
@@ -54,19 +85,36 @@ mod tests {
         world.server(machine).unwrap().server()
     }
 
-    #[test]
-    fn a_directory_is_copied_while_it_is_open_and_opened_elsewhere_as_its_owners() {
-        let mut world = World::new(WorldConfig {
+    fn world() -> World {
+        World::new(WorldConfig {
             seed: 1,
             settings: settings(&mut Rng::new(1), 1),
             delays: Delays::default(),
             sync: vec![(100, 500)],
             timing: Timing::default(),
             partition_bytes: 1 << 30,
-            snapshot_after: 1 << 10,
+            snapshot_after: SNAPSHOT_AFTER,
             reconnect: Duration::from_millis(1),
             lines: Lines::No,
-        });
+        })
+    }
+
+    #[test]
+    fn a_coordinators_directory_is_copied_while_it_is_open_and_started_beside_its_original() {
+        let mut world = world();
+        let machines = world.add_coordinators(3);
+        pass(&mut world, 2);
+        let original = machines[0];
+        let disk = world.copy_journal(original).unwrap();
+        let copy = world.start_journal(original, disk).unwrap();
+        let [node, original] = [copy, original].map(|machine| world.coordinator(machine).unwrap());
+        assert_eq!(node.disk().incarnation, original.disk().incarnation);
+        assert!(!node.disk().stored().records.is_empty());
+    }
+
+    #[test]
+    fn a_directory_is_copied_while_it_is_open_and_opened_elsewhere_as_its_owners() {
+        let mut world = world();
         world.add_coordinators(1);
         let memory = SEGMENTS * u64::from(world.config.settings.segment_size);
         let roles = Roles {

@@ -42,6 +42,7 @@ mod tests {
     use std::time::Duration;
 
     use paxos::limits::Timing;
+    use ramkeep_coordinator::limits::SNAPSHOT_AFTER;
     use ramkeep_rpc::Identity;
     use ramkeep_wire::{ClusterId, Party, ServerId};
 
@@ -61,7 +62,7 @@ mod tests {
             sync: vec![(100, 500)],
             timing: Timing::default(),
             partition_bytes: 1 << 30,
-            snapshot_after: 1 << 10,
+            snapshot_after: SNAPSHOT_AFTER,
             reconnect: Duration::from_millis(1),
             lines: Lines::No,
         })
