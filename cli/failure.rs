@@ -57,6 +57,17 @@ impl Failure {
     }
 }
 
+/// As it is told.
+impl Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Failed(message) | Self::Usage(message) => f.write_str(&one_line(message)),
+            Self::Parser(error) => Display::fmt(error, f),
+            Self::NoReader => f.write_str("nobody reads standard output"),
+        }
+    }
+}
+
 /// Errors of writing to standard output.
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use ramkeep_rpc::PollMode;
@@ -24,7 +24,7 @@ use crate::units::Size;
 use crate::up::UpArgs;
 use crate::up::child::Child;
 use crate::up::cluster::{await_ready, start_one};
-use crate::up::plan::{Plan, Planned};
+use crate::up::plan::{Host, Plan, Planned};
 
 /// Longest wait for something that must come; far above what it takes.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
@@ -72,9 +72,21 @@ pub(super) struct Cluster {
 }
 
 impl Cluster {
-    /// Starts it and waits until all are in service.
+    /// Starts it on loopback and waits until all are in service.
     pub(super) async fn start(shape: Shape, global: &Global) -> Result<Self, Failure> {
-        let mut plan = Plan::new(&up(shape)?, global)?;
+        Self::start_on(shape, global, &[], None).await
+    }
+
+    /// Starts it on these hosts, whose processes share a key, and waits until all are in service.
+    pub(super) async fn start_on(
+        shape: Shape,
+        global: &Global,
+        hosts: &[Host],
+        key_file: Option<&Path>,
+    ) -> Result<Self, Failure> {
+        let mut args = up(shape)?;
+        args.key_file = key_file.map(Path::to_path_buf);
+        let mut plan = Plan::new(&args, global, hosts)?;
         let mut coordinators = Vec::new();
         for planned in std::mem::take(&mut plan.coordinators) {
             coordinators.push(Member::start(planned, &[]).await?);
@@ -88,7 +100,7 @@ impl Cluster {
             .iter()
             .map(|server| server.announcement.id)
             .collect();
-        await_ready(&addresses, None, &ids).await?;
+        await_ready(&addresses, key_file, &ids).await?;
         Ok(Self {
             coordinators,
             servers,

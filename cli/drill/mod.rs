@@ -2,19 +2,25 @@
 //! every answer.
 //!
 //! # Invariants
-//! 1. Whether a drill has passed never depends on a time: times are measured and shown.
+//! 1. Whether a drill has passed depends on a time only where a flag sets one: times are measured and
+//!    shown.
 //! 2. Every key has one writer, so that what a read may return is known (`record`).
 //! 3. No process of a drill outlives it.
 
 mod all;
 mod asking;
 mod background;
+mod churn;
+mod clients;
 mod cluster;
 mod cold;
 mod coordinator;
 mod corrupt;
 mod counts;
 mod crash;
+mod cut;
+mod down;
+mod fill;
 mod ledger;
 mod load;
 mod metadata;
@@ -62,6 +68,10 @@ pub(crate) enum DrillArgs {
     Rejoin(rejoin::RejoinArgs),
     /// Keep every core busy for long, and see nobody taken for dead
     Load(load::LoadArgs),
+    /// Hold very many clients, and see a server join and another recovered
+    Clients(clients::ClientsArgs),
+    /// Cut links between processes, in network namespaces, and see everybody go on when they heal
+    Cut(cut::CutArgs),
     /// Crash, damage and cold start, each several times, and one table of what came of it
     All(all::AllArgs),
 }
@@ -142,6 +152,8 @@ pub(crate) fn run(args: &DrillArgs, global: &Global) -> Result<(), Failure> {
                 DrillArgs::Outage(args) => args.run(global, timeline).await,
                 DrillArgs::Rejoin(args) => args.run(global, timeline).await,
                 DrillArgs::Load(args) => args.run(global, timeline).await,
+                DrillArgs::Clients(args) => args.run(global, timeline).await,
+                DrillArgs::Cut(args) => args.run(global, timeline).await,
                 DrillArgs::All(args) => args.run(timeline).await,
             }
         };

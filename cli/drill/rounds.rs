@@ -1,6 +1,5 @@
 //! Drills in a row, each in a fresh cluster and from a seed of its own.
 
-use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,9 +7,10 @@ use std::time::Duration;
 use super::cluster::{Cluster, Shape};
 use super::counts::Tally;
 use super::crash::summary::{self, Outcome};
+use super::down::Down;
 use super::picture;
 use super::timeline::Timeline;
-use super::workload::{RECOVERY_DEADLINE, Shared, Workload, read_back};
+use super::workload::{Data, RECOVERY_DEADLINE, Shared, Workload, read_back_but};
 use crate::args::Global;
 use crate::failure::Failure;
 use crate::units::Size;
@@ -48,25 +48,26 @@ pub(super) async fn run(
     timeline.end(drill, &text, summary::totals(seed, &outcomes))
 }
 
-/// Begins a round: a fresh cluster with `bytes` of values of these sizes, on which the workload runs.
+/// Begins a round: a fresh cluster with this data, on which the workload runs.
 pub(super) async fn begin(
     (shape, global): (Shape, &Global),
-    bytes: u64,
-    sizes: RangeInclusive<usize>,
+    data: &Data,
     timeline: Timeline,
 ) -> Result<(Cluster, Workload), Failure> {
     let cluster = Cluster::start(shape, global).await?;
     timeline.tell("cluster ready")?;
-    let addresses = &cluster.addresses;
-    let workload = Workload::start_with(addresses, bytes, sizes, RECOVERY_DEADLINE).await?;
-    timeline.tell(format_args!("{} loaded, workload runs", Size(bytes)))?;
+    let workload =
+        Workload::start_with(&cluster.addresses[..].into(), data, RECOVERY_DEADLINE).await?;
+    let bytes = Size(workload.shared.bytes);
+    timeline.tell(format_args!("{bytes} loaded, workload runs"))?;
     Ok((cluster, workload))
 }
 
-/// Ends a round's workload, once a picture has something of the time after, and reads everything back.
+/// Ends a round's workload, once a picture has something of the time after, and reads everything back
+/// but what is down.
 pub(super) async fn conclude(
     workload: Workload,
-    addresses: &[String],
+    (addresses, down): (&[String], &Down),
     svg: Option<&Path>,
     timeline: Timeline,
 ) -> Result<(Arc<Shared>, Tally), Failure> {
@@ -74,8 +75,8 @@ pub(super) async fn conclude(
         tokio::time::sleep(picture::AFTER).await;
     }
     let shared = workload.finish().await?;
-    let tally = read_back(addresses, &shared, |_| true).await?;
-    timeline.tell(format_args!("{} objects read back", shared.objects()))?;
+    let (tally, objects) = read_back_but(&addresses.into(), &shared, down).await?;
+    timeline.tell(format_args!("{objects} objects read back"))?;
     Ok((shared, tally))
 }
 

@@ -13,7 +13,7 @@ use crate::failure::Failure;
 use crate::output::Output;
 
 /// Counts of the summary that spoil a drill.
-const MUST_BE_NONE: [&str; 16] = [
+const MUST_BE_NONE: [&str; 27] = [
     "lost_writes",
     "stale_reads",
     "wrong_values",
@@ -30,6 +30,17 @@ const MUST_BE_NONE: [&str; 16] = [
     "damage_unnoticed",
     "accused_wrongly",
     "rounds_failed",
+    "tablets_unserved",
+    "tablets_unexplained",
+    "puts_failed",
+    "churn_failed",
+    "sides_stuck",
+    "sides_late",
+    "clients_refused",
+    "clients_failed",
+    "status_failed",
+    "joins_failed",
+    "recoveries_failed",
 ];
 
 /// Tells of a drill from its start on.
@@ -115,6 +126,14 @@ impl Timeline {
         picture::save(&scene, path)?;
         drop(story);
         self.tell(format_args!("picture: {}", path.display()))
+    }
+
+    /// The drill of this name can't be done here, which is no failure of it.
+    pub(super) fn skip(self, drill: &str, why: &str) -> Result<(), Failure> {
+        let json = serde_json::json!({ "drill": drill, "skipped": why });
+        Ok(self
+            .output
+            .line(format!("{drill}: skipped: {why}"), &json)?)
     }
 
     /// The end of the drill of this name: a summary, and a failure if it counts what must not be.

@@ -14,6 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{ChildStdout, Command};
 
+use super::namespace::Namespace;
 use crate::failure::Failure;
 use crate::process::Announcement;
 
@@ -43,10 +44,18 @@ pub(crate) enum Next {
 }
 
 impl Child {
-    /// Starts this very program with `arguments` and waits until it announces itself.
-    pub(crate) async fn start(arguments: &[OsString]) -> Result<Self, Failure> {
-        let mut process = command(arguments)?
-            .spawn()
+    /// Starts this very program with `arguments`, in this namespace if there is one, and waits until it
+    /// announces itself.
+    pub(crate) async fn start(
+        arguments: &[OsString],
+        namespace: Option<&Namespace>,
+    ) -> Result<Self, Failure> {
+        let mut command = command(arguments)?;
+        let spawned = match namespace {
+            Some(namespace) => namespace.within(|| command.spawn())?,
+            None => command.spawn(),
+        };
+        let mut process = spawned
             .map_err(|error| Failure::new(format_args!("cannot start a process: {error}")))?;
         let name = arguments
             .first()

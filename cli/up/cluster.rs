@@ -211,7 +211,7 @@ pub(crate) async fn start_one(
     if !coordinators.is_empty() {
         arguments.extend(["--coordinators".into(), coordinators.join(",").into()]);
     }
-    let child = Child::start(&arguments).await?;
+    let child = Child::start(&arguments, planned.namespace.as_ref()).await?;
     tell(&Event::Process(child.announcement.clone()));
     Ok(child)
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod child;
 pub(crate) mod cluster;
+pub(crate) mod namespace;
 pub(crate) mod place;
 pub(crate) mod plan;
 
@@ -82,7 +83,7 @@ pub(crate) fn run(args: &UpArgs, global: &Global) -> Result<(), Failure> {
         process::die_with(parent, Signal::TERM)?;
     }
     let output = Output::new(global.json);
-    let plan = Plan::new(args, global)?;
+    let plan = Plan::new(args, global, &[])?;
     // On the main thread: children die with the thread that started them.
     runtime::current_thread()?.block_on(supervise(&plan, output))
 }

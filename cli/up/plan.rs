@@ -15,6 +15,7 @@ use paxos::limits::GROUP_SIZES;
 use ramkeep_wire::limits::{MAX_REPLICAS, SEGMENT_SIZE};
 
 use super::UpArgs;
+use super::namespace::Namespace;
 use super::place::Place;
 use crate::args::Global;
 use crate::failure::Failure;
@@ -49,26 +50,55 @@ pub(crate) struct Plan {
 pub(crate) struct Planned {
     /// Its arguments, without those that name its parent and the coordinators.
     pub(crate) arguments: Vec<OsString>,
+    /// Where it runs, if not where this process does.
+    pub(crate) namespace: Option<Namespace>,
+}
+
+/// Where a process runs and listens.
+#[derive(Clone, Debug)]
+pub(crate) struct Host {
+    /// Its address.
+    pub(crate) ip: Ipv4Addr,
+    /// Where that is, if not here.
+    pub(crate) namespace: Option<Namespace>,
+}
+
+impl Host {
+    /// This machine, for itself alone.
+    const LOOPBACK: Self = Self {
+        ip: Ipv4Addr::LOCALHOST,
+        namespace: None,
+    };
 }
 
 impl Plan {
-    /// Checks what was asked for and makes directories.
-    pub(crate) fn new(args: &UpArgs, global: &Global) -> Result<Self, Failure> {
+    /// Checks what was asked for and makes directories. `hosts`: where the processes run, coordinators
+    /// first; those without one run on loopback.
+    pub(crate) fn new(args: &UpArgs, global: &Global, hosts: &[Host]) -> Result<Self, Failure> {
         check(args)?;
         let coordinator_ports = coordinator_ports(args)?;
         let server_ports = server_ports(args)?;
         let place = Place::open(args.data.as_deref(), bytes_of_frames(args))?;
-        let peers = peers(&coordinator_ports);
-        let coordinators = (1..)
+        let mut hosts = hosts
+            .iter()
+            .cloned()
+            .chain(std::iter::repeat(Host::LOOPBACK));
+        let coordinator_at: Vec<(u32, Host, u16)> = (1..)
+            .zip(hosts.by_ref())
             .zip(coordinator_ports)
-            .map(|(id, port)| coordinator((args, global), (id, port), &peers, &place))
+            .map(|((id, host), port)| (id, host, port))
+            .collect();
+        let peers = peers(&coordinator_at);
+        let coordinators = coordinator_at
+            .into_iter()
+            .map(|at| coordinator((args, global), at, &peers, &place))
             .collect::<Result<_, _>>()?;
         let masters = (1..=args.servers).map(|n| (Role::Server, n));
         let backups = (1..=args.backups).map(|n| (Role::Backup, n));
         let servers = masters
             .chain(backups)
-            .zip(server_ports)
-            .map(|((role, n), port)| server((args, global), role, n, port, &place))
+            .zip(hosts.zip(server_ports))
+            .map(|((role, n), at)| server((args, global), role, n, at, &place))
             .collect::<Result<_, _>>()?;
         Ok(Self {
             coordinators,
@@ -139,10 +169,9 @@ fn free_ports(count: usize) -> Result<Vec<u16>, Failure> {
 }
 
 /// The group as each coordinator is told of it.
-fn peers(ports: &[u16]) -> String {
-    let peers = (1..)
-        .zip(ports)
-        .map(|(id, port)| format!("{id}=127.0.0.1:{port}"));
+fn peers(coordinators: &[(u32, Host, u16)]) -> String {
+    let peers = coordinators.iter();
+    let peers = peers.map(|(id, host, port)| format!("{id}={}:{port}", host.ip));
     peers.collect::<Vec<_>>().join(",")
 }
 
@@ -180,12 +209,12 @@ fn bytes_of_frames(args: &UpArgs) -> u64 {
 
 fn coordinator(
     (args, global): (&UpArgs, &Global),
-    (id, port): (u32, u16),
+    (id, host, port): (u32, Host, u16),
     peers: &str,
     place: &Place,
 ) -> Result<Planned, Failure> {
     let mut line = Line::new("coordinator", global);
-    line.flag("--listen", format!("127.0.0.1:{port}"))
+    line.flag("--listen", format!("{}:{port}", host.ip))
         .flag("--id", id.to_string())
         .flag("--peers", peers)
         .flag("--data", place.directory(&format!("coordinator-{id}"))?)
@@ -199,19 +228,22 @@ fn coordinator(
             humantime::format_duration(args.backup_wait).to_string(),
         )
         .key_file(args.key_file.as_deref());
-    Ok(Planned { arguments: line.0 })
+    Ok(Planned {
+        arguments: line.0,
+        namespace: host.namespace,
+    })
 }
 
 fn server(
     (args, global): (&UpArgs, &Global),
     role: Role,
     number: u32,
-    port: u16,
+    (host, port): (Host, u16),
     place: &Place,
 ) -> Result<Planned, Failure> {
     let data = place.directory(&format!("{}-{number}", role.name()))?;
     let mut line = Line::new("server", global);
-    line.flag("--listen", listen(port, &data))
+    line.flag("--listen", listen(&host, port, &data))
         .flag("--data", data)
         .flag("--memory", args.memory.0.to_string())
         .flag("--frames", frames_each(args).to_string())
@@ -224,18 +256,24 @@ fn server(
     if args.prefault {
         line.0.push("--prefault".into());
     }
-    Ok(Planned { arguments: line.0 })
+    Ok(Planned {
+        arguments: line.0,
+        namespace: host.namespace,
+    })
 }
 
 /// The port, and for the other processes of this machine a quicker socket in the server's own
 /// directory, where its path is of a form that fits.
-fn listen(port: u16, data: &Path) -> String {
+fn listen(host: &Host, port: u16, data: &Path) -> String {
     let socket = data.join(SOCKET);
+    let address = format!("{}:{port}", host.ip);
     match socket.to_str() {
+        // The file system is no network: it would lead past a namespace.
+        _ if host.namespace.is_some() => address,
         Some(path) if path.len() <= MAX_SOCKET_PATH && !path.contains(',') => {
-            format!("127.0.0.1:{port},unix:{path}")
+            format!("{address},unix:{path}")
         }
-        _ => format!("127.0.0.1:{port}"),
+        _ => address,
     }
 }
 
@@ -317,7 +355,7 @@ mod tests {
     #[test]
     fn each_process_gets_a_directory_and_the_ports_are_apart() {
         let args = args("--port 0 --servers 2 --backups 1 --replicas 2 --memory 64MiB");
-        let plan = Plan::new(&args, &Global::default()).unwrap();
+        let plan = Plan::new(&args, &Global::default(), &[]).unwrap();
         let directories: std::collections::BTreeSet<_> = plan
             .coordinators
             .iter()

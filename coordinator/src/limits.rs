@@ -98,8 +98,15 @@ pub const RECOVER_SOON: u32 = 80;
 /// Until backups are asked again for what a recovery lacks, and until a recovery master that can't
 /// go on is asked again.
 pub const ASK_AGAIN: Duration = Duration::from_millis(300);
+/// The same for a recovery that lacks something time and again; at once whenever servers come or go, or an
+/// operator has accepted a loss.
+pub const ASK_AT_LEAST: Duration = Duration::from_secs(5);
 /// Until a backup that was not reached, or that is not ready to answer, is asked again.
 pub const ASK_SOON: Duration = Duration::from_millis(50);
+/// How long the search for a log's end waits for backups that enlisted after its master had crashed: they
+/// hold what their directories brought, if anything. Whoever died meanwhile has been found dead by then;
+/// one that still shows nothing counts as not back yet.
+pub const NEWCOMER_WAIT: Duration = Duration::from_secs(3);
 /// How long a recovery may wait for masters that are joining, so that after a start of everything not
 /// the first of them gets all.
 pub const JOIN_WAIT: Duration = Duration::from_millis(500);
@@ -121,6 +128,7 @@ const _: () = assert!(MAX_MAP_BYTES + MAX_LIST_BYTES + 1_024 < MAX_PAYLOAD);
 // The largest table fits.
 const _: () = assert!(MAX_TABLETS_PER_TABLE * TABLET_BYTES + 1_024 < MAX_MAP_BYTES);
 const _: () = assert!(SNAPSHOT_AFTER < MAX_RECORD);
+const _: () = assert!(CRASH_AFTER.as_millis() < NEWCOMER_WAIT.as_millis());
 // What a request may bring fits a command, and a full batch of the longest ones fits a record.
 const _: () = assert!(MAX_ADDRESSES * (MAX_ADDRESS + 2) + COMMAND_BYTES <= MAX_COMMAND);
 const _: () = assert!(MAX_TABLE_NAME + COMMAND_BYTES <= MAX_COMMAND);

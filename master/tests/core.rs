@@ -7,9 +7,13 @@ use ramkeep_wire::certificate::CertificateKey;
 use ramkeep_wire::coordinator::{
     Answer, Request, Response, Roles, ServerEntry, ServerList, ServerState, Settings,
 };
+use ramkeep_wire::limits::MAX_CLIENTS_NAMED;
 use ramkeep_wire::order::{Command, Order};
 use ramkeep_wire::replicate::{Replicate, ReplicateAck, ReplicateStatus};
-use ramkeep_wire::{Ballot, ClusterId, ListVersion, Micros, ReplicationEpoch, SegmentId, ServerId};
+use ramkeep_wire::{
+    Ballot, ClientId, ClusterId, EndedClients, ListVersion, Micros, ReplicationEpoch, SegmentId,
+    ServerId,
+};
 
 const ME: ServerId = ServerId(1);
 const HEAD: SegmentId = SegmentId(1);
@@ -152,6 +156,34 @@ fn nothing_is_answered_before_all_backups_have_granted() {
 }
 
 #[test]
+fn a_master_asks_for_one_page_of_ended_clients_after_the_other() {
+    let master = master();
+    let many = 3 * MAX_CLIENTS_NAMED as u64;
+    let mut asked = Vec::new();
+    for _ in 0..8 {
+        let report = master.heartbeat();
+        let from = report.clients.expect("a master wants to know");
+        asked.push(from.0);
+        let living = (from.0.max(1)..=many).map(ClientId);
+        let heard = Response {
+            ballot: Ballot::default(),
+            answer: Answer::Heard {
+                list: None,
+                lease_us: 0,
+                ended: EndedClients::page(from, living, ClientId(many + 1)),
+                over: Vec::new(),
+            },
+        };
+        let report = Request::Heartbeat(report);
+        master.handle_answer(Micros(1), Micros(1), &report, Some(&heard));
+    }
+    let page = MAX_CLIENTS_NAMED as u64;
+    let round = [0, page + 1, 2 * page + 1];
+    assert_eq!(asked[..6], [round, round].concat());
+    assert_eq!(asked[6..], round[..2]);
+}
+
+#[test]
 fn without_backups_the_coordinator_grants_the_lease_from_when_it_was_asked() {
     let master = master_with(0);
     let report = Request::Heartbeat(master.heartbeat());
@@ -160,7 +192,8 @@ fn without_backups_the_coordinator_grants_the_lease_from_when_it_was_asked() {
         answer: Answer::Heard {
             list: None,
             lease_us,
-            ended: ramkeep_wire::EndedClients::default(),
+            ended: EndedClients::default(),
+            over: Vec::new(),
         },
     };
     assert_eq!(master.lease(Micros(0)), MasterLease::Gone);

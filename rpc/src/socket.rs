@@ -13,16 +13,18 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, sockopt};
+use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::{TcpStream, UnixStream};
 
 /// Bytes that a Unix socket takes before its peer reads, as far as the system allows.
 const SOCKET_BUFFER: usize = 1 << 20;
 
-/// A TCP connection whose peer acknowledges nothing for this long, or takes nothing, is broken off:
-/// a new one is made within 0.7 s after a cut has healed, while
-/// the old one would wait for its next retransmission, up to two minutes later.
-const UNACKNOWLEDGED: Duration = Duration::from_millis(1_500);
+/// A TCP connection whose peer acknowledges nothing for this long is broken off, and a new one is tried
+/// again and again: after a cut has healed it is there within a second, while the old one would wait
+/// for its next retransmission, up to two minutes later. A peer that is there and reads nothing for as
+/// long is given up as well.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(3);
 /// An idle TCP connection is asked for a sign of life after this,
 const KEEPALIVE_AFTER: Duration = Duration::from_secs(2);
 /// again after this,
@@ -86,6 +88,8 @@ impl Socket {
         let fd = stream.as_fd();
         let unacknowledged = u32::try_from(UNACKNOWLEDGED.as_millis()).unwrap_or(u32::MAX);
         sockopt::set_tcp_user_timeout(fd, unacknowledged)?;
+        // The first retransmissions of little data come at even distances, so that a short cut is over soon.
+        SockRef::from(&fd).set_tcp_thin_linear_timeouts(true)?;
         sockopt::set_socket_keepalive(fd, true)?;
         sockopt::set_tcp_keepidle(fd, KEEPALIVE_AFTER)?;
         sockopt::set_tcp_keepintvl(fd, KEEPALIVE_EVERY)?;

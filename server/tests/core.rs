@@ -406,7 +406,7 @@ fn what_its_own_backup_holds_is_answered_by_a_call() {
     assert!(stage.take_connects(Room::Fetches).is_empty());
     // It has said that it has nothing: there is nobody else.
     let reply = stage.order(5, Command::Recover(recovery()));
-    assert!(matches!(reply, OrderReply::CannotRecover(_)), "{reply:?}");
+    assert!(matches!(reply, OrderReply::CannotProve { .. }), "{reply:?}");
 }
 
 /// The symptoms that the leader was told of.
@@ -506,5 +506,5 @@ fn what_a_backup_answers_reaches_the_recovery() {
     );
     stage.run(TICK);
     let reply = stage.order(5, Command::Recover(recovery()));
-    assert!(matches!(reply, OrderReply::CannotRecover(_)), "{reply:?}");
+    assert!(matches!(reply, OrderReply::CannotProve { .. }), "{reply:?}");
 }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use ramkeep_coordinator::Coordinator;
 use ramkeep_coordinator::state::State;
 use ramkeep_wire::coordinator::TabletState;
 use ramkeep_wire::{ServerId, TableId};
@@ -30,6 +31,20 @@ ramkeep_wire::named! {
     Committed = "committed",
     /// A backup has freed the dead master's replicas.
     Freed = "freed",
+}
+
+/// The crashed masters the end of whose logs a coordinator knows, as it was seen last.
+#[derive(Debug, Default)]
+pub struct EndsSeen(Vec<ServerId>);
+
+impl EndsSeen {
+    /// Whether the end of another log was found since.
+    pub fn look(&mut self, core: &Coordinator) -> Option<CrashPoint> {
+        let found = core.ends_found();
+        let new = found.iter().any(|master| !self.0.contains(master));
+        self.0 = found;
+        new.then_some(CrashPoint::EndChosen)
+    }
 }
 
 /// A point that was reached.

@@ -7,6 +7,7 @@ pub mod check;
 pub mod clock;
 pub mod connections;
 pub mod crash_points;
+pub mod disk;
 pub mod events;
 pub mod faults;
 pub mod history;

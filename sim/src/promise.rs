@@ -171,6 +171,7 @@ mod tests {
     use std::time::Duration;
 
     use paxos::limits::Timing;
+    use ramkeep_coordinator::limits::SNAPSHOT_AFTER;
     use ramkeep_wire::coordinator::Roles;
 
     use super::with_logs;
@@ -193,6 +194,7 @@ mod tests {
             sync: vec![(100, 500)],
             timing: Timing::default(),
             partition_bytes: 1 << 30,
+            snapshot_after: SNAPSHOT_AFTER,
             reconnect: Duration::from_millis(1),
             lines: Lines::No,
         })

@@ -63,6 +63,52 @@ const ELSEWHERE: &[(Mutant, &str)] = &[
         "master/tests/store/replay.rs: few seeds drop a table at that moment",
     ),
     (
+        Mutant::BelieveInventories,
+        "coordinator/tests/core/damage.rs: what all copies lack is beyond the promise of a seed",
+    ),
+    (Mutant::FirstDamageOnly, "master/tests/recovery: as above"),
+    (Mutant::ReplayBeforeProof, "master/tests/recovery: as above"),
+    (
+        Mutant::PlansOfOthersAreUnknown,
+        "coordinator/tests/core/budgets.rs: a simulated recovery comes to its end, or everything is mended",
+    ),
+    (
+        Mutant::StuckPlansTakeFrames,
+        "coordinator/tests/core/budgets.rs: as above",
+    ),
+    (
+        Mutant::UnwantedTriesStay,
+        "coordinator/tests/apply/tries.rs: what stays does no harm but for the memory that it takes",
+    ),
+    (
+        Mutant::DecidedTriesAreOver,
+        "coordinator/tests/apply/tries.rs: a report seldom comes between",
+    ),
+    (
+        Mutant::OldVerdictsEndTries,
+        "master/tests/recovery: as above",
+    ),
+    (
+        Mutant::NewcomersHaveHeardNothing,
+        "coordinator/tests/core/newcomers.rs: a simulated server that dies is not back before it is found dead",
+    ),
+    (
+        Mutant::RecoveredBeforeTold,
+        "master/tests/recovery: few clients of a simulated cluster live at a time",
+    ),
+    (
+        Mutant::FirstClientsOnly,
+        "coordinator/tests/apply/clients.rs: as above",
+    ),
+    (
+        Mutant::RestartOnNews,
+        "master/tests/recovery: few leases end while a simulated log is replayed",
+    ),
+    (
+        Mutant::FailedTryBeginsAnew,
+        "master/tests/recovery: what a failed try leaves does no harm but for the memory that it takes",
+    ),
+    (
         Mutant::ServeEndedClients,
         "master/tests/store/calls.rs: no simulated client outlives its lease",
     ),

@@ -59,6 +59,7 @@ stories! {
     safety_18_a_plan_outlives_leaders,
     safety_19_a_loss_is_accepted_only_as_a_whole,
     safety_20_what_an_abandoned_try_left_does_not_count,
+    safety_27_damage_is_named_and_tried_once,
     safety_21_what_was_removed_stays_removed_over_two_recoveries,
     safety_22_a_master_gets_tablets_only_with_an_open_head,
     safety_23_everything_can_be_removed_from_a_full_master,

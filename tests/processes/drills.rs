@@ -190,6 +190,95 @@ fn nobody_is_taken_for_dead_under_load_but_who_is_killed() {
 }
 
 #[test]
+fn with_memory_filled_to_a_share_all_is_served_and_written_to_after_a_kill() {
+    let flags = ["crash", "--fill", "0.2", "--memory", "64MiB"];
+    let report = drill_of(&[&flags[..], &["--steady", "100ms"]].concat());
+    assert_eq!(report["fits"], true);
+    for share in ["fullest_before", "fullest_after"] {
+        assert!(report[share].as_f64() >= Some(0.2), "{share} of {report}");
+    }
+    assert_eq!(report["memory_before"].as_array().unwrap().len(), 4);
+    assert_eq!(report["memory_after"].as_array().unwrap().len(), 3);
+    assert_eq!(report["puts"], 16, "4 to each tablet");
+    let tablets = ["tablets_unserved", "tablets_down", "tablets_unexplained"];
+    assert_none(&report, &[&tablets[..], &["puts_failed"]].concat());
+}
+
+#[test]
+fn data_spread_over_many_tables_is_served_again_in_each_of_them() {
+    let flags = ["crash", "--tables", "12", "--size", "1MiB"];
+    let report = drill_of(&[&flags[..], &["--steady", "100ms"]].concat());
+    assert_eq!(report["puts"], 12 * 16, "4 to each tablet of every table");
+    assert_none(&report, &["tablets_unserved", "puts_failed"]);
+    assert!(report["served_ms"].as_f64() <= report["unavailable_ms"].as_f64());
+}
+
+#[test]
+fn clients_that_come_and_go_beside_a_drill_all_write() {
+    let flags = ["crash", "--role", "backup", "--size", "1MiB"];
+    let report = drill_of(&[&flags[..], &["--client-churn", "2"]].concat());
+    assert_some(&report, &["churn_clients"]);
+    assert_none(&report, &["churn_failed"]);
+}
+
+#[test]
+fn while_many_clients_are_connected_servers_come_and_die_and_the_status_is_told() {
+    let report = drill(&["clients", "--clients", "40"]);
+    assert_eq!(report["drill"], "clients");
+    assert_eq!(report["clients"], 40);
+    assert_some(&report, &["status_asked"]);
+    let clients = ["clients_refused", "clients_failed", "status_failed"];
+    assert_none(&report, &clients);
+    assert_none(&report, &["joins_failed", "recoveries_failed"]);
+    for field in ["connect_ms", "join_ms", "detect_ms", "recover_ms"] {
+        assert!(report[field].as_f64() > Some(0.0), "{field} of {report}");
+    }
+}
+
+/// Where no network namespaces can be made the drill says so, and that is all there is to see.
+#[test]
+fn a_link_that_was_cut_for_a_second_is_used_again() {
+    let flags = [
+        "drill", "cut", "--for", "1s", "--way", "both", "--size", "2MiB",
+    ];
+    let done = run(&[&flags[..], &["--json"]].concat());
+    assert_eq!(done.code(), 0, "{done:?}");
+    let report = done.json();
+    if report["skipped"].is_string() {
+        assert_eq!(report["drill"], "cut");
+        return;
+    }
+    assert_eq!(report["passed"], true);
+    assert_none(
+        &report,
+        &["lost_writes", "failed_operations", "sides_stuck"],
+    );
+    let cuts = report["cuts"].as_array().unwrap();
+    assert_eq!(cuts.len(), 3, "clients, a server and the leader: {report}");
+    for side in cuts.iter().flat_map(|cut| cut["sides"].as_array().unwrap()) {
+        assert!(
+            side["first_ms"].as_f64() <= side["all_ms"].as_f64(),
+            "{side}"
+        );
+    }
+}
+
+#[test]
+fn shares_and_links_that_are_none_are_wrong_usage() {
+    for (flags, words) in [
+        (&["crash", "--fill", "1.2"][..], "0.01 to 0.99"),
+        (&["crash", "--fill", "0.5", "--size", "1MiB"], "--size"),
+        (&["crash", "--tables", "0"], "--tables"),
+        (&["clients", "--clients", "0"], "--clients"),
+        (&["cut", "--link", "moon"], "moon"),
+        (&["cut", "--for", "long"], "--for"),
+    ] {
+        let done = run(&[&["drill"], flags].concat());
+        done.assert_failed(2, words);
+    }
+}
+
+#[test]
 fn a_drill_without_enough_coordinators_is_wrong_usage() {
     let done = run(&["drill", "coordinator", "--coordinators", "1"]);
     done.assert_failed(2, "3 or 5");

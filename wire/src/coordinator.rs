@@ -9,6 +9,7 @@ use crate::ids::{
     Ballot, BootId, ClientId, ClusterId, ListVersion, LogPosition, MapVersion, PeerId,
     ReplicationEpoch, SegmentId, ServerId, TableId,
 };
+use crate::tries::HeldTry;
 
 /// What a server does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -237,6 +238,11 @@ pub struct Heartbeat {
     /// [`MAX_DAMAGED_REPORTED`](crate::limits::MAX_DAMAGED_REPORTED). Told again and again, so that a
     /// new leader knows them, too.
     pub damaged: Vec<DamagedReplica>,
+    /// From which client on it wants to hear next whose leases have ended; none if it need not know.
+    pub clients: Option<ClientId>,
+    /// The tries at crashed masters' tablets that it has; at most
+    /// [`MAX_TRIES_HELD`](crate::limits::MAX_TRIES_HELD).
+    pub tries: Vec<HeldTry>,
     /// Resident memory of the process, bytes.
     pub resident: u64,
 }
@@ -253,6 +259,8 @@ impl Heartbeat {
             master: None,
             backup: None,
             damaged: Vec::new(),
+            clients: None,
+            tries: Vec::new(),
             resident: 0,
         }
     }
@@ -581,8 +589,11 @@ pub enum Answer {
         /// To a master without backups (k = 0): the master lease, microseconds (SAFETY 7). The
         /// master counts it from when it sent the report, the coordinator from when it came. 0: none.
         lease_us: u32,
-        /// Client leases that have ended.
+        /// Client leases that have ended, from where on the report asked; the first ones if there are no
+        /// more.
         ended: EndedClients,
+        /// Of the tries that it has, as it reported them, those that nobody will ever take over.
+        over: Vec<HeldTry>,
     },
     /// To `RecordEpoch`: recorded; acknowledgements may go on.
     EpochRecorded,

@@ -23,9 +23,11 @@ pub mod postcards;
 pub mod replicate;
 pub mod segment;
 pub mod time;
+pub mod tries;
 
 pub use certificate::{Certificate, CertificateKey, SegmentKind};
-pub use clients::EndedClients;
+pub use clients::{EndedClients, EndedRound, KnownEnded};
 pub use hash::{KeyHash, key_hash};
 pub use ids::*;
 pub use time::Micros;
+pub use tries::{HeldTry, TryId};

@@ -25,8 +25,8 @@ pub const MAX_ITEMS: usize = 4_096;
 pub const MAX_IN_FLIGHT_ITEMS: usize = 8_192;
 /// A client's rpc ids are at most so far above its ack id: what a master may have to remember of it.
 pub const MAX_RPC_WINDOW: u64 = (1 << 16) - 1;
-/// Clients named as exceptions when a coordinator tells which leases have ended.
-pub const MAX_CLIENTS_NAMED: usize = 256;
+/// Clients named in one page when a coordinator tells which leases have ended.
+pub const MAX_CLIENTS_NAMED: usize = 1_024;
 /// Bytes of replies held or unsent on one connection, past which the server stops reading from it.
 pub const MAX_UNSENT: usize = 8 << 20;
 /// Largest page of a scan, in bytes, unless its first object alone is larger.
@@ -39,6 +39,8 @@ pub const MAX_REPLICATES_IN_FLIGHT: usize = 8;
 pub const MAX_DAMAGED_REPORTED: usize = 256;
 /// Replicas in one page of an inventory.
 pub const MAX_INVENTORY: usize = 4_096;
+/// Tries that one recovery master has at a time: those it works on, and those whose outcome it keeps.
+pub const MAX_TRIES_HELD: usize = 64;
 /// Segments of one log that can be given up.
 pub const MAX_GIVEN_UP: usize = 2_048;
 /// Servers that are asserted dead with them.
@@ -83,4 +85,6 @@ const _: () = assert!(MAX_GROUP + (64 << 10) < SEGMENT_SIZE);
 const _: () = assert!(MAX_REPLICATE_BYTES + 256 <= MAX_PAYLOAD);
 const _: () = assert!(MAX_SEGMENTS_PER_LOG * 48 < SEGMENT_SIZE / 2);
 const _: () = assert!(MAX_INVENTORY * 128 < MAX_PAYLOAD);
+// A page of clients is never long beside what else an answer carries.
+const _: () = assert!(MAX_CLIENTS_NAMED * 10 + 64 < (64 << 10));
 const _: () = assert!(MAX_ITEMS <= MAX_IN_FLIGHT_ITEMS);

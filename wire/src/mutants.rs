@@ -146,6 +146,32 @@ crate::named! {
     ReplayIgnoresTakeover = "replay-ignores-takeover",
     /// Recovery master: a dropped table ends a finished replay of others.
     DropEndsFinishedReplay = "drop-ends-finished-replay",
+    /// Coordinator: a server that has just enlisted counts as one that has heard of no crash.
+    NewcomersHaveHeardNothing = "newcomers-have-heard-nothing",
+    /// Coordinator: a segment is there when a backup says so, whoever could not prove it.
+    BelieveInventories = "believe-inventories",
+    /// Coordinator: what an earlier leader planned takes nobody knows what, until it is over.
+    PlansOfOthersAreUnknown = "plans-of-others-are-unknown",
+    /// Coordinator: what nobody can replay takes frames all the same.
+    StuckPlansTakeFrames = "stuck-plans-take-frames",
+    /// Coordinator: no recovery master is told that what it has replayed is wanted no more.
+    UnwantedTriesStay = "unwanted-tries-stay",
+    /// Coordinator: a try is over as soon as another owner is decided, taken over or not.
+    DecidedTriesAreOver = "decided-tries-are-over",
+    /// Recovery master: a try ends by what was said of it before it was finished.
+    OldVerdictsEndTries = "old-verdicts-end-tries",
+    /// Recovery master: replays while it proves, whatever that may leave behind.
+    ReplayBeforeProof = "replay-before-proof",
+    /// Recovery master: names the first segment alone that it can't prove.
+    FirstDamageOnly = "first-damage-only",
+    /// Recovery master: says that a partition is replayed before it has heard which leases have ended.
+    RecoveredBeforeTold = "recovered-before-told",
+    /// Coordinator: tells of the clients with the lowest ids only whether their leases have ended.
+    FirstClientsOnly = "first-clients-only",
+    /// Recovery master: a repeated order that knows more begins its try anew.
+    RestartOnNews = "restart-on-news",
+    /// Recovery master: a try that has failed begins anew when its order is repeated.
+    FailedTryBeginsAnew = "failed-try-begins-anew",
 }
 
 #[cfg(feature = "mutants")]

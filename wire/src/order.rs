@@ -11,6 +11,7 @@ use crate::hash::KeyHash;
 use crate::ids::{
     Ballot, ListVersion, LogPosition, ReplicationEpoch, SegmentId, ServerId, TableId,
 };
+use crate::tries::TryId;
 
 /// A tablet that a master is given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -73,7 +74,8 @@ pub struct RecoveredTablet {
     pub takeover: LogPosition,
 }
 
-/// One partition of a crashed master's tablets, for one recovery master.
+/// One partition of a crashed master's tablets, for one recovery master. All of it but
+/// [`ended`](Self::ended) is the same whenever an order names the same [`TryId`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recovery {
     /// Whose log is replayed.
@@ -89,27 +91,21 @@ pub struct Recovery {
     /// If an operator has accepted a loss: the segments that may be missing. What came after the end
     /// may be lost, too.
     pub given_up: Option<Vec<SegmentId>>,
-    /// Client leases that have ended, at least those that the crashed master knew of: what these
-    /// clients once did may be forgotten, so that nothing of theirs may run any more.
+    /// Client leases that have ended, a page with each order, round after round. The crashed master may
+    /// have forgotten what these clients did, so that nothing of theirs may run any more: the try is not
+    /// done before it has heard a whole round. Knowledge beside the try: it grows, and a try goes on
+    /// whatever is learned meanwhile.
     pub ended: EndedClients,
 }
 
 impl Recovery {
-    /// Whether another order is this one, repeated. It may name more clients whose leases have ended:
-    /// leases end while a log is replayed.
+    /// The name of this try.
     #[must_use]
-    pub fn is_repeated_by(&self, other: &Self) -> bool {
-        let Self {
-            master,
-            key,
-            end,
-            attempt,
-            tablets,
-            given_up,
-            ended: _,
-        } = self;
-        (master, key, end, attempt) == (&other.master, &other.key, &other.end, &other.attempt)
-            && (tablets, given_up) == (&other.tablets, &other.given_up)
+    pub fn id(&self) -> TryId {
+        TryId {
+            master: self.master,
+            attempt: self.attempt,
+        }
     }
 }
 
@@ -124,7 +120,8 @@ pub enum Command {
     DropTable(TableId),
     /// The server list has changed.
     UpdateServers(ServerList),
-    /// Replay these tablets of a crashed master. Repeated to ask how far it is.
+    /// Replay these tablets of a crashed master. Repeated to ask how far it is, and to tell what was
+    /// learned meanwhile: a try begins once, and fails once.
     Recover(Recovery),
     /// Serve these tablets from now on, with what was replayed of them. Refused if the replay that
     /// began there is not known any more: an empty tablet in its place would be a hole.
@@ -163,9 +160,18 @@ pub enum OrderReply {
     /// To `Recover`: replayed, and durable on all backups. Where the log stood when the replay
     /// began, in the order of the tablets: what `TakeTablets` takes them over at.
     Recovered(Vec<LogPosition>),
-    /// To `Recover`: it can't be done here, or not with the backups that are there. It is tried
-    /// again when it is asked for again.
+    /// To `Recover`: it can't be done here, or not with the backups that are there. A try that has
+    /// begun stays failed; another one may succeed.
     CannotRecover(String),
+    /// To `Recover`: no copy that is there proves what the log's digest says of these segments. All
+    /// others were proved. The try has failed.
+    CannotProve {
+        /// In order, as many of them as can be given up: at most
+        /// [`MAX_GIVEN_UP`](crate::limits::MAX_GIVEN_UP).
+        segments: Vec<SegmentId>,
+        /// For people.
+        why: String,
+    },
 }
 
 /// How a server is, for a person who asks it directly.

@@ -24,10 +24,11 @@ use super::counts::ms;
 use super::crash::deaths::{Deaths, Revival};
 use super::crash::healing::lacking;
 use super::crash::summary::Outcome;
+use super::down::Down;
 use super::rounds;
 use super::timeline::Timeline;
 use super::values::Random;
-use super::workload::LOADED_VALUE;
+use super::workload::Data;
 use crate::args::Global;
 use crate::failure::Failure;
 use crate::units::Size;
@@ -107,8 +108,8 @@ impl CorruptArgs {
     ) -> Result<Outcome, Failure> {
         let mut random = Random(seed);
         let bytes = self.common.size.0 * u64::from(self.common.servers);
-        let (start, sizes) = ((self.shape()?, global), LOADED_VALUE..=LOADED_VALUE);
-        let (mut cluster, workload) = rounds::begin(start, bytes, sizes, timeline).await?;
+        let start = (self.shape()?, global);
+        let (mut cluster, workload) = rounds::begin(start, &Data::of(bytes), timeline).await?;
         let addresses = cluster.addresses.clone();
 
         let victim = (random.next() % cluster.servers.len() as u64) as usize;
@@ -154,7 +155,8 @@ impl CorruptArgs {
         workload.goes_on(|_| true).await?;
         let named = named(&cluster.led().await?.status);
         let svg = self.common.svg.as_deref();
-        let (shared, tally) = rounds::conclude(workload, &addresses, svg, timeline).await?;
+        let all = (&addresses[..], &Down::default());
+        let (shared, tally) = rounds::conclude(workload, all, svg, timeline).await?;
         let (note, fields) = judge(&damaged, &named);
         let outcome = Outcome {
             seed,

@@ -1,11 +1,10 @@
 //! Deaths that are recovered together: the kills, and the watch until all is served again.
 
-use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use ramkeep_client::Table;
-use ramkeep_wire::coordinator::{ClusterStatus, ServerReport, ServerState, TabletState};
+use ramkeep_wire::coordinator::{ClusterStatus, ServerReport, ServerState};
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::healing::{Healing, lacking, newest_list};
@@ -13,9 +12,13 @@ use super::steps::{Steps, Took};
 use crate::drill::asking::{ASK_EVERY, Led, first_led};
 use crate::drill::cluster::{Cluster, PATIENCE};
 use crate::drill::counts::ms;
+use crate::drill::down::Down;
 use crate::drill::timeline::Timeline;
 use crate::drill::workload::{TABLE, Workload, connect};
 use crate::failure::Failure;
+
+/// How long tablets must have been said to stay down before they are believed to.
+const STUCK_FOR: Duration = Duration::from_secs(5);
 
 /// What came of one death.
 #[derive(Clone, Debug)]
@@ -30,8 +33,12 @@ pub(in crate::drill) struct Recovered {
     pub(in crate::drill) first_read: Duration,
     /// Until all of it had new owners, or new copies.
     pub(in crate::drill) recover: Duration,
-    /// Until all of it was read again.
+    /// Until every tablet was served by somebody, as the leader knows it.
+    pub(in crate::drill) served: Duration,
+    /// Until all of it was read again, and every tablet served.
     pub(in crate::drill) unavailable: Duration,
+    /// Some of it was not served then: no more was waited for.
+    pub(in crate::drill) given_up: bool,
     /// What that consists of.
     pub(in crate::drill) parts: Vec<(&'static str, Duration)>,
     /// How its copies were made anew, if that was waited for.
@@ -63,7 +70,22 @@ pub(in crate::drill) struct Deaths<'a> {
     pub(in crate::drill) revival: Option<Revival>,
     /// Wait until every segment has all its copies again.
     pub(in crate::drill) heal: bool,
+    /// What to do about tablets that nobody serves again.
+    pub(in crate::drill) unserved: Unserved,
+    /// Since when all tablets that are down are said to be so for good.
+    stuck: Option<Instant>,
     leader: Option<u32>,
+}
+
+/// What to do about tablets that nobody serves again in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::drill) enum Unserved {
+    /// The drill ends there.
+    Fail,
+    /// It goes on with what is served.
+    GoOn,
+    /// They may stay down: it also goes on when `status` says that they do, and why.
+    Expect,
 }
 
 /// A victim's place, and what is done to its directory before it is started again.
@@ -87,6 +109,8 @@ impl<'a> Deaths<'a> {
             kill_leader: false,
             revival: None,
             heal: false,
+            unserved: Unserved::Fail,
+            stuck: None,
             leader: None,
         }
     }
@@ -102,7 +126,8 @@ impl<'a> Deaths<'a> {
             self.kill(*at).await?;
         }
         self.revive().await?;
-        let led = loop {
+        let (led, down) = loop {
+            let asked = Instant::now();
             let led = self.led().await?;
             self.follow(&led)?;
             let recovering = !led.status.recoveries.is_empty();
@@ -110,16 +135,16 @@ impl<'a> Deaths<'a> {
                 self.kill_leader(led.status.leader.0).await?;
             } else if recovering && let Some(at) = self.next.pop() {
                 self.kill(at).await?;
-            } else if is_served(&led.status, &self.cluster.gone) {
-                break led;
+            }
+            let down = Down::of(&led.status, &self.cluster.gone);
+            if down.is_empty() || self.gives_up(&down) {
+                break (led, down);
             }
             self.patience(&led.status)?;
-            tokio::time::sleep(ASK_EVERY).await;
+            // A status of many tablets is work for the leader, which has others to do.
+            tokio::time::sleep(ASK_EVERY.max(asked.elapsed())).await;
         };
-        let tablets: usize = (led.status.tables.iter())
-            .map(|table| table.tablets.len())
-            .sum();
-        self.tell(led.at, &format!("all {tablets} tablets are served"))?;
+        self.tell_served(&led, &down)?;
         if !self.next.is_empty() || self.kill_leader {
             let what = "the recovery was over before it could be disturbed; use a larger --size";
             return Err(Failure::new(what));
@@ -127,7 +152,7 @@ impl<'a> Deaths<'a> {
         let mut recovered = Vec::new();
         for mut death in std::mem::take(&mut self.dead) {
             death.steps.close(led.at);
-            recovered.push(self.end(death).await?);
+            recovered.push(self.end(death, led.at, !down.is_empty()).await?);
         }
         self.draw_parts(&recovered);
         if self.heal {
@@ -177,7 +202,9 @@ impl<'a> Deaths<'a> {
                 detect,
                 first_read: Duration::ZERO,
                 recover,
+                served: Duration::ZERO,
                 unavailable: Duration::ZERO,
+                given_up: false,
                 parts: vec![("detect", detect), ("copy", recover - detect)],
                 healing: Some(healing),
             }
@@ -243,6 +270,37 @@ impl<'a> Deaths<'a> {
         )))
     }
 
+    /// Whether what is down is waited for no longer.
+    fn gives_up(&mut self, down: &Down) -> bool {
+        let settled = match (down.unexplained(), self.stuck) {
+            (0, Some(since)) => since.elapsed() > STUCK_FOR,
+            (0, None) => {
+                self.stuck = Some(Instant::now());
+                false
+            }
+            _ => {
+                self.stuck = None;
+                false
+            }
+        };
+        match self.unserved {
+            Unserved::Fail => false,
+            Unserved::GoOn => self.start.elapsed() > PATIENCE,
+            Unserved::Expect => settled || self.start.elapsed() > PATIENCE,
+        }
+    }
+
+    fn tell_served(&self, led: &Led, down: &Down) -> Result<(), Failure> {
+        let tables = led.status.tables.iter();
+        let tablets: usize = tables.map(|table| table.tablets.len()).sum();
+        if down.is_empty() {
+            return self.tell(led.at, &format!("all {tablets} tablets are served"));
+        }
+        let (count, reasons) = (down.count(), down.reasons());
+        let what = format!("{count} of {tablets} tablets are not served; status says {reasons}");
+        self.tell(led.at, &what)
+    }
+
     async fn kill_leader(&mut self, leader: u32) -> Result<(), Failure> {
         self.cluster.coordinator(leader)?.kill().await?;
         self.leader = Some(leader);
@@ -306,13 +364,24 @@ impl<'a> Deaths<'a> {
         tell(self.timeline, self.start, at, what)
     }
 
-    async fn end(&self, death: Death) -> Result<(Recovered, Vec<Took>), Failure> {
+    /// What came of a death. `served`: when all tablets were, or when that was `given_up`.
+    async fn end(
+        &self,
+        death: Death,
+        served: Instant,
+        given_up: bool,
+    ) -> Result<(Recovered, Vec<Took>), Failure> {
         let committed = death.steps.committed().unwrap_or(death.killed);
         let (first, last) = match death.reads {
+            Some(reads) if given_up => {
+                reads.abort();
+                (served, served)
+            }
             Some(reads) => reads.await.map_err(Failure::new)??,
             // It owned no key.
             None => (committed, committed),
         };
+        let last = last.max(served);
         let after = |at: Instant| at.duration_since(death.killed);
         let parts = death.steps.parts(death.killed, last);
         let recovered = Recovered {
@@ -321,7 +390,9 @@ impl<'a> Deaths<'a> {
             detect: death.steps.detected().map_or(Duration::ZERO, after),
             first_read: after(first),
             recover: after(committed),
+            served: after(served),
             unavailable: after(last),
+            given_up,
             parts: parts
                 .iter()
                 .map(|part| (part.name, part.duration()))
@@ -384,10 +455,4 @@ async fn read_again(
 async fn read(table: Table, probe: String) -> Result<Instant, Failure> {
     table.read(&probe).await.map_err(Failure::new)?;
     Ok(Instant::now())
-}
-
-/// Whether every tablet is served by somebody who lives.
-fn is_served(status: &ClusterStatus, gone: &BTreeSet<u64>) -> bool {
-    let mut tablets = status.tables.iter().flat_map(|table| &table.tablets);
-    tablets.all(|one| one.state == TabletState::Normal && !gone.contains(&one.owner.0))
 }

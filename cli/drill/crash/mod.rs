@@ -5,8 +5,10 @@
 //!    data, and no round is better or worse for what came before.
 //! 2. Who is killed, and how long the workload has run before, follow from the round's seed.
 
+mod aftermath;
 pub(super) mod deaths;
 pub(super) mod healing;
+mod puts;
 mod steps;
 pub(super) mod summary;
 
@@ -16,22 +18,32 @@ use std::time::{Duration, Instant};
 use clap::{Args, ValueEnum};
 use serde_json::{Map, Value};
 
-use super::Common;
+use super::churn::Churn;
 use super::cluster::Cluster;
+use super::down::Down;
 use super::rounds;
 use super::timeline::Timeline;
 use super::values::{MIN_VALUE, Random};
-use super::workload::{Shared, Workload};
+use super::workload::{Amount, Data, Group, Shared, Workload};
+use super::{Common, LEAST_MEMORY};
 use crate::args::Global;
 use crate::failure::Failure;
 use crate::units::Size;
-use deaths::{Deaths, Recovered};
+use aftermath::Aftermath;
+use deaths::{Deaths, Recovered, Unserved};
 use summary::Outcome;
 
 /// For which masters get memory.
 const SECONDS: u64 = 120;
 /// The moment of a kill is drawn from as many milliseconds.
 const MOMENTS: u64 = 500;
+
+/// What `--help` ends with.
+const AFTERWARDS: &str = "\
+When all is recovered, some values are written to each tablet that is served. JSON: puts, puts_failed, \
+tablets_unserved. Tablets may stay down if what the killed servers had alive does not fit into the memory \
+of the others, and `status` says that they are stuck, and why: tablets_down counts those, \
+tablets_unexplained the ones without a reason.";
 
 /// Who is killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -45,6 +57,7 @@ enum Victims {
 /// Flags of `drill crash`.
 #[derive(Clone, Debug, Args)]
 #[command(mut_arg("size", |arg| arg.default_value("256MiB").help("Data of each master")))]
+#[command(after_help = AFTERWARDS)]
 pub(crate) struct CrashArgs {
     /// How many are killed in a round, each when the one before is recovered
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=8))]
@@ -73,6 +86,19 @@ pub(crate) struct CrashArgs {
     /// Bytes of a loaded value: N or MIN..MAX
     #[arg(long, default_value = "1000", value_name = "MIN..MAX", value_parser = sizes)]
     value_size: RangeInclusive<usize>,
+    /// Load, instead of --size, until this share of the masters' memory is used, as `status` counts it.
+    /// JSON: fits (the others have room for what the killed servers had alive), fullest_before and
+    /// fullest_after (share used where most is), memory_before and memory_after (each master's)
+    #[arg(long, value_name = "SHARE", conflicts_with = "size", value_parser = share)]
+    fill: Option<f64>,
+    /// Spread the data over so many tables: half of it is in the first, half in one of each ten
+    /// others, the rest are empty
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=8_192))]
+    tables: u32,
+    /// Beside the whole drill so many loops of: connect, write once, disconnect. JSON: churn_clients
+    /// (how many came and went), churn_failed (of those, who could not write)
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=1_024))]
+    client_churn: u32,
     /// Wait until every segment has all its copies again, and compare the latency meanwhile with the
     /// healthy one. With --role backup it is so always
     #[arg(long)]
@@ -103,29 +129,49 @@ impl CrashArgs {
         timeline: Timeline,
     ) -> Result<Outcome, Failure> {
         let mut random = Random(seed);
-        let bytes = self.common.size.0 * u64::from(self.common.servers);
-        let (start, sizes) = ((self.shape()?, global), self.value_size.clone());
-        let (mut cluster, workload) = rounds::begin(start, bytes, sizes, timeline).await?;
+        let start = (self.shape()?, global);
+        let (mut cluster, workload) = rounds::begin(start, &self.data(), timeline).await?;
         let addresses = cluster.addresses.clone();
+        let churn = Churn::start(&addresses, self.client_churn);
         let calm = Instant::now();
         tokio::time::sleep(self.steady).await;
         let victims = self.victims(&cluster, &mut random);
+        let shown = self.fill.is_some();
+        let mut after = Aftermath::expect(&cluster, &victims, shown, timeline).await?;
         let recovered = self
-            .kill(&mut cluster, &workload, victims, &mut random, timeline)
+            .kill(
+                (&mut cluster, &workload),
+                victims,
+                &mut random,
+                after.unserved(),
+                timeline,
+            )
             .await?;
+        after.look(&cluster, timeline).await?;
+        let churned = Churn::finish(churn).await?;
         let svg = self.common.svg.as_deref();
-        let (shared, tally) = rounds::conclude(workload, &addresses, svg, timeline).await?;
+        let served = (&addresses[..], &after.down);
+        let (shared, tally) = rounds::conclude(workload, served, svg, timeline).await?;
+        let tally = after.excuse(tally, &shared);
         let owned = match self.role {
-            Victims::Server => self.common.size.0 * u64::from(self.kills),
+            Victims::Server => {
+                shared.bytes / u64::from(self.common.servers) * u64::from(self.kills)
+            }
             Victims::Backup => 0,
         };
-        let (note, fields) = felt(&recovered, &shared, calm);
+        let (mut note, mut fields) = felt(&recovered, &shared, calm);
+        note += &after.text();
+        fields.extend(after.json());
+        if let Some(churned) = churned {
+            note += &churned.text();
+            fields.extend(churned.json());
+        }
         let outcome = Outcome {
             seed,
             recovered,
             tally,
             objects: shared.objects(),
-            bytes,
+            bytes: shared.bytes,
             lost_memory: owned,
             fields,
             note,
@@ -139,7 +185,7 @@ impl CrashArgs {
                     .map(|id| format!("server {id}"))
                     .collect::<Vec<_>>()
                     .join(", "),
-                self.common.size,
+                Size(shared.bytes / u64::from(self.common.servers)),
                 self.common.servers,
                 self.common.replicas,
             );
@@ -148,18 +194,40 @@ impl CrashArgs {
         Ok(outcome)
     }
 
+    fn data(&self) -> Data {
+        let bytes = self.common.size.0 * u64::from(self.common.servers);
+        Data {
+            amount: self.fill.map_or(Amount::Bytes(bytes), Amount::Fill),
+            sizes: self.value_size.clone(),
+            tables: self.tables,
+        }
+    }
+
     fn shape(&self) -> Result<super::cluster::Shape, Failure> {
+        if self.fill.is_some() {
+            let mut shape = self.common.shape(self.backups(), SECONDS)?;
+            shape.memory = self.common.memory.unwrap_or(Size(LEAST_MEMORY));
+            return Ok(shape);
+        }
         let servers = u64::from(self.common.servers);
-        let (backups, left) = match self.role {
-            Victims::Server => (0, servers - u64::from(self.kills)),
-            Victims::Backup => (self.kills + 1, servers),
+        let left = match self.role {
+            Victims::Server => servers - u64::from(self.kills),
+            Victims::Backup => servers,
         };
-        let mut shape = self.common.shape(backups, SECONDS)?;
+        let mut shape = self.common.shape(self.backups(), SECONDS)?;
         // Room for what survivors take over, and for entries that are dead by then.
         let after = self.common.size.0 * servers / left;
         let usual = shape.memory.0 + after + after / 2;
         shape.memory = self.common.memory.unwrap_or(Size(usual));
         Ok(shape)
+    }
+
+    /// Processes that run only a backup.
+    fn backups(&self) -> u32 {
+        match self.role {
+            Victims::Server => 0,
+            Victims::Backup => self.kills + 1,
+        }
     }
 
     /// Their places, in the order of their deaths.
@@ -178,10 +246,10 @@ impl CrashArgs {
 
     async fn kill(
         &self,
-        cluster: &mut Cluster,
-        workload: &Workload,
+        (cluster, workload): (&mut Cluster, &Workload),
         mut victims: Vec<usize>,
         random: &mut Random,
+        unserved: Unserved,
         timeline: Timeline,
     ) -> Result<Vec<Recovered>, Failure> {
         let together = if self.at_once { victims.len() } else { 1 };
@@ -197,11 +265,17 @@ impl CrashArgs {
             }
             deaths.kill_leader = kill_leader;
             deaths.heal = self.heal;
+            deaths.unserved = unserved;
             recovered.extend(match self.role {
                 Victims::Server => deaths.run(&now).await?,
                 Victims::Backup => deaths.run_backups(&now).await?,
             });
-            workload.goes_on(|_| true).await?;
+            let down = Down::of(&cluster.led().await?.status, &cluster.gone);
+            let whole = |group: &Group| down.is_empty() || !cluster.gone.contains(&group.owner.0);
+            workload.goes_on(whole).await?;
+            if !down.is_empty() {
+                break;
+            }
         }
         Ok(recovered)
     }
@@ -245,6 +319,13 @@ fn felt(recovered: &[Recovered], shared: &Shared, calm: Instant) -> (String, Map
     let felt = healing.felt(&shared.samples, calm, first.killed);
     let fields = [("healing".to_owned(), felt.json())];
     (felt.text(), fields.into_iter().collect())
+}
+
+/// A share of memory.
+fn share(text: &str) -> Result<f64, String> {
+    let parsed = text.parse().ok();
+    let some = parsed.filter(|share| (0.01..=0.99).contains(share));
+    some.ok_or_else(|| "write a share from 0.01 to 0.99".to_owned())
 }
 
 /// `N` or `MIN..MAX`, both inclusive.

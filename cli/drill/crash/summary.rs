@@ -70,6 +70,7 @@ impl Outcome {
             ("detect_ms", ms(self.most(|one| one.detect)).into()),
             ("first_read_ms", ms(self.most(|one| one.first_read)).into()),
             ("recover_ms", ms(self.most(|one| one.recover)).into()),
+            ("served_ms", ms(self.most(|one| one.served)).into()),
             ("unavailable_ms", ms(self.unavailable()).into()),
             ("parts_ms", parts.unwrap_or_default()),
         ];
@@ -89,15 +90,23 @@ impl Outcome {
         let parts: Vec<String> = parts
             .map(|(name, took)| format!("{} {}", name.replace('_', " "), ms(*took)))
             .collect();
+        let (victims, size) = (self.victims(), Size(self.lost_memory));
+        let detected = ms(self.most(|one| one.detect));
+        let served = ms(self.most(|one| one.served));
+        let outage = if self.recovered.iter().any(|one| one.given_up) {
+            format!("not all of it served after {served} ms, when no more was waited for")
+        } else {
+            format!(
+                "first read served after {} ms, new owners decided after {} ms, all tablets served \
+                 after {served} ms, unavailable {} ms",
+                ms(self.most(|one| one.first_read)),
+                ms(self.most(|one| one.recover)),
+                ms(self.unavailable()),
+            )
+        };
         format!(
-            "servers {:?} killed, {} of data recovered: decided crashed after {} ms, first read served \
-             after {} ms, all tablets served after {} ms, unavailable {} ms\n  of which ms: {}\n{}",
-            self.victims(),
-            Size(self.lost_memory),
-            ms(self.most(|one| one.detect)),
-            ms(self.most(|one| one.first_read)),
-            ms(self.most(|one| one.recover)),
-            ms(self.unavailable()),
+            "servers {victims:?} killed, with {size} of data: decided crashed after {detected} ms, \
+             {outage}\n  of which ms: {}\n{}",
             parts.join(", "),
             self.tally.text(),
         ) + &self.note
@@ -141,6 +150,7 @@ pub(in crate::drill) fn totals(seed: u64, outcomes: &[Outcome]) -> Map<String, V
         ("detect_ms", most(|one| one.detect).into()),
         ("first_read_ms", most(|one| one.first_read).into()),
         ("recover_ms", most(|one| one.recover).into()),
+        ("served_ms", most(|one| one.served).into()),
         ("unavailable_ms", ms(longest.unavailable()).into()),
         ("median_ms", medians(outcomes)),
         ("each", outcomes.iter().map(each).collect()),
@@ -218,9 +228,11 @@ mod tests {
                 id: seed,
                 killed: Instant::now(),
                 healing: None,
+                given_up: false,
                 detect: ms(unavailable / 2),
                 first_read: ms(unavailable),
                 recover: ms(unavailable),
+                served: ms(unavailable),
                 unavailable: ms(unavailable),
                 parts: vec![
                     ("detect", ms(unavailable / 2)),

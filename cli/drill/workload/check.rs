@@ -1,7 +1,8 @@
 //! What a read may find, and what must be there in the end.
 
-use super::{BATCH, Group, Shared, TABLE, connect};
+use super::{BATCH, Group, Reach, Shared};
 use crate::drill::counts::{Finding, Tally};
+use crate::drill::down::Down;
 use crate::drill::record::{Found, Record, Verdict};
 use crate::drill::values::{key, sequence_of};
 use crate::failure::Failure;
@@ -11,7 +12,7 @@ use ramkeep_client::Object;
 pub(super) fn object(shared: &Shared, number: u64, found: Option<&Object>) -> Found {
     match found {
         None => Found::Absent,
-        Some(object) => match sequence_of(shared.table, number, &object.value) {
+        Some(object) => match sequence_of(shared.spread.table(number), number, &object.value) {
             Some(sequence) => Found::Written(sequence),
             None => Found::Foreign,
         },
@@ -47,12 +48,37 @@ pub(in crate::drill) async fn read_back(
     shared: &Shared,
     wanted: impl Fn(&Group) -> bool,
 ) -> Result<Tally, Failure> {
-    let client = connect(addresses).await?;
-    let table = client.table(TABLE).await.map_err(Failure::new)?;
-    for group in shared.groups.iter().filter(|group| wanted(group)) {
-        for batch in group.keys.chunks(BATCH) {
+    let groups = shared.groups.iter().filter(|group| wanted(group));
+    read_groups(&addresses.into(), shared, groups, &Down::default()).await?;
+    Ok(shared.tally(wanted))
+}
+
+/// Reads back every key but those that nobody serves. How many objects that are.
+pub(in crate::drill) async fn read_back_but(
+    reach: &Reach,
+    shared: &Shared,
+    down: &Down,
+) -> Result<(Tally, usize), Failure> {
+    let read = read_groups(reach, shared, shared.groups.iter(), down).await?;
+    Ok((shared.tally(|_| true), read))
+}
+
+async fn read_groups(
+    reach: &Reach,
+    shared: &Shared,
+    groups: impl Iterator<Item = &Group>,
+    down: &Down,
+) -> Result<usize, Failure> {
+    let client = reach.connect().await?;
+    let tables = shared.spread.open(&client).await?;
+    let mut read = 0;
+    for group in groups {
+        let mut numbers = group.keys.clone();
+        numbers.retain(|number| !down.has(shared.spread.table(*number), &key(*number)));
+        read += numbers.len();
+        for (place, batch) in shared.spread.parts(&numbers, BATCH) {
             let keys: Vec<String> = batch.iter().map(|number| key(*number)).collect();
-            match table.multi_read(&keys).await {
+            match tables[place].multi_read(&keys).await {
                 Ok(found) => {
                     for (number, found) in batch.iter().zip(found) {
                         let found = object(shared, *number, found.as_ref());
@@ -64,11 +90,14 @@ pub(in crate::drill) async fn read_back(
             }
         }
         for (name, record) in &group.counters {
-            let found = table.read(name).await.map_err(Failure::new)?;
+            if down.has(shared.table(), name) {
+                continue;
+            }
+            let found = tables[0].read(name).await.map_err(Failure::new)?;
             is_kept(group, record, name, counter(found.as_ref()));
         }
     }
-    Ok(shared.tally(wanted))
+    Ok(read)
 }
 
 /// Nobody writes any more: what was acknowledged is there, or one more that may have run.

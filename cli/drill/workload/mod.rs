@@ -9,10 +9,13 @@
 
 mod check;
 mod load;
+mod spread;
 mod tasks;
 
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use ramkeep_client::{Client, TableId, Version};
@@ -24,14 +27,19 @@ use super::counts::{Counts, Tally};
 use super::record::Record;
 use super::samples::Samples;
 use crate::failure::Failure;
-pub(super) use check::read_back;
+use crate::up::namespace::Namespace;
+pub(super) use check::{read_back, read_back_but};
+use load::Loader;
+use spread::Spread;
 
 /// The table of the workload.
 pub(super) const TABLE: &str = "drill";
 /// Bytes of a loaded value.
 pub(super) const LOADED_VALUE: usize = 1_000;
 /// How long an operation may wait where nobody's death is waited for.
-const DEFAULT_DEADLINE: Duration = Duration::from_secs(10);
+pub(super) const DEFAULT_DEADLINE: Duration = Duration::from_secs(10);
+/// How long one may wait while data is loaded; many tables take long to be made.
+const LOAD_DEADLINE: Duration = Duration::from_secs(60);
 /// How long an operation may wait for its tablet to be recovered.
 pub(super) const RECOVERY_DEADLINE: Duration = Duration::from_secs(30);
 /// Objects in one batch.
@@ -42,6 +50,48 @@ const TASKS_PER_SERVER: u64 = 2;
 const SOME: u64 = 20;
 /// Between two operations of one task. The machine is shared with the cluster.
 const PACE: Duration = Duration::from_millis(3);
+
+/// What is loaded before the workload begins.
+#[derive(Clone, Debug)]
+pub(super) struct Data {
+    /// How much.
+    pub(super) amount: Amount,
+    /// Bytes of each value.
+    pub(super) sizes: RangeInclusive<usize>,
+    /// Tables that it is spread over: half of it is in the first, the other half in one of each ten of
+    /// the others, the rest are empty.
+    pub(super) tables: u32,
+}
+
+/// How much is loaded.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Amount {
+    /// Bytes of values.
+    Bytes(u64),
+    /// Until this share of the masters' memory is used.
+    Fill(f64),
+}
+
+impl Data {
+    /// So many bytes in one table.
+    pub(super) fn of(bytes: u64) -> Self {
+        Self {
+            amount: Amount::Bytes(bytes),
+            sizes: LOADED_VALUE..=LOADED_VALUE,
+            tables: 1,
+        }
+    }
+
+    /// Bytes of a value on the average.
+    fn usual(&self) -> u64 {
+        ((self.sizes.start() + self.sizes.end()) / 2).max(1) as u64
+    }
+
+    /// Objects with so many bytes of values.
+    fn objects(&self, bytes: u64) -> u64 {
+        (bytes / self.usual()).max(1)
+    }
+}
 
 /// The keys that one server owned at the start, and what was found about them.
 #[derive(Debug)]
@@ -56,12 +106,23 @@ pub(super) struct Group {
     counters: Vec<(String, Record)>,
     /// What happened.
     pub(super) counts: Counts,
+    /// Operations that each of its tasks had answered.
+    done: [AtomicU64; 2 * TASKS_PER_SERVER as usize],
+}
+
+impl Group {
+    /// How many operations each of its tasks has had answered.
+    pub(super) fn done(&self) -> Vec<u64> {
+        self.done.iter().map(|count| count.load(Relaxed)).collect()
+    }
 }
 
 /// What all tasks share.
 #[derive(Debug)]
 pub(super) struct Shared {
-    table: TableId,
+    spread: Spread,
+    /// Loaded, in values.
+    pub(super) bytes: u64,
     records: Vec<(Record, Version)>,
     /// By owner.
     pub(super) groups: Vec<Group>,
@@ -75,9 +136,9 @@ impl Shared {
         self.records.len()
     }
 
-    /// The table of the workload.
+    /// The first table of the workload.
     pub(super) fn table(&self) -> TableId {
-        self.table
+        self.spread.ids()[0]
     }
 
     /// The group of that server's keys.
@@ -105,39 +166,43 @@ pub(super) struct Workload {
 impl Workload {
     /// Loads `bytes` of values and begins.
     pub(super) async fn start(addresses: &[String], bytes: u64) -> Result<Self, Failure> {
-        let sizes = LOADED_VALUE..=LOADED_VALUE;
-        Self::start_with(addresses, bytes, sizes, DEFAULT_DEADLINE).await
+        Self::start_with(&addresses.into(), &Data::of(bytes), DEFAULT_DEADLINE).await
     }
 
     /// The same where somebody dies: operations wait until tablets are recovered.
     pub(super) async fn start_patient(addresses: &[String], bytes: u64) -> Result<Self, Failure> {
-        let sizes = LOADED_VALUE..=LOADED_VALUE;
-        Self::start_with(addresses, bytes, sizes, RECOVERY_DEADLINE).await
+        Self::start_with(&addresses.into(), &Data::of(bytes), RECOVERY_DEADLINE).await
     }
 
-    /// Loads `bytes` of values of these sizes and begins, with operations that wait up to
-    /// `deadline`.
+    /// Loads `data` and begins, with operations that wait up to `deadline`.
     pub(super) async fn start_with(
-        addresses: &[String],
-        bytes: u64,
-        sizes: RangeInclusive<usize>,
+        reach: &Reach,
+        data: &Data,
         deadline: Duration,
     ) -> Result<Self, Failure> {
-        let client = connect(addresses).await?.with_deadline(deadline);
-        let table = client.create_table(TABLE).await.map_err(Failure::new)?;
-        let usual = (sizes.start() + sizes.end()) / 2;
-        let objects = (bytes / usual.max(1) as u64).max(1);
-        let records = load::load(&table, objects, &sizes).await?;
+        let client = reach.connect().await?.with_deadline(LOAD_DEADLINE);
+        let (spread, tables) = Spread::make(reach, &client, data.tables).await?;
+        let loader = Loader {
+            client: &client,
+            spread: &spread,
+            tables: &tables,
+        };
+        let records = loader.load(data).await?;
+        let objects = records.len() as u64;
         let status = client.status().await.map_err(Failure::new)?;
+        let groups = load::groups(&status, &spread, objects)?;
         let shared = Arc::new(Shared {
-            table: table.id(),
+            spread,
+            bytes: match data.amount {
+                Amount::Bytes(bytes) => bytes,
+                Amount::Fill(_) => objects * data.usual(),
+            },
             records,
-            groups: load::groups(&status, table.id(), objects)?,
+            groups,
             samples: Samples::default(),
         });
-        let (addresses, running) = (addresses.to_vec(), shared.clone());
-        let background =
-            Background::start(move |stop| tasks::run(addresses, running, deadline, stop));
+        let (reach, running) = (reach.clone(), shared.clone());
+        let background = Background::start(move |stop| tasks::run(reach, running, deadline, stop));
         let workload = Self { shared, background };
         workload.goes_on(|_| true).await?;
         Ok(workload)
@@ -169,9 +234,38 @@ impl Workload {
     }
 }
 
+/// How clients reach a cluster.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Reach {
+    /// Of the coordinators.
+    pub(super) addresses: Vec<String>,
+    /// File with the key that all share.
+    pub(super) key_file: Option<PathBuf>,
+    /// Where the workload runs, if not where the drill does.
+    pub(super) namespace: Option<Namespace>,
+}
+
+impl From<&[String]> for Reach {
+    fn from(addresses: &[String]) -> Self {
+        Self {
+            addresses: addresses.to_vec(),
+            ..Self::default()
+        }
+    }
+}
+
+impl Reach {
+    /// A client of the cluster.
+    pub(super) async fn connect(&self) -> Result<Client, Failure> {
+        let mut builder = Client::builder().coordinators(self.addresses.clone());
+        if let Some(file) = &self.key_file {
+            builder = builder.key_file(file);
+        }
+        builder.connect().await.map_err(Failure::new)
+    }
+}
+
 /// A client of the drill's cluster.
 pub(super) async fn connect(addresses: &[String]) -> Result<Client, Failure> {
-    Client::connect(addresses.to_vec())
-        .await
-        .map_err(Failure::new)
+    Reach::from(addresses).connect().await
 }

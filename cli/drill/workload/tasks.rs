@@ -1,12 +1,13 @@
 //! Writers and readers.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use ramkeep_client::{Error, Object, Reject, Table, Version};
 use tokio::task::JoinSet;
 
-use super::{Group, PACE, Shared, TABLE, TASKS_PER_SERVER, check, connect};
+use super::{Group, PACE, Reach, Shared, TASKS_PER_SERVER, check};
 use crate::drill::background::Stop;
 use crate::drill::counts::Finding;
 use crate::drill::record::{Record, removes};
@@ -20,30 +21,34 @@ const CLIENTS: usize = 2;
 
 /// Reads and writes until it is stopped.
 pub(super) async fn run(
-    addresses: Vec<String>,
+    reach: Reach,
     shared: Arc<Shared>,
     deadline: Duration,
     stop: Stop,
 ) -> Result<(), Failure> {
+    if let Some(namespace) = &reach.namespace {
+        namespace.enter()?;
+    }
     let mut tables = Vec::new();
     for _ in 0..CLIENTS {
-        let client = connect(&addresses).await?.with_deadline(deadline);
-        tables.push(client.table(TABLE).await.map_err(Failure::new)?);
+        let client = reach.connect().await?.with_deadline(deadline);
+        tables.push(Arc::from(shared.spread.open(&client).await?));
     }
     let mut tasks = JoinSet::new();
     for group in 0..shared.groups.len() {
         for part in 0..TASKS_PER_SERVER {
-            let task = |table: &Table| Task {
-                table: table.clone(),
+            let task = |tables: &Arc<[Table]>, number| Task {
+                tables: tables.clone(),
                 shared: shared.clone(),
                 group,
                 part,
+                number,
                 random: Random((group as u64) << 32 | part),
                 stop: stop.clone(),
             };
             let at = (group + part as usize) % CLIENTS;
-            tasks.spawn(task(&tables[at]).write());
-            tasks.spawn(task(&tables[CLIENTS - 1 - at]).read());
+            tasks.spawn(task(&tables[at], part).write());
+            tasks.spawn(task(&tables[CLIENTS - 1 - at], TASKS_PER_SERVER + part).read());
         }
     }
     while let Some(ended) = tasks.join_next().await {
@@ -54,10 +59,13 @@ pub(super) async fn run(
 
 /// One writer or reader.
 struct Task {
-    table: Table,
+    /// Those that have objects.
+    tables: Arc<[Table]>,
     shared: Arc<Shared>,
     group: usize,
     part: u64,
+    /// Among the tasks of its group.
+    number: u64,
     random: Random,
     stop: Stop,
 }
@@ -75,6 +83,11 @@ impl Task {
         &self.shared.groups[self.group]
     }
 
+    /// The table that has this object.
+    fn table(&self, number: u64) -> &Table {
+        &self.tables[self.shared.spread.place(number)]
+    }
+
     fn failed(&self, what: &str, began: Instant, error: &Error) {
         let took = began.elapsed();
         let what = format_args!("{what} after {took:.1?}: {error}");
@@ -90,6 +103,7 @@ impl Task {
     fn took(&self, began: Instant) -> Duration {
         let took = began.elapsed();
         self.shared.samples.note(self.group, took);
+        self.group().done[self.number as usize].fetch_add(1, Relaxed);
         took
     }
 
@@ -162,14 +176,15 @@ impl Task {
     }
 
     async fn write_one(&self, number: u64, sequence: u64, rule: Reject) -> Result<Known, Error> {
-        let bytes = value(self.shared.table, number, sequence, WRITTEN_VALUE);
-        let version = self.table.write_with(key(number), bytes, rule).await?;
+        let table = self.table(number);
+        let bytes = value(table.id(), number, sequence, WRITTEN_VALUE);
+        let version = table.write_with(key(number), bytes, rule).await?;
         let exists = true;
         Ok(Known { version, exists })
     }
 
     async fn remove(&self, number: u64, known: Known, rule: Reject) -> Result<Known, Error> {
-        let removed = self.table.remove_with(key(number), rule).await?;
+        let removed = self.table(number).remove_with(key(number), rule).await?;
         if removed != known.exists.then_some(known.version) {
             let what = format_args!(
                 "{} removed at {removed:?}, not {:?}",
@@ -193,7 +208,8 @@ impl Task {
         };
         let expected = known.exists.then_some(known.version);
         let began = Instant::now();
-        match self.table.write_with(key(number), b"never", rule).await {
+        let table = self.table(number);
+        match table.write_with(key(number), b"never", rule).await {
             Err(Error::Rejected { version }) if version == expected => {
                 counts.answered(self.took(began));
             }
@@ -213,7 +229,7 @@ impl Task {
         };
         let (before, attempted) = (record.floor(), record.begin());
         let began = Instant::now();
-        match self.table.increment(name, 1).await {
+        match self.tables[0].increment(name, 1).await {
             Ok(sum) => {
                 let sum = u64::try_from(sum).unwrap_or(u64::MAX);
                 record.acknowledge(sum);
@@ -242,12 +258,13 @@ impl Task {
             let done = match counter {
                 Some((name, record)) => {
                     let seen = |found: Option<&Object>| check::counter(found);
-                    self.read_one(record, name, seen).await
+                    self.read_one(&self.tables[0], record, name, seen).await
                 }
                 None => {
                     let seen = |found: Option<&Object>| check::object(&shared, number, found);
                     let record = &shared.records[number as usize].0;
-                    self.read_one(record, &key(number), seen).await
+                    self.read_one(self.table(number), record, &key(number), seen)
+                        .await
                 }
             };
             match done {
@@ -260,12 +277,13 @@ impl Task {
 
     async fn read_one(
         &self,
+        table: &Table,
         record: &Record,
         name: &str,
         seen: impl Fn(Option<&Object>) -> crate::drill::record::Found,
     ) -> Result<(), Error> {
         let floor = record.floor();
-        let found = self.table.read(name).await?;
+        let found = table.read(name).await?;
         let found = seen(found.as_ref());
         check::judge(self.group(), record, floor, name, found);
         Ok(())

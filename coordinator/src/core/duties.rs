@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ramkeep_wire::coordinator::TabletState;
 use ramkeep_wire::order::{Command as OrderCommand, RecoveredTablet, TabletGrant};
-use ramkeep_wire::{ListVersion, Micros, ServerId, TableId};
+use ramkeep_wire::{ListVersion, Micros, ServerId, TableId, TryId};
 
-use super::recovery;
+use super::recovery::{self, Recoveries};
 use crate::limits::{RECOVER_POLL, RECOVER_SOON, RETRY_FIRST, RETRY_MOST, UPDATE_SPACING};
 use crate::state::State;
 
@@ -21,7 +21,7 @@ pub(super) enum Duty {
     /// Learn the server list.
     Update,
     /// Replay a partition of this crashed master's log: the try of this number.
-    Recover(ServerId, u32),
+    Recover(TryId),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -89,8 +89,8 @@ impl Duties {
         let due = self.paces.iter_mut().filter(|(_, pace)| pace.due <= now);
         due.map(|(key, pace)| {
             let wait = match key.1 {
-                Duty::Recover(..) if pace.tries < RECOVER_SOON => RECOVER_POLL / 4,
-                Duty::Recover(..) => RECOVER_POLL,
+                Duty::Recover(_) if pace.tries < RECOVER_SOON => RECOVER_POLL / 4,
+                Duty::Recover(_) => RECOVER_POLL,
                 _ => (RETRY_FIRST * (1 << pace.tries.min(8))).min(RETRY_MOST),
             };
             pace.due = now + wait;
@@ -124,8 +124,8 @@ fn duties(
         let given = tablets.filter(|tablet| tablet.state == TabletState::Assigning);
         all.extend(given.map(|tablet| (tablet.owner, Duty::Take(table))));
     }
-    for (server, master, attempt) in recovery::under_way(state) {
-        all.insert((server, Duty::Recover(master, attempt)));
+    for (server, id) in recovery::under_way(state) {
+        all.insert((server, Duty::Recover(id)));
     }
     for (server, found) in state.servers().iter() {
         if !found.is_crashed() && confirmed(server).0 < state.list_version() {
@@ -135,8 +135,14 @@ fn duties(
     all
 }
 
-/// The order that a duty comes to; `None` when it is done by now.
-pub(super) fn order(state: &State, server: ServerId, duty: Duty) -> Option<OrderCommand> {
+/// The order that a duty comes to; `None` when it is done by now. `recoveries` knows what was told with
+/// earlier ones.
+pub(super) fn order(
+    state: &State,
+    recoveries: &Recoveries,
+    server: ServerId,
+    duty: Duty,
+) -> Option<OrderCommand> {
     match duty {
         Duty::Take(table) => {
             let record = state.table(table)?;
@@ -148,7 +154,7 @@ pub(super) fn order(state: &State, server: ServerId, duty: Duty) -> Option<Order
             (!grants.is_empty()).then_some(OrderCommand::TakeTablets(grants))
         }
         Duty::Drop(table) => Some(OrderCommand::DropTable(table)),
-        Duty::Recover(master, attempt) => recovery::order(state, server, master, attempt),
+        Duty::Recover(id) => recoveries.order(state, server, id),
         Duty::Update => Some(OrderCommand::UpdateServers(state.server_list())),
     }
 }

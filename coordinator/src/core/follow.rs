@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use ramkeep_wire::coordinator::Roles;
 use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::order::{Command as OrderCommand, Order, TabletGrant};
 use ramkeep_wire::{ListVersion, LogPosition, Micros, ServerId, TableId};
@@ -216,14 +215,21 @@ impl Coordinator {
         }
     }
 
-    /// The newest list that all living backups are known to have.
+    /// The newest list whose dead can get nothing more from any living backup. Of those who died before
+    /// it enlisted a backup need not have heard: they learn that it is there only from a list that says of
+    /// them that they are dead, and end by it, as they would by any refusal. What a process before it
+    /// granted them with the same directory came before it started, so that a lease from now on is
+    /// longer. So nobody who enlists and is not heard of again holds up what the others know.
     pub(super) fn known_to_backups(&self) -> Option<ListVersion> {
-        let is_backup = |roles: Roles| roles.backup;
-        let confirmed = self.watches.iter().filter_map(|(server, watch)| {
+        let heard = self.watches.iter().filter_map(|(server, watch)| {
             let found = self.state.servers().by_id(*server)?;
-            is_backup(found.roles).then_some(watch.confirmed)
+            let since = match mutants::active(Mutant::NewcomersHaveHeardNothing) {
+                true => ListVersion(0),
+                false => found.enlisted_in,
+            };
+            found.roles.backup.then_some(watch.confirmed.max(since))
         });
-        Some(confirmed.min().unwrap_or(self.state.list_version()))
+        Some(heard.min().unwrap_or(self.state.list_version()))
     }
 
     fn expire_leases(&mut self) {
@@ -243,7 +249,7 @@ impl Coordinator {
 
     fn give_orders(&mut self) {
         for (server, duty) in self.duties.take_due(self.now) {
-            match duties::order(&self.state, server, duty) {
+            match duties::order(&self.state, &self.recoveries, server, duty) {
                 Some(command) => self.order(server, command),
                 None => self.duties.done(server, duty),
             }

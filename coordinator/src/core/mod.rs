@@ -550,10 +550,11 @@ impl Coordinator {
             (OrderCommand::UpdateServers(list), OrderReply::Done) => {
                 self.list_confirmed(server, list.version);
             }
-            (OrderCommand::Probe, _) | (_, OrderReply::NotReady | OrderReply::StaleBallot(_)) => {}
+            (OrderCommand::Probe, _) | (_, OrderReply::StaleBallot(_)) => {}
             (OrderCommand::Recover(recovery), reply) => {
                 self.recover_answered(server, recovery, reply);
             }
+            (_, OrderReply::NotReady) => {}
             (command, reply) => {
                 tracing::warn!(%server, ?command, ?reply, "reply does not fit its order");
             }

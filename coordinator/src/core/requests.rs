@@ -4,7 +4,7 @@ use ramkeep_wire::coordinator::{
     Answer, ClusterStatus, CoordinatorReport, GroupCounters, Heartbeat, Once, Refused, Request,
     ServerReport, ServerState, Symptom,
 };
-use ramkeep_wire::limits::{MAX_PAYLOAD, MAX_REPLICAS, MAX_TABLE_NAME};
+use ramkeep_wire::limits::{MAX_PAYLOAD, MAX_REPLICAS, MAX_TABLE_NAME, MAX_TRIES_HELD};
 use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::{ClientId, Micros, Party, PeerId, ServerId, TableId};
 
@@ -152,6 +152,12 @@ impl Coordinator {
         });
         let newer = report.list < self.state.list_version();
         let list = newer.then(|| self.state.server_list());
+        let ended = report
+            .clients
+            .map(|from| self.state.clients().ended_from(from));
+        let tries = report.tries.iter().take(MAX_TRIES_HELD);
+        let over = tries.filter(|held| !self.state.wants_try(server, held));
+        let over = over.copied().collect();
         self.list_confirmed(server, report.list);
         let damaged = report.damaged.iter();
         damaged.for_each(|replica| self.damaged.note(*replica));
@@ -173,11 +179,11 @@ impl Coordinator {
             };
             self.propose(&command, Origin::Report(server));
         }
-        let ended = self.state.clients().ended();
         let heard = Answer::Heard {
             list,
             lease_us,
-            ended,
+            ended: ended.unwrap_or_default(),
+            over,
         };
         self.reply(token, heard);
     }

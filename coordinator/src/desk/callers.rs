@@ -20,7 +20,8 @@ pub const MAX_UNANSWERED: usize = 48;
 // The largest answers that are not given at once carry the server list.
 const _: () = assert!(MAX_UNANSWERED * (MAX_LIST_BYTES + 1_024) <= 2 * MAX_UNSENT);
 
-/// Names a connection that another process made to this one.
+/// Names a connection that another process made to this one. Later ones have higher numbers, and none
+/// comes twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionId(pub u64);
 
@@ -52,16 +53,13 @@ pub(super) struct Callers {
 }
 
 impl Callers {
-    pub(super) fn open(&mut self, party: Party) -> SessionId {
-        self.last += 1;
+    pub(super) fn open(&mut self, id: SessionId, party: Party) {
         let session = Session {
             party,
             server: party.as_server(),
             unanswered: 0,
         };
-        let id = SessionId(self.last);
         self.sessions.insert(id, session);
-        id
     }
 
     /// A session is over; the server whose it was, if it was one's.

@@ -117,8 +117,8 @@ impl Desk {
     }
 
     /// Another process has connected, and said hello.
-    pub fn open_session(&mut self, party: Party) -> SessionId {
-        self.callers.open(party)
+    pub fn open_session(&mut self, session: SessionId, party: Party) {
+        self.callers.open(session, party);
     }
 
     /// A session is over; its answers go nowhere.

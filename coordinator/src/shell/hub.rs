@@ -38,6 +38,7 @@ struct SessionEntry {
 struct Inner {
     desk: Desk,
     sessions: BTreeMap<SessionId, SessionEntry>,
+    last: u64,
     /// When the timer will look next.
     armed: Option<Micros>,
 }
@@ -66,6 +67,7 @@ impl Hub {
             inner: Mutex::new(Inner {
                 desk,
                 sessions: BTreeMap::new(),
+                last: 0,
                 armed: None,
             }),
             me: me.clone(),
@@ -96,7 +98,9 @@ impl Hub {
     pub(super) fn open_session(&self, party: Party, wake: Wake) -> (SessionId, Arc<Mutex<Outbox>>) {
         let outbox = Arc::new(Mutex::new(Outbox::default()));
         let mut inner = self.inner.lock();
-        let session = inner.desk.open_session(party);
+        inner.last += 1;
+        let session = SessionId(inner.last);
+        inner.desk.open_session(session, party);
         let entry = SessionEntry {
             outbox: outbox.clone(),
             wake,

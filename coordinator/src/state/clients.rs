@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use ramkeep_wire::coordinator::Refused;
+use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::{ClientId, EndedClients};
 use serde::{Deserialize, Serialize};
 
@@ -51,10 +52,16 @@ impl Clients {
         self.nonces.get(nonce).copied()
     }
 
-    /// What masters are told of leases that have ended.
+    /// What masters are told of leases that have ended, from a client on.
     #[must_use]
-    pub fn ended(&self) -> EndedClients {
-        EndedClients::among(self.iter(), ClientId(self.last + 1))
+    pub fn ended_from(&self, from: ClientId) -> EndedClients {
+        let next = ClientId(self.last + 1);
+        let from = match mutants::active(Mutant::FirstClientsOnly) {
+            true => ClientId(0),
+            false => from.min(next),
+        };
+        let holding = self.leases.range(from..).map(|(client, _)| *client);
+        EndedClients::page(from, holding, next)
     }
 
     /// All who hold a lease, by id.

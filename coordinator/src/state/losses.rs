@@ -4,6 +4,7 @@
 //! 1. A loss is accepted only of a crashed master with tablets that wait for its log. If where it ends
 //!    was decided before, that is given up with it: every try from then on gets the same.
 //! 2. Who is asserted dead was decided crashed, and nobody has come back with its frames.
+//! 3. Accepting what is accepted changes nothing: it gives up no plan that was made with it.
 
 use std::collections::BTreeMap;
 
@@ -56,6 +57,9 @@ impl State {
         let AcceptedLoss { master, loss } = accepted;
         check_loss(loss)?;
         self.check_crashed(*master)?;
+        if self.losses.of(*master) == Some(loss) {
+            return Ok(Applied::Done);
+        }
         let tables = &self.tables;
         let is_waited_for = |master: ServerId| tables.lost().any(|tablet| tablet.owner == master);
         if !is_waited_for(*master) {

@@ -17,7 +17,7 @@ use ramkeep_wire::coordinator::{Refused, Tablet, TabletState};
 use ramkeep_wire::limits::MAX_TABLETS_PER_TABLE;
 use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::order::{LogEnd, LostTablet, TabletGrant};
-use ramkeep_wire::{LogPosition, ServerId, TableId};
+use ramkeep_wire::{HeldTry, LogPosition, ServerId, TableId, TryId};
 use serde::{Deserialize, Serialize};
 
 use super::tables::{Tables, grant};
@@ -252,6 +252,28 @@ impl State {
         }
         self.give_up_plan(master);
         Ok(Applied::Done)
+    }
+
+    /// Whether what `by` has of a try is still wanted: it has the last try of a partition, or was given
+    /// tablets with it that it has not taken yet. What was wanted and is not will never be again: no
+    /// number of a try is used twice, and no tablet is given out twice with one replay.
+    #[must_use]
+    pub fn wants_try(&self, by: ServerId, held: &HeldTry) -> bool {
+        let TryId { master, attempt } = held.id;
+        let record = self.recoveries.by_master.get(&master);
+        let part = record.and_then(|record| record.partition(attempt));
+        let is_tried = part.is_some_and(|part| part.by == by);
+        let is_given = |takeover: LogPosition| {
+            let mut tablets = self.tables.tablets();
+            let given = tablets.any(|tablet| {
+                (tablet.owner, tablet.takeover) == (by, takeover)
+                    && tablet.state == TabletState::Assigning
+            });
+            given && !mutants::active(Mutant::DecidedTriesAreOver)
+        };
+        is_tried
+            || held.takeover.is_some_and(is_given)
+            || mutants::active(Mutant::UnwantedTriesStay)
     }
 
     /// A plan is given up: what is not replayed is down again. The leader has to look anew in any case.

@@ -129,7 +129,7 @@ impl Tables {
         self.tablets().map(|tablet| tablet.owner).collect()
     }
 
-    fn tablets(&self) -> impl Iterator<Item = &Tablet> + '_ {
+    pub(super) fn tablets(&self) -> impl Iterator<Item = &Tablet> + '_ {
         self.iter().flat_map(|record| &record.table.tablets)
     }
 

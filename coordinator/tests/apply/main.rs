@@ -1,8 +1,10 @@
 //! The state machine alone: what any sequence of commands must leave true.
 #![allow(clippy::unwrap_used, reason = "helpers of tests panic like tests")]
 
+mod clients;
 mod properties;
 mod recoveries;
+mod tries;
 
 use std::collections::BTreeSet;
 

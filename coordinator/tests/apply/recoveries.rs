@@ -3,7 +3,7 @@
 use super::*;
 
 /// A master that crashed with the only tablet of a table, and two others.
-fn crashed() -> (State, ServerId, [ServerId; 2], TableId) {
+pub(super) fn crashed() -> (State, ServerId, [ServerId; 2], TableId) {
     let mut state = bootstrapped();
     let dead = up(&mut state, 1);
     let Ok(Applied::Table(table)) = state.apply(&create("t")) else {
@@ -18,12 +18,12 @@ fn crashed() -> (State, ServerId, [ServerId; 2], TableId) {
     (state, dead, others, table)
 }
 
-fn states(state: &State, table: TableId) -> Vec<(ServerId, TabletState, LogPosition)> {
+pub(super) fn states(state: &State, table: TableId) -> Vec<(ServerId, TabletState, LogPosition)> {
     let tablets = state.table(table).unwrap().table.tablets.iter();
     tablets.map(|t| (t.owner, t.state, t.takeover)).collect()
 }
 
-fn is_recovered(state: &State, server: ServerId) -> bool {
+pub(super) fn is_recovered(state: &State, server: ServerId) -> bool {
     let mut entries = state.server_list().servers.into_iter();
     entries.any(|entry| entry.server == server && entry.recovered)
 }
@@ -210,7 +210,7 @@ fn a_plan_whose_end_is_lost_is_given_up_and_another_end_can_be_decided() {
     assert_eq!((record.partitions[0].attempt, record.end), (3, end(6)));
 }
 
-fn accept(master: ServerId, dead: &[ServerId], segments: &[u64], tail: bool) -> Command {
+pub(super) fn accept(master: ServerId, dead: &[ServerId], segments: &[u64], tail: bool) -> Command {
     Command::AcceptLoss(AcceptedLoss {
         master,
         loss: Loss {

@@ -1,8 +1,12 @@
 //! The core in virtual time: one coordinator alone, a group, and recovery with servers that answer.
 #![allow(clippy::unwrap_used, reason = "helpers of tests panic like tests")]
 
+mod budgets;
+mod damage;
 mod group;
+mod newcomers;
 mod recovery;
 mod stepping;
+mod tries;
 #[allow(unreachable_pub, reason = "a module of a test")]
 mod world;

@@ -8,7 +8,7 @@ use ramkeep_wire::{LogPosition, SegmentId, ServerId, TableId};
 use crate::world::*;
 
 /// M, whose log B and C hold, B, whose log C and D hold, C and D; a table on all of them.
-fn cast() -> (World, [ServerId; 4], TableId) {
+pub(super) fn cast() -> (World, [ServerId; 4], TableId) {
     let mut world = World::with_servers();
     let [m, b, c, d] = [1, 2, 3, 4].map(|nonce| world.serve(nonce, None));
     world.run(200);
@@ -19,7 +19,7 @@ fn cast() -> (World, [ServerId; 4], TableId) {
     (world, [m, b, c, d], table)
 }
 
-fn is_lost(world: &World, table: TableId) -> bool {
+pub(super) fn is_lost(world: &World, table: TableId) -> bool {
     let tablets = world.tablets(table);
     let lost = |state| matches!(state, TabletState::Down | TabletState::Recovering);
     tablets.iter().any(|tablet| lost(tablet.state))
@@ -284,12 +284,12 @@ fn a_missing_segment_keeps_tablets_down_until_its_backup_comes_back() {
     assert!(world.ends.contains_key(&m));
 }
 
-fn accept(world: &mut World, master: ServerId, loss: Loss) -> Answer {
+pub(super) fn accept(world: &mut World, master: ServerId, loss: Loss) -> Answer {
     world.answer(Request::AcceptLoss(AcceptedLoss { master, loss }))
 }
 
 /// What `master` lacks, once that is known.
-fn missing(world: &mut World, master: ServerId) -> Loss {
+pub(super) fn missing(world: &mut World, master: ServerId) -> Loss {
     for _ in 0..3_000 {
         world.run(1);
         let reports = world.reports();

@@ -23,7 +23,9 @@ use ramkeep_wire::certificate::CertificateKey;
 use ramkeep_wire::coordinator::{Request, ServerEntry, ServerList, ServerState, Settings};
 use ramkeep_wire::order::TabletGrant;
 use ramkeep_wire::replicate::{Replicate, ReplicateAck};
-use ramkeep_wire::{Ballot, ClusterId, ListVersion, Micros, ReplicationEpoch, SegmentId, ServerId};
+use ramkeep_wire::{
+    Ballot, ClusterId, EndedRound, ListVersion, Micros, ReplicationEpoch, SegmentId, ServerId,
+};
 
 pub use scrub::{CHUNK, ScrubAsk};
 
@@ -98,6 +100,8 @@ struct Control {
     /// Records that failed and are tried again from the time given.
     failed_records: Vec<(Micros, SegmentId, ReplicationEpoch, bool)>,
     scrub: Scrub,
+    /// The client leases that have ended, as far as they were heard of.
+    clients: EndedRound,
 }
 
 impl Master {
@@ -138,6 +142,7 @@ impl Master {
             requests: Vec::new(),
             failed_records: Vec::new(),
             scrub: Scrub::default(),
+            clients: EndedRound::default(),
         };
         Ok(Self {
             recoveries: Mutex::new(Recoveries::new(config.cluster)),

@@ -58,9 +58,12 @@ impl Master {
                     list,
                     lease_us,
                     ended,
+                    over,
                 }),
             ) => {
                 self.store.clients_ended(ended);
+                control.clients.took(ended);
+                self.recoveries().end_over(&self.store, over);
                 if *lease_us > 0 {
                     let until = sent + Duration::from_micros((*lease_us).into());
                     control.granted = control.granted.max(until);
@@ -79,7 +82,10 @@ impl Master {
     /// The report to send now.
     #[must_use]
     pub fn heartbeat(&self) -> Heartbeat {
-        let mut damaged = self.recoveries().bad_replicas();
+        let (mut damaged, tries) = {
+            let recoveries = self.recoveries();
+            (recoveries.bad_replicas(), recoveries.held())
+        };
         let control = self.control.lock();
         // Neither hides the other.
         let own = control.scrub.found.len().min(MAX_DAMAGED_REPORTED / 2);
@@ -92,6 +98,8 @@ impl Master {
             floor: control.replication.floor(),
             master: Some(self.stats_with(&control)),
             damaged,
+            clients: Some(control.clients.wants()),
+            tries,
             ..Heartbeat::of(self.config.me)
         }
     }

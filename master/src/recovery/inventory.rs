@@ -2,7 +2,8 @@
 //!
 //! # Invariants
 //! 1. A backup is settled when it has answered its whole inventory, or has failed to answer
-//!    anything for [`PATIENCE`]. Only when all are, a segment can be called missing.
+//!    anything for [`PATIENCE`]. Only when all are, a segment can be called missing. Those that have come
+//!    since the try began are waited for no longer than that, however many there are.
 //! 2. What is taken from a backup is bounded, whatever it says.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,6 +35,8 @@ pub(super) struct Backup {
     retry_at: Micros,
     failing_since: Option<Micros>,
     lost: bool,
+    /// It has come since the try began.
+    is_new: bool,
     replicas: usize,
 }
 
@@ -69,6 +72,9 @@ pub(super) struct Inventory {
     holders: BTreeMap<SegmentId, Vec<(ServerId, ReplicaInfo)>>,
     /// Copies that turned out not to be what they should be.
     aside: BTreeSet<(ServerId, SegmentId)>,
+    has_list: bool,
+    /// Since when only those that have come since are waited for.
+    waits_for_new: Option<Micros>,
 }
 
 impl Inventory {
@@ -92,8 +98,12 @@ impl Inventory {
             .map(|entry| entry.server)
             .filter(is_there);
         for server in living {
-            self.backups.entry(server).or_default();
+            self.backups.entry(server).or_insert(Backup {
+                is_new: self.has_list,
+                ..Backup::default()
+            });
         }
+        self.has_list = true;
     }
 
     /// Takes in a page. False if it makes no sense.
@@ -151,9 +161,18 @@ impl Inventory {
         self.aside.insert((from, segment));
     }
 
-    /// Whether more copies can still turn up.
-    pub(super) fn is_settled(&self) -> bool {
-        self.backups.values().all(Backup::is_settled)
+    /// Whether no more copies are waited for.
+    pub(super) fn is_settled(&mut self, now: Micros) -> bool {
+        let open = |is_new: bool| {
+            let mut backups = self.backups.values();
+            backups.any(|one| !one.is_settled() && one.is_new == is_new)
+        };
+        let (old, new) = (open(false), open(true));
+        if old || !new {
+            self.waits_for_new = None;
+            return !old;
+        }
+        *self.waits_for_new.get_or_insert(now) + PATIENCE <= now
     }
 
     pub(super) fn is_lost(&self, server: ServerId) -> bool {

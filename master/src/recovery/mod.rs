@@ -15,9 +15,13 @@
 //! 1. Nothing is replayed but what its certificate proves; the end by the one that was decided, all
 //!    others by those that the end's digest names.
 //! 2. It is said that tablets are recovered only when all segments that the digest names were
-//!    replayed, and all that was appended is durable.
+//!    replayed, all that was appended is durable, and all was heard of client leases that had ended
+//!    when the try began: nothing runs here that the crashed master would have refused.
 //! 3. Orders whose tablets overlap are attempts at the same: the highest counts, and ends the others.
-//! 4. Memory, requests and recoveries under way are bounded.
+//! 4. A try is named by its [`TryId`] alone. It begins once, and what became of it stays: a repeated
+//!    order, whatever else it says by then, neither begins it anew nor takes away what is finished
+//!    (SAFETY 25).
+//! 5. Memory, requests and recoveries under way are bounded, and so are tries that are remembered.
 
 pub mod gather;
 mod inventory;
@@ -27,18 +31,22 @@ use std::collections::{BTreeSet, VecDeque};
 
 use ramkeep_wire::backup::{BackupRequest, BackupResponse};
 use ramkeep_wire::coordinator::{DamagedReplica, ServerList, ServerState};
-use ramkeep_wire::limits::MAX_DAMAGED_REPORTED;
+use ramkeep_wire::limits::{MAX_DAMAGED_REPORTED, MAX_TRIES_HELD};
 use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::order::{OrderReply, Recovery, TabletGrant};
-use ramkeep_wire::{ClusterId, LogPosition, Micros, ServerId};
+use ramkeep_wire::{
+    ClusterId, EndedClients, EndedRound, HeldTry, LogPosition, Micros, ServerId, TryId,
+};
 
 use crate::store::{Finished, ReplayId, Store};
-use gather::Gather;
 pub use gather::{AskId, Job};
+use gather::{Failure, Gather};
 pub use replayer::{Driven, Outcome, Replayer};
 
 /// Recoveries that one master works on at a time.
 pub const MAX_RECOVERIES: usize = 8;
+
+const _: () = assert!(MAX_RECOVERIES < MAX_TRIES_HELD);
 
 /// Names a recovery of this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -72,8 +80,8 @@ enum Progress {
     Running,
     /// All is in the log.
     Finished(Finished),
-    /// It can't be done. Told once, then forgotten.
-    Failed(String),
+    /// It can't be done, and nothing of it is left here but dead entries of the log.
+    Failed(Failure),
 }
 
 #[derive(Debug)]
@@ -83,6 +91,8 @@ struct Active {
     gather: Gather,
     replay: Option<ReplayId>,
     progress: Progress,
+    /// The leases that have ended, as far as the orders told; none once they told all.
+    untold: Option<EndedRound>,
 }
 
 /// All recoveries of one master.
@@ -108,7 +118,7 @@ impl Recoveries {
         }
     }
 
-    /// Takes on an order, or says how far it is.
+    /// Takes on an order, or says how far its try is.
     pub fn handle_order(
         &mut self,
         store: &Store,
@@ -116,80 +126,67 @@ impl Recoveries {
         list: &ServerList,
     ) -> OrderReply {
         self.forget_served(store);
-        let repeated = |active: &Active| active.order.is_repeated_by(&order);
-        if let Some(at) = self.active.iter().position(repeated) {
-            return self.report(at, store.durability().position());
+        let durable = store.durability().position();
+        if let Some(known) = self.active.iter_mut().find(|active| active.is_of(&order)) {
+            known.hear(&order.ended);
+            return known.report(durable);
         }
         if let Some(reply) = served(store, &order) {
             return reply;
         }
-        let overlapping = |active: &&Active| overlaps(&active.order, &order);
-        let newest = self
-            .active
-            .iter()
-            .filter(overlapping)
-            .map(|active| active.order.attempt)
-            .max();
-        if newest.is_some_and(|newest| newest > order.attempt) {
-            return OrderReply::CannotRecover("a later attempt is under way".into());
+        if let Err(reason) = self.check_room_for(&order, list) {
+            return OrderReply::CannotRecover(reason);
         }
-        if is_over(list, order.master) {
-            return OrderReply::CannotRecover(format!("nothing of {:?} is left", order.master));
-        }
-        let ended: Vec<_> = self
+        let others: Vec<_> = self
             .active
             .extract_if(.., |active| overlaps(&active.order, &order))
             .collect();
-        ended.iter().for_each(|active| end(store, active));
-        if self.active.len() >= MAX_RECOVERIES {
-            let reason = format!("{MAX_RECOVERIES} recoveries are under way here");
-            return OrderReply::CannotRecover(reason);
-        }
-        self.start(order, list);
-        self.report(self.active.len() - 1, store.durability().position())
+        others.iter().for_each(|active| end(store, active));
+        self.start(order, list).report(durable)
     }
 
-    fn start(&mut self, order: Recovery, list: &ServerList) {
+    /// Whether a try that is not known here may begin. Nothing has changed if not.
+    fn check_room_for(&mut self, order: &Recovery, list: &ServerList) -> Result<(), String> {
+        let same = |active: &&Active| overlaps(&active.order, order);
+        let newest = self.active.iter().filter(same).map(|a| a.order.attempt);
+        if newest.max().is_some_and(|newest| newest > order.attempt) {
+            return Err("a later attempt is under way".into());
+        }
+        if is_over(list, order.master) {
+            return Err(format!("nothing of {:?} is left", order.master));
+        }
+        let others = self.active.iter().filter(|active| !same(active));
+        if others.filter(|active| active.is_running()).count() >= MAX_RECOVERIES {
+            return Err(format!("{MAX_RECOVERIES} recoveries are under way here"));
+        }
+        if self.active.len() >= MAX_TRIES_HELD {
+            // Should it come to be ordered again, it is one try more, as it would be elsewhere.
+            let failed = |active: &Active| matches!(active.progress, Progress::Failed(_));
+            let Some(oldest) = self.active.iter().position(failed) else {
+                return Err(format!("{MAX_TRIES_HELD} tries wait here to be taken"));
+            };
+            self.active.remove(oldest);
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, order: Recovery, list: &ServerList) -> &Active {
         self.last += 1;
         let id = RecoveryId(self.last);
         let mut gather = Gather::new(self.cluster, &order);
         gather.take_list(list);
         let replayer = Replayer::new(&order);
-        let (master, tablets) = (order.master, order.tablets.len());
-        tracing::info!(%master, tablets, attempt = order.attempt, "replay begins");
+        let TryId { master, attempt } = order.id();
+        tracing::info!(%master, tablets = order.tablets.len(), attempt, "replay begins");
         self.started.push_back((id, replayer));
-        self.active.push(Active {
+        self.active.push_mut(Active {
             id,
-            order,
             gather,
             replay: None,
             progress: Progress::Running,
-        });
-    }
-
-    fn report(&mut self, at: usize, durable: LogPosition) -> OrderReply {
-        let active = &self.active[at];
-        match &active.progress {
-            Progress::Finished(finished)
-                if finished.end <= durable || mutants::active(Mutant::RecoveredBeforeDurable) =>
-            {
-                tracing::info!(master = %active.order.master, "all that was replayed is durable");
-                OrderReply::Recovered(vec![finished.takeover; active.order.tablets.len()])
-            }
-            Progress::Running | Progress::Finished(_) => {
-                let (segments, of, bytes) = active.gather.progress();
-                OrderReply::Recovering {
-                    segments,
-                    of,
-                    bytes,
-                }
-            }
-            Progress::Failed(reason) => {
-                let reply = OrderReply::CannotRecover(reason.clone());
-                self.active.remove(at);
-                reply
-            }
-        }
+            untold: left_of(EndedRound::default(), &order.ended),
+            order,
+        })
     }
 
     /// Recoveries whose tablets are all served are done with.
@@ -204,10 +201,11 @@ impl Recoveries {
 
     /// Servers have come or gone.
     pub fn take_list(&mut self, list: &ServerList) {
-        // Of tables that were dropped meanwhile nothing is ever served; what is finished and not taken
-        // yet is the store's.
-        self.active
-            .retain(|active| !is_over(list, active.order.master));
+        // Nobody waits for what is not finished; what is, may have been given out and not taken yet.
+        let is_needed = |active: &Active| {
+            matches!(active.progress, Progress::Finished(_)) || !is_over(list, active.order.master)
+        };
+        self.active.retain(is_needed);
         for active in &mut self.active {
             active.gather.take_list(list);
         }
@@ -215,15 +213,14 @@ impl Recoveries {
 
     /// The next request to send.
     pub fn poll_ask(&mut self, now: Micros) -> Option<Ask> {
-        let running = |active: &&mut Active| matches!(active.progress, Progress::Running);
-        for active in self.active.iter_mut().filter(running) {
+        for active in self.active.iter_mut().filter(|active| active.is_running()) {
             match active.gather.poll_ask(now) {
                 Ok(Some((to, id, request))) => {
                     let id = (active.id, id);
                     return Some(Ask { to, id, request });
                 }
                 Ok(None) => {}
-                Err(reason) => active.progress = Progress::Failed(reason),
+                Err(reason) => active.come_to(Progress::Failed(reason)),
             }
         }
         None
@@ -269,9 +266,13 @@ impl Recoveries {
                 active.replay = Some(replay);
                 Ok(())
             }
-            Outcome::Digest(items) => {
+            Outcome::Digest { items, room } => {
                 tracing::info!(segments = items.len(), "the end is proved");
-                active.gather.handle_digest(items)
+                active.gather.handle_digest(items, room)
+            }
+            Outcome::Proved { segment, memory } => {
+                active.gather.handle_proved(segment, memory);
+                Ok(())
             }
             Outcome::Replayed { segment, memory } => {
                 active.gather.handle_replayed(segment, memory);
@@ -282,14 +283,36 @@ impl Recoveries {
                 Ok(())
             }
             Outcome::Finished(finished) => {
-                active.progress = Progress::Finished(finished);
+                active.come_to(Progress::Finished(finished));
                 Ok(())
             }
             Outcome::Failed(reason) => Err(reason),
         };
         note_bad(&mut self.bad, &mut active.gather);
         if let Err(reason) = result {
-            active.progress = Progress::Failed(reason);
+            active.come_to(Progress::Failed(reason.into()));
+        }
+    }
+
+    /// The tries that are here, for reports.
+    #[must_use]
+    pub fn held(&self) -> Vec<HeldTry> {
+        self.active.iter().map(Active::held).collect()
+    }
+
+    /// Ends those of the tries that nobody will take over, as the coordinator says of what was reported:
+    /// what they replayed is swept. One that has come to its end since was perhaps given out since.
+    pub fn end_over(&mut self, store: &Store, over: &[HeldTry]) {
+        let is_over = |active: &mut Active| {
+            let known = active.held();
+            let old = mutants::active(Mutant::OldVerdictsEndTries);
+            let mut said = over.iter();
+            said.any(|said| *said == known || (old && said.id == known.id))
+        };
+        for active in self.active.extract_if(.., is_over) {
+            let TryId { master, attempt } = active.order.id();
+            tracing::info!(%master, attempt, "a try is wanted no more");
+            end(store, &active);
         }
     }
 
@@ -302,8 +325,76 @@ impl Recoveries {
     /// Whether there is something to drive.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.active.is_empty() && self.started.is_empty()
+        !self.active.iter().any(Active::is_running) && self.started.is_empty()
     }
+}
+
+impl Active {
+    /// It is over with: what it worked with goes.
+    fn come_to(&mut self, progress: Progress) {
+        self.progress = progress;
+        self.gather.rest();
+    }
+
+    fn held(&self) -> HeldTry {
+        HeldTry {
+            id: self.order.id(),
+            takeover: match &self.progress {
+                Progress::Finished(finished) => Some(finished.takeover),
+                Progress::Running | Progress::Failed(_) => None,
+            },
+        }
+    }
+
+    fn is_running(&self) -> bool {
+        matches!(self.progress, Progress::Running)
+    }
+
+    /// Whether this is the try that the order names.
+    fn is_of(&self, order: &Recovery) -> bool {
+        let failed = matches!(self.progress, Progress::Failed(_));
+        self.order.id() == order.id()
+            && (self.order == *order || !mutants::active(Mutant::RestartOnNews))
+            && (!failed || !mutants::active(Mutant::FailedTryBeginsAnew))
+    }
+
+    /// More was told of leases that have ended. The store has learned it before.
+    fn hear(&mut self, ended: &EndedClients) {
+        self.untold = self.untold.and_then(|round| left_of(round, ended));
+    }
+
+    fn report(&self, durable: LogPosition) -> OrderReply {
+        let told = self.untold.is_none() || mutants::active(Mutant::RecoveredBeforeTold);
+        match &self.progress {
+            Progress::Finished(finished)
+                if (finished.end <= durable && told)
+                    || mutants::active(Mutant::RecoveredBeforeDurable) =>
+            {
+                OrderReply::Recovered(vec![finished.takeover; self.order.tablets.len()])
+            }
+            Progress::Running | Progress::Finished(_) => {
+                let (segments, of, bytes) = self.gather.progress();
+                OrderReply::Recovering {
+                    segments,
+                    of,
+                    bytes,
+                }
+            }
+            Progress::Failed(Failure { why, unproved }) if unproved.is_empty() => {
+                OrderReply::CannotRecover(why.clone())
+            }
+            Progress::Failed(Failure { why, unproved }) => OrderReply::CannotProve {
+                segments: unproved.clone(),
+                why: why.clone(),
+            },
+        }
+    }
+}
+
+/// The round, unless this page is what was left of it.
+fn left_of(mut round: EndedRound, page: &EndedClients) -> Option<EndedRound> {
+    round.took(page);
+    (!round.is_complete()).then_some(round)
 }
 
 fn note_bad(all: &mut BTreeSet<DamagedReplica>, gather: &mut Gather) {

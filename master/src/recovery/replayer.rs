@@ -15,11 +15,12 @@ use ramkeep_wire::LogPosition;
 use ramkeep_wire::SegmentId;
 use ramkeep_wire::ServerId;
 use ramkeep_wire::certificate::CertificateKey;
+use ramkeep_wire::coordinator::MasterStats;
 use ramkeep_wire::entry::{DigestItem, Entry};
 use ramkeep_wire::order::{LostTablet, Recovery};
 use ramkeep_wire::segment::{ProvedSegment, VerifiedSegment};
 
-use super::gather::{Fetched, Job};
+use super::gather::{Fetched, Job, KEPT_FREE};
 use super::{Next, Recoveries, RecoveryId};
 use crate::store::{Finished, Replay, ReplayError, ReplayId, Step, Store};
 
@@ -31,8 +32,20 @@ const MAX_AHEAD: u32 = 1 << 20;
 pub enum Outcome {
     /// The replay is known to the store.
     Begun(ReplayId),
-    /// The end is proved; its digest names these segments.
-    Digest(Vec<DigestItem>),
+    /// The end is proved.
+    Digest {
+        /// The segments that its digest names.
+        items: Vec<DigestItem>,
+        /// Bytes that a replay which fails may leave.
+        room: u64,
+    },
+    /// A copy of a segment is what it should be.
+    Proved {
+        /// Which.
+        segment: SegmentId,
+        /// The memory that its bytes took.
+        memory: Vec<u8>,
+    },
     /// All that counts of a segment is in the log.
     Replayed {
         /// Which.
@@ -88,10 +101,22 @@ enum Work {
     Begin,
     Purge,
     Idle,
-    Prove { fetched: Fetched, is_end: bool },
+    Prove { fetched: Fetched, then: Then },
+    ReplayEnd,
     Replay { proved: ProvedSegment, at: usize },
     Finish,
     Over,
+}
+
+/// What is done with a segment that is proved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Then {
+    /// Its digest is told, and it is kept.
+    TellDigest,
+    /// It is replayed.
+    Replay,
+    /// Nothing.
+    Nothing,
 }
 
 /// Proves and replays what it is given.
@@ -102,6 +127,8 @@ pub struct Replayer {
     /// Some of the log is lost, and with it versions that were used.
     has_losses: bool,
     replay: Option<Replay>,
+    /// The end, once it is proved and until it is replayed.
+    end: Option<ProvedSegment>,
     work: Work,
 }
 
@@ -112,6 +139,7 @@ impl Replayer {
             tablets: order.tablets.clone(),
             has_losses: order.given_up.is_some(),
             replay: None,
+            end: None,
             work: Work::Begin,
         }
     }
@@ -165,11 +193,16 @@ impl Replayer {
         self.work = match job {
             Job::End(fetched) => Work::Prove {
                 fetched,
-                is_end: true,
+                then: Then::TellDigest,
+            },
+            Job::ReplayEnd => Work::ReplayEnd,
+            Job::Proof(fetched) => Work::Prove {
+                fetched,
+                then: Then::Nothing,
             },
             Job::Segment(fetched) => Work::Prove {
                 fetched,
-                is_end: false,
+                then: Then::Replay,
             },
             Job::Finish => Work::Finish,
         };
@@ -215,7 +248,11 @@ impl Replayer {
                 self.work = Work::Idle;
                 Ok(Stepped::Idle)
             }
-            Work::Prove { fetched, is_end } => Ok(self.prove(fetched, is_end)),
+            Work::Prove { fetched, then } => Ok(self.prove(store, fetched, then)),
+            Work::ReplayEnd => {
+                let proved = self.end.take().ok_or(ReplayError::Ended)?;
+                self.go_on(store, proved, 0)
+            }
             Work::Replay { proved, at } => self.go_on(store, proved, at),
             Work::Finish => {
                 let Some(finished) = self.replay()?.finish(store)? else {
@@ -232,7 +269,7 @@ impl Replayer {
         self.replay.as_mut().ok_or(ReplayError::Ended)
     }
 
-    fn prove(&mut self, fetched: Fetched, is_end: bool) -> Stepped {
+    fn prove(&mut self, store: &Store, fetched: Fetched, then: Then) -> Stepped {
         let Fetched {
             from,
             claim,
@@ -240,19 +277,28 @@ impl Replayer {
             contents,
         } = fetched;
         let segment = claim.segment;
+        self.work = Work::Idle;
         let Ok(proved) = ProvedSegment::prove(claim, certificate, contents, &self.key) else {
-            self.work = Work::Idle;
             return Stepped::Said(Outcome::Bad { segment, from });
         };
-        if !is_end {
-            self.work = Work::Replay { proved, at: 0 };
-            return Stepped::Worked;
+        match then {
+            Then::Nothing => {
+                let memory = proved.into_contents();
+                Stepped::Said(Outcome::Proved { segment, memory })
+            }
+            Then::Replay => {
+                self.work = Work::Replay { proved, at: 0 };
+                Stepped::Worked
+            }
+            Then::TellDigest => {
+                let Some(items) = digest_of(&proved.segment()) else {
+                    return self.fail(format!("the log's end, {segment:?}, has no digest"));
+                };
+                self.end = Some(proved);
+                let room = room(&store.stats());
+                Stepped::Said(Outcome::Digest { items, room })
+            }
         }
-        let Some(digest) = digest_of(&proved.segment()) else {
-            return self.fail(format!("the log's end, {segment:?}, has no digest"));
-        };
-        self.work = Work::Replay { proved, at: 0 };
-        Stepped::Said(Outcome::Digest(digest))
     }
 
     fn go_on(
@@ -279,6 +325,12 @@ impl Replayer {
 fn is_far_ahead(store: &Store) -> bool {
     let appended = store.writer().log().appended_position();
     appended.bytes_since(store.durability().position()) >= MAX_AHEAD
+}
+
+/// What may be lost of the memory that is neither used nor kept for tombstones.
+fn room(stats: &MasterStats) -> u64 {
+    let kept = stats.used + stats.reserved + stats.memory / KEPT_FREE;
+    stats.memory.saturating_sub(kept)
 }
 
 fn digest_of(segment: &VerifiedSegment<'_>) -> Option<Vec<DigestItem>> {

@@ -21,7 +21,9 @@ use ramkeep_wire::entry::{Completion, NewEntry};
 use ramkeep_wire::limits::MAX_RPC_WINDOW;
 use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::order::TabletGrant;
-use ramkeep_wire::{ClientId, EndedClients, KeyHash, LogPosition, RpcId, TableId, Version};
+use ramkeep_wire::{
+    ClientId, EndedClients, KeyHash, KnownEnded, LogPosition, RpcId, TableId, Version,
+};
 
 use super::answer::Answer;
 use super::tablets::Owned;
@@ -154,7 +156,7 @@ impl Calls {
 /// All that is known of clients' calls.
 #[derive(Debug, Default)]
 pub(super) struct Completions {
-    ended: EndedClients,
+    ended: KnownEnded,
     places: BTreeMap<ClientId, usize>,
     calls: Vec<Calls>,
     free: Vec<usize>,
@@ -165,7 +167,7 @@ pub(super) struct Completions {
 
 impl Completions {
     /// Nothing, but for which leases have ended.
-    pub(super) fn knowing(ended: &EndedClients) -> Self {
+    pub(super) fn knowing(ended: &KnownEnded) -> Self {
         Self {
             ended: ended.clone(),
             ..Self::default()
@@ -173,7 +175,7 @@ impl Completions {
     }
 
     /// The leases that are known to have ended.
-    pub(super) fn ended(&self) -> &EndedClients {
+    pub(super) fn ended(&self) -> &KnownEnded {
         &self.ended
     }
 
@@ -259,22 +261,21 @@ impl Completions {
         Ok(place)
     }
 
-    /// Forgets the clients whose leases have ended.
+    /// Forgets the clients whose leases have ended. Only those are looked at that something is said of.
     pub(super) fn clients_ended(&mut self, ended: &EndedClients) {
         if !self.ended.learn(ended) {
             return;
         }
         self.last = None;
-        let (calls, free, saved) = (&mut self.calls, &mut self.free, &mut self.saved);
-        let ended = &self.ended;
-        self.places.retain(|client, place| {
-            if ended.has(*client) {
-                let over = std::mem::take(&mut calls[*place]);
-                *saved -= over.saved.len();
-                free.push(*place);
+        let known = self.places.range(ended.from..ended.below);
+        let over = known.filter(|(client, _)| self.ended.has(**client));
+        let over: Vec<ClientId> = over.map(|(client, _)| *client).collect();
+        for client in over {
+            if let Some(place) = self.places.remove(&client) {
+                self.saved -= std::mem::take(&mut self.calls[place]).saved.len();
+                self.free.push(place);
             }
-            !ended.has(*client)
-        });
+        }
     }
 
     /// Forgets results of what is not served here any more: a whole table, or ranges.

@@ -17,7 +17,10 @@ use ramkeep_wire::{
 pub(crate) const DEAD: ServerId = ServerId(1);
 pub(crate) const ME: ServerId = ServerId(2);
 pub(crate) const TABLE: TableId = TableId(1);
-pub(crate) const OBJECTS: u64 = 240;
+const VALUE: usize = 200;
+/// Served by the recovery master before.
+const OTHER: TableId = TableId(9);
+pub(crate) const OBJECTS: u64 = 100;
 const CLUSTER: ClusterId = ClusterId([1; 16]);
 const KEY: CertificateKey = CertificateKey([5; 32]);
 const EPOCH: ReplicationEpoch = ReplicationEpoch(3);
@@ -32,11 +35,15 @@ pub(crate) fn whole() -> TabletGrant {
 }
 
 fn store(me: ServerId) -> Store {
+    store_of(me, 80)
+}
+
+fn store_of(me: ServerId, segments: u64) -> Store {
     Store::new(StoreConfig {
         cluster: CLUSTER,
         master: me,
         key: Some(KEY),
-        memory: (128 << 10) + 50 * u64::from(SEGMENT),
+        memory: segments * u64::from(SEGMENT),
         segment_size: SEGMENT,
         first_segment: SegmentId(1),
     })
@@ -71,7 +78,7 @@ pub(crate) fn crashed() -> (Vec<Copy>, Recovery) {
         make_durable(&source);
         let key = key(number);
         let owned = tablets.owned(TABLE, &key).unwrap();
-        let value = [number as u8; 60];
+        let value = [number as u8; VALUE];
         let written = source
             .writer()
             .write(&guard, owned, &value, RejectRules::default());
@@ -225,6 +232,34 @@ impl World {
         }
     }
 
+    /// One whose memory is used up to what the replay needs, and little more.
+    pub(crate) fn tight(backups: impl IntoIterator<Item = (u64, Backup)>) -> Self {
+        let world = Self {
+            store: store_of(ME, 42),
+            ..Self::new(backups)
+        };
+        let range = TabletGrant {
+            table: OTHER,
+            ..whole()
+        };
+        world.store.take_tablets(&[range]).unwrap();
+        let (guard, tablets) = (world.store.pin(), world.store.tablets());
+        for number in 0.. {
+            make_durable(&world.store);
+            let stats = world.store.stats();
+            if stats.memory - stats.used - stats.reserved < 11 * u64::from(SEGMENT) {
+                break;
+            }
+            let key = key(number);
+            let owned = tablets.owned(OTHER, &key).unwrap();
+            let mut writer = world.store.writer();
+            let written = writer.write(&guard, owned, &[7; 700], RejectRules::default());
+            assert_eq!(written.status, Status::Ok);
+        }
+        drop((guard, tablets));
+        world
+    }
+
     pub(crate) fn list(&self) -> ServerList {
         let entry = |server, state| ServerEntry {
             server,
@@ -252,9 +287,23 @@ impl World {
             .handle_order(&self.store, order.clone(), &list)
     }
 
+    /// How many replays were begun.
+    pub(crate) fn begun(&self) -> usize {
+        self.replayers.len()
+    }
+
     /// Drives everything until nothing moves without time passing.
     pub(crate) fn settle(&mut self) {
-        loop {
+        self.drive(usize::MAX);
+    }
+
+    /// Drives everything, but not far.
+    pub(crate) fn settle_a_little(&mut self) {
+        self.drive(8);
+    }
+
+    fn drive(&mut self, turns: usize) {
+        for _ in 0..turns {
             let mut moved = false;
             while let Some((id, replayer)) = self.recoveries.poll_started() {
                 self.replayers.push((id, Some(replayer)));
@@ -316,9 +365,14 @@ impl World {
     /// The reason why it can't be done.
     pub(crate) fn fail(&mut self, order: &Recovery) -> String {
         match self.recover(order) {
-            OrderReply::CannotRecover(reason) => reason,
+            OrderReply::CannotRecover(why) | OrderReply::CannotProve { why, .. } => why,
             other => panic!("it was not refused: {other:?}"),
         }
+    }
+
+    /// Where its log ends.
+    pub(crate) fn appended(&self) -> LogPosition {
+        self.store.writer().log().appended_position()
     }
 
     /// Recovers, takes the tablets, and finds all objects that count.
@@ -336,7 +390,7 @@ impl World {
                 .read(&guard, tablets.owned(TABLE, &key).unwrap())
                 .object;
             let value = found.map(|object| object.value.to_vec());
-            let expected = (number < OBJECTS).then(|| vec![number as u8; 60]);
+            let expected = (number < OBJECTS).then(|| vec![number as u8; VALUE]);
             assert_eq!(value, expected, "object {number}");
         }
     }

@@ -6,9 +6,9 @@ use proptest::prelude::*;
 use ramkeep_master::store::{MasterLease, Store};
 use ramkeep_wire::data::{Op, RejectRules, Status};
 use ramkeep_wire::entry::Entry;
-use ramkeep_wire::limits::MAX_RPC_WINDOW;
+use ramkeep_wire::limits::{MAX_CLIENTS_NAMED, MAX_RPC_WINDOW};
 use ramkeep_wire::order::RecoveredTablet;
-use ramkeep_wire::{ClientId, EndedClients, LogPosition, RpcId, Version};
+use ramkeep_wire::{ClientId, EndedClients, EndedRound, LogPosition, RpcId, Version};
 
 use crate::replay::{empty, log_of, lost, recover};
 use crate::support::{
@@ -60,12 +60,12 @@ fn counter(store: &Store, key: &[u8]) -> i64 {
 
 /// Another master that has recovered all of this one's.
 fn recovered(store: &Store) -> Store {
-    recovered_knowing(store, &EndedClients::default())
+    recovered_knowing(store, &[])
 }
 
-fn recovered_knowing(store: &Store, ended: &EndedClients) -> Store {
+fn recovered_knowing(store: &Store, ended: &[EndedClients]) -> Store {
     let target = empty(200);
-    target.clients_ended(ended);
+    ended.iter().for_each(|page| target.clients_ended(page));
     let all = [lost(whole(TABLE), LogPosition::ZERO)];
     let finished = recover(&target, &all, &log_of(store, MASTER));
     let taken = RecoveredTablet {
@@ -209,6 +209,45 @@ fn nothing_of_a_client_whose_lease_has_ended_runs() {
     assert_eq!(counter(&store, b"n"), 3);
 }
 
+/// All that is said when every client up to `last` lives but for one.
+fn all_pages(last: u64, ended: ClientId) -> Vec<EndedClients> {
+    let (mut pages, mut round) = (Vec::new(), EndedRound::default());
+    while !round.is_complete() {
+        let from = round.wants();
+        let living = (from.0.max(1)..=last).map(ClientId);
+        let living = living.filter(|client| *client != ended);
+        let page = EndedClients::page(from, living, ClientId(last + 1));
+        round.took(&page);
+        pages.push(page);
+    }
+    pages
+}
+
+#[test]
+fn however_many_clients_live_those_that_have_ended_are_refused_and_forgotten() {
+    let many = 5 * MAX_CLIENTS_NAMED as u64;
+    let (first, ended) = (store(true, SEGMENT, 20), ClientId(many - 10));
+    for client in [1, many, ended.0] {
+        let client = ClientId(client);
+        call_of(client, &first, 0, 1, ask(Op::Increment, b"n", ONE));
+    }
+    let pages = all_pages(many, ended);
+    assert!(pages.len() > 4, "{}", pages.len());
+    let second = recovered_knowing(&first, &pages);
+    assert_eq!(completions(&second), 2, "of those who live");
+    pages.iter().for_each(|page| first.clients_ended(page));
+    for store in [&first, &second] {
+        let over = call_of(ended, store, 0, 1, ask(Op::Increment, b"n", ONE));
+        assert_eq!(over.status, Status::LeaseOver);
+        for client in [1, many] {
+            let client = ClientId(client);
+            let known = call_of(client, store, 0, 1, ask(Op::Increment, b"n", ONE));
+            assert_eq!(known.status, Status::Ok);
+        }
+        assert_eq!(counter(store, b"n"), 3);
+    }
+}
+
 #[test]
 fn a_call_too_far_ahead_of_what_is_over_has_to_wait() {
     let store = store(true, SEGMENT, 8);
@@ -272,7 +311,7 @@ fn only_what_may_be_asked_for_again_is_replayed() {
     let stale = call(&second, 0, 50, ask(Op::Increment, b"n", ONE));
     assert_eq!(stale.status, Status::Stale);
     let ended = EndedClients::among([].into_iter(), ClientId(100));
-    let third = recovered_knowing(&first, &ended);
+    let third = recovered_knowing(&first, &[ended]);
     assert_eq!(completions(&third), 0);
     let over = call(&third, 0, 100, ask(Op::Increment, b"n", ONE));
     assert_eq!(over.status, Status::LeaseOver);

@@ -217,14 +217,9 @@ impl<S: FrameStore, C: LinkCarrier> Enlisted<S, C> {
         let report = match self.master() {
             Some(master) => master.heartbeat(),
             None => Heartbeat {
-                server: self.me,
                 list: self.list.version,
                 ready: true,
-                floor: None,
-                master: None,
-                backup: None,
-                damaged: Vec::new(),
-                resident: 0,
+                ..Heartbeat::of(self.me)
             },
         };
         Heartbeat {

@@ -81,6 +81,7 @@ impl Leader {
                     list: None,
                     lease_us: u32::MAX,
                     ended: EndedClients::default(),
+                    over: Vec::new(),
                 }
             }
             Request::Suspect {

@@ -256,6 +256,7 @@ impl Stage {
                 list: (report.list != self.list.version).then(|| self.list.clone()),
                 lease_us: 0,
                 ended: EndedClients::default(),
+                over: Vec::new(),
             },
             (None, Request::RecordEpoch { .. }) => Answer::EpochRecorded,
             (None, _) => Answer::Noted,

@@ -12,10 +12,13 @@ use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 
 use foldhash::fast::FixedState;
-use ramkeep_coordinator::Coordinator;
 use ramkeep_coordinator::state::State;
+use ramkeep_coordinator::{Coordinator, DeskEnd};
 use ramkeep_wire::coordinator::{Answer, Response};
+use ramkeep_wire::envelope::Envelope;
 use ramkeep_wire::{Ballot, ListVersion, MapVersion, Micros, PeerId, postcards};
+
+use crate::clock::Clock;
 
 /// What the coordinators of a world have done.
 #[derive(Debug, Default)]
@@ -56,17 +59,27 @@ impl GroupWatch {
         self.findings.push(what);
     }
 
-    /// Looks at a coordinator that has handled something. `lease`: leading, and until when.
-    pub fn acted(&mut self, now: Micros, peer: PeerId, core: &Coordinator, lease: Option<Micros>) {
+    /// Looks at a coordinator that has handled something.
+    pub fn acted(&mut self, now: Micros, clock: Clock, peer: PeerId, core: &Coordinator) {
         let slot = core.node().decided().0;
         if self.applied.insert(peer, slot) != Some(slot) {
             self.agrees(peer, slot, core.state());
         }
-        match lease {
-            Some(until) => self.leads(now, peer, core.ballot(), until),
+        let lease = core.leads().then(|| core.node().lease_until()).flatten();
+        match lease.map(|until| until.0) {
+            // A group of one has its lease for ever.
+            Some(u64::MAX) => self.leads(now, peer, core.ballot(), Micros(u64::MAX)),
+            Some(shown) => self.leads(now, peer, core.ballot(), clock.when(Micros(shown))),
             None => {
                 self.leading.remove(&peer);
             }
+        }
+    }
+
+    /// A coordinator can't go on.
+    pub fn ended(&mut self, why: &DeskEnd) {
+        if let DeskEnd::Unreadable(why) = why {
+            self.find(format!("a coordinator can't go on: {why}"));
         }
     }
 
@@ -103,8 +116,15 @@ impl GroupWatch {
         }
     }
 
-    /// A coordinator gives an answer.
-    pub fn answers(&mut self, response: &Response) {
+    /// A coordinator gives an answer, in this envelope.
+    pub fn answers(&mut self, envelope: &Envelope<'_>) {
+        match postcards::decode(envelope.payload) {
+            Ok(response) => self.says(&response),
+            Err(error) => self.find(format!("an answer is none: {error}")),
+        }
+    }
+
+    fn says(&mut self, response: &Response) {
         let from_state = match &response.answer {
             Answer::Map(map) => {
                 let version = map.as_ref().map(|map| map.version);

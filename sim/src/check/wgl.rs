@@ -1,7 +1,7 @@
 //! Linearizability of one key by search: Wing and Gong's algorithm with Lowe's memory of
 //! configurations. Exact also with open operations, but exponential at worst, so it is bounded.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use foldhash::fast::FixedState;
 use ramkeep_wire::Version;
@@ -21,26 +21,68 @@ pub enum Search {
     GaveUp,
 }
 
-/// A key as the search sees it. `low` is the least that the highest version used can be; a
-/// version of `None` is not known yet (its write is open) and at least `low`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Model {
-    low: u64,
-    object: Option<(Option<u64>, Vec<u8>)>,
+/// A value, told from others in little memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Held {
+    Counter(i64),
+    /// By its place among all values that are no counters.
+    Bytes(usize),
 }
 
-/// Looks for an order of the operations on one key that explains all answers, through at most
-/// `budget` configurations.
-#[must_use]
-pub fn search(operations: &[Operation], budget: usize) -> Search {
+/// A key as the search sees it. `low` is the least that the highest version used can be; a
+/// version of `None` is not known yet (its write is open) and at least `low`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Model {
+    low: u64,
+    object: Option<(Option<u64>, Held)>,
+}
+
+/// An operation with its values as the search has them.
+struct Known<'a> {
+    operation: &'a Operation,
+    writes: Option<Held>,
+    found: Option<Held>,
+}
+
+/// The operations that count, in order of their invocations.
+fn known(operations: &[Operation]) -> Vec<Known<'_>> {
     let mut sorted: Vec<&Operation> = operations
         .iter()
         .filter(|o| o.outcome != Outcome::Failed)
         .filter(|o| o.is_open() || o.outcome != Outcome::Unknown)
         .collect();
     sorted.sort_by_key(|operation| operation.invoked);
+    let mut places = BTreeMap::new();
+    let mut held = |value: &Vec<u8>| match counter(value) {
+        Some(number) => Held::Counter(number),
+        None => {
+            let next = places.len();
+            Held::Bytes(*places.entry(value.clone()).or_insert(next))
+        }
+    };
+    let mut all = Vec::with_capacity(sorted.len());
+    for operation in sorted {
+        all.push(Known {
+            operation,
+            writes: match &operation.action {
+                Action::Write { value, .. } => Some(held(value)),
+                _ => None,
+            },
+            found: match &operation.outcome {
+                Outcome::Found { value, .. } => Some(held(value)),
+                _ => None,
+            },
+        });
+    }
+    all
+}
+
+/// Looks for an order of the operations on one key that explains all answers, through at most
+/// `budget` configurations.
+#[must_use]
+pub fn search(operations: &[Operation], budget: usize) -> Search {
     let mut searcher = Searcher {
-        operations: sorted,
+        operations: known(operations),
         seen: HashSet::with_hasher(FixedState::default()),
         budget,
     };
@@ -81,7 +123,7 @@ impl Configuration {
 }
 
 struct Searcher<'a> {
-    operations: Vec<&'a Operation>,
+    operations: Vec<Known<'a>>,
     seen: HashSet<Configuration, FixedState>,
     budget: usize,
 }
@@ -92,7 +134,7 @@ impl Searcher<'_> {
         self.operations
             .iter()
             .enumerate()
-            .all(|(index, operation)| operation.is_open() || configuration.has(index))
+            .all(|(index, known)| known.operation.is_open() || configuration.has(index))
     }
 
     /// What could have happened next. Open operations come first so that, the stack being last in
@@ -100,17 +142,17 @@ impl Searcher<'_> {
     fn steps(&self, configuration: &Configuration) -> Vec<Configuration> {
         let waiting = || (0..self.operations.len()).filter(|index| !configuration.has(*index));
         let deadline = waiting()
-            .map(|index| self.operations[index].returned)
+            .map(|index| self.operations[index].operation.returned)
             .min()
             .unwrap_or(u64::MAX);
         let mut steps = Vec::new();
         let mut answered = Vec::new();
         for index in waiting() {
-            let operation = self.operations[index];
+            let operation = self.operations[index].operation;
             if operation.invoked > deadline {
                 break;
             }
-            let Some(model) = apply(operation, &configuration.model) else {
+            let Some(model) = apply(&self.operations[index], &configuration.model) else {
                 continue;
             };
             let mut next = Configuration {
@@ -129,24 +171,25 @@ impl Searcher<'_> {
     }
 }
 
-fn apply(operation: &Operation, model: &Model) -> Option<Model> {
+fn apply(known: &Known<'_>, model: &Model) -> Option<Model> {
+    let operation = known.operation;
     match &operation.outcome {
-        Outcome::Unknown => apply_open(&operation.action, model),
-        Outcome::Failed => Some(model.clone()),
-        Outcome::Found { version, value } => match &operation.action {
-            Action::Increment { by } => increment(model, *by, *version, value),
+        Outcome::Unknown => apply_open(known, model),
+        Outcome::Failed => Some(*model),
+        Outcome::Found { version, .. } => match &operation.action {
+            Action::Increment { by } => increment(model, *by, *version, known.found?),
             _ => at_version(model, *version)
-                .filter(|m| m.object.as_ref().is_some_and(|(_, held)| held == value)),
+                .filter(|m| m.object.map(|(_, held)| held) == known.found),
         },
         Outcome::Absent | Outcome::Removed { version: None } => {
-            model.object.is_none().then(|| model.clone())
+            model.object.is_none().then_some(*model)
         }
         Outcome::Written { version } => {
-            let Action::Write { value, rules } = &operation.action else {
+            let Action::Write { rules, .. } = &operation.action else {
                 return None;
             };
             let model = allowed(model, rules)?;
-            write(&model, *version, value)
+            write(&model, *version, known.writes?)
         }
         Outcome::Removed {
             version: Some(version),
@@ -161,11 +204,7 @@ fn apply(operation: &Operation, model: &Model) -> Option<Model> {
             })
         }
         Outcome::Rejected { version } => rejected(&operation.action, model, *version),
-        Outcome::NotACounter => model
-            .object
-            .as_ref()
-            .is_some_and(|(_, value)| counter(value).is_none())
-            .then(|| model.clone()),
+        Outcome::NotACounter => matches!(model.object, Some((_, Held::Bytes(_)))).then_some(*model),
     }
 }
 
@@ -179,20 +218,20 @@ fn rejected(action: &Action, model: &Model, version: Option<Version>) -> Option<
     }
     match version {
         Some(version) => at_version(model, version),
-        None => model.object.is_none().then(|| model.clone()),
+        None => model.object.is_none().then_some(*model),
     }
 }
 
 /// The object exists at `version`; an unknown version becomes known.
 fn at_version(model: &Model, version: Version) -> Option<Model> {
-    let (held, value) = model.object.as_ref()?;
-    let fits = match held {
-        Some(held) => *held == version.0,
+    let (known, held) = model.object?;
+    let fits = match known {
+        Some(known) => known == version.0,
         None => version.0 >= model.low,
     };
     fits.then(|| Model {
         low: model.low.max(version.0),
-        object: Some((Some(version.0), value.clone())),
+        object: Some((Some(version.0), held)),
     })
 }
 
@@ -203,36 +242,40 @@ fn allowed(model: &Model, rules: &RejectRules) -> Option<Model> {
     }
     match rules.unless_version {
         Some(wanted) => at_version(model, wanted),
-        None => Some(model.clone()),
+        None => Some(*model),
     }
 }
 
-fn write(model: &Model, version: Version, value: &[u8]) -> Option<Model> {
-    (version.0 > model.low).then(|| Model {
+fn write(model: &Model, version: Version, held: Held) -> Option<Model> {
+    (version.0 > model.low).then_some(Model {
         low: version.0,
-        object: Some((Some(version.0), value.to_vec())),
+        object: Some((Some(version.0), held)),
     })
 }
 
-fn increment(model: &Model, by: i64, version: Version, value: &[u8]) -> Option<Model> {
-    let old = match &model.object {
-        None => 0,
-        Some((_, value)) => counter(value)?,
-    };
-    (counter(value)? == old.wrapping_add(by)).then_some(())?;
-    write(model, version, value)
+/// The number that an increment adds to.
+fn number(model: &Model) -> Option<i64> {
+    match model.object {
+        None => Some(0),
+        Some((_, Held::Counter(number))) => Some(number),
+        Some((_, Held::Bytes(_))) => None,
+    }
 }
 
-fn apply_open(action: &Action, model: &Model) -> Option<Model> {
-    let written = |value: Vec<u8>, model: &Model| Model {
+fn increment(model: &Model, by: i64, version: Version, held: Held) -> Option<Model> {
+    let sum = Held::Counter(number(model)?.wrapping_add(by));
+    (held == sum).then_some(())?;
+    write(model, version, held)
+}
+
+fn apply_open(known: &Known<'_>, model: &Model) -> Option<Model> {
+    let written = |held, model: Model| Model {
         low: model.low + 1,
-        object: Some((None, value)),
+        object: Some((None, held)),
     };
-    match action {
+    match &known.operation.action {
         Action::Read => None,
-        Action::Write { value, rules } => {
-            allowed(model, rules).map(|model| written(value.clone(), &model))
-        }
+        Action::Write { rules, .. } => Some(written(known.writes?, allowed(model, rules)?)),
         Action::Remove { rules } => {
             let model = allowed(model, rules)?;
             model.object.is_some().then_some(Model {
@@ -241,11 +284,8 @@ fn apply_open(action: &Action, model: &Model) -> Option<Model> {
             })
         }
         Action::Increment { by } => {
-            let old = match &model.object {
-                None => 0,
-                Some((_, value)) => counter(value)?,
-            };
-            Some(written(old.wrapping_add(*by).to_le_bytes().to_vec(), model))
+            let sum = number(model)?.wrapping_add(*by);
+            Some(written(Held::Counter(sum), *model))
         }
     }
 }

@@ -40,7 +40,7 @@ impl Faults {
                 let factor = *self.rng.choose(&[1, 5, 50]);
                 world.with(process(world, machine)?, |node, _| {
                     if let Node::Coordinator(node) = node {
-                        node.slow_disk(factor);
+                        node.disk_mut().slow_down(factor);
                     }
                 })
             }

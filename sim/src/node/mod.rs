@@ -7,10 +7,8 @@ pub mod server;
 
 use std::collections::BTreeMap;
 
-use ramkeep_wire::envelope::{self, Envelope, Header, Kind};
-use ramkeep_wire::hello::{Hello, Proof, Refusal, Welcome};
-use ramkeep_wire::mutants::{self, Mutant};
-use ramkeep_wire::{ClusterId, Micros, Party, postcards};
+use ramkeep_wire::Micros;
+use ramkeep_wire::envelope::{self, Envelope, Header};
 
 use crate::check::group::GroupWatch;
 use crate::clock::Clock;
@@ -74,48 +72,6 @@ impl Context<'_> {
         let mut out = Vec::with_capacity(envelope::HEADER_LEN + payload.len());
         envelope::append(&mut out, header, payload);
         self.send(connection, &out);
-    }
-
-    /// Says hello on a connection that has opened; it is of use once the welcome has come.
-    pub fn hello(&mut self, connection: ConnectionId, from: Party, to: Party) {
-        let hello = Hello {
-            cluster: ClusterId::default(),
-            from,
-            to,
-            nonce: [0; 16],
-        };
-        let header = Header::new(Kind::Hello, 0, to, from);
-        self.send_payload(connection, header, &postcards::encode(&hello));
-    }
-
-    /// Answers a hello; what is meant for another process is refused (SAFETY 6).
-    pub fn welcome(&mut self, connection: ConnectionId, envelope: &Envelope<'_>, me: Party) {
-        let meant = envelope.header.to == Party::NONE || envelope.header.to == me;
-        let header = Header::new(Kind::Welcome, 0, envelope.header.from, me);
-        if meant || mutants::active(Mutant::IgnoreServerId) {
-            let welcome = Welcome {
-                cluster: ClusterId::default(),
-                party: me,
-                nonce: [0; 16],
-                mac: [0; 32],
-            };
-            self.send_payload(connection, header, &postcards::encode(&welcome));
-        } else {
-            let refusal = Refusal::Party(me);
-            let header = Header {
-                kind: Kind::Refusal,
-                ..header
-            };
-            self.send_payload(connection, header, &postcards::encode(&refusal));
-            self.close(connection);
-        }
-    }
-
-    /// Answers a welcome: the connection is of use from now on.
-    pub fn prove(&mut self, connection: ConnectionId, welcome: &Envelope<'_>) {
-        let header = welcome.header.reply(Kind::Proof);
-        let proof = Proof { mac: [0; 32] };
-        self.send_payload(connection, header, &postcards::encode(&proof));
     }
 
     /// Closes this end of a connection.

@@ -44,7 +44,7 @@ impl Clients {
             mix,
             guests: Vec::new(),
             next: 0,
-            every: *rng.choose(&[30_000, 300_000]),
+            every: *rng.choose(&[60_000, 300_000]),
             patient,
             rng,
         }
@@ -56,13 +56,13 @@ impl Clients {
         let stay: Vec<_> = (0..self.rng.below(2..5))
             .map(|_| self.one_comes(world, steps))
             .collect();
-        let guests = match self.rng.percent(15) {
-            true => self.rng.below(8..16),
+        let guests = match self.rng.percent(10) {
+            true => self.rng.below(6..12),
             false => self.rng.below(1..4),
         };
         self.guests = (0..guests)
             .map(|_| {
-                let steps = self.rng.below(2..30);
+                let steps = self.rng.below(2..20);
                 self.one_comes(world, steps)
             })
             .collect();
@@ -100,7 +100,7 @@ impl Clients {
         for machine in self.guests.clone() {
             let done = world.client(machine).is_none_or(|books| books.is_idle());
             if done || self.rng.percent(LEAVE_EARLY) {
-                let steps = self.rng.below(2..30);
+                let steps = self.rng.below(2..20);
                 let (config, workload) = self.one(world, steps);
                 let farewell = !self.rng.percent(DIE);
                 world.replace_client(machine, farewell, config, workload);

@@ -11,6 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use paxos::limits::Timing;
+use ramkeep_coordinator::limits::SNAPSHOT_AFTER;
 use ramkeep_wire::coordinator::{Roles, Settings};
 use ramkeep_wire::mutants::Mutant;
 use ramkeep_wire::{Micros, ServerId};
@@ -230,6 +231,7 @@ impl Run {
                 true => *rng.choose(&[512, 2 << 10, 4 << 10]),
                 false => *rng.choose(&[4 << 10, 64 << 10, 1 << 30]),
             },
+            snapshot_after: *rng.choose(&[1 << 10, 16 << 10, SNAPSHOT_AFTER]),
             reconnect: Duration::from_millis(*rng.choose(&[1, 10, 50])),
             lines: options.lines,
         });

@@ -170,6 +170,10 @@ pub const ALL: &[Scenario] = &[
         play: recovery::an_abandoned_try_does_not_count,
     },
     Scenario {
+        name: "safety_27_damage_is_named_and_tried_once",
+        play: recovery::damage_is_named_and_tried_once,
+    },
+    Scenario {
         name: "safety_21_what_was_removed_stays_removed_over_two_recoveries",
         play: recovery::removed_over_two_recoveries,
     },

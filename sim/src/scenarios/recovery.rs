@@ -353,6 +353,54 @@ pub(super) fn an_abandoned_try_does_not_count(lines: Lines) -> Played {
     stage.close()
 }
 
+/// *One bit flipped in each copy of a closed segment; the log goes round for ever, and fills its heir.*
+/// It is named, nobody tries again before something has changed, and an operator leads out.
+pub(super) fn damage_is_named_and_tried_once(lines: Lines) -> Played {
+    let mut stage = Stage::with_group(5, 4, lines)?;
+    let heir = stage.add_master()?;
+    stage.write("old", "v")?;
+    let oldest = stage.head();
+    stage.roll()?;
+    stage.roll()?;
+    stage.write("new", "w")?;
+    let master = stage.kill_master();
+    stage.until("it is decided dead", |stage| is_crashed(stage, master))?;
+    flip_all(&mut stage, master, oldest);
+    stage.pass(3_000);
+    let left = stage.appended(heir);
+    for _ in 0..2 {
+        stage.pass(5_000);
+        ensure(!stage.is_served(), "a segment is damaged everywhere")?;
+        ensure(
+            stage.appended(heir) == left,
+            &format!("it was tried again: {left:?} to {:?}", stage.appended(heir)),
+        )?;
+        let leader = stage.leader()?;
+        stage.world.kill(stage.process(leader), Death::Kill);
+        stage.until("another leads", |stage| stage.world.leader().is_some())?;
+    }
+    stage.pass(3_000);
+    let Answer::Status(status) = stage.ask(Request::Status)? else {
+        return Err("status is answered".into());
+    };
+    let missing = status.recoveries.iter().find_map(|one| one.missing.clone());
+    let loss = missing.ok_or("status says what can't be proved")?;
+    ensure(
+        loss.segments == [oldest] && loss.dead.is_empty() && !loss.tail,
+        &format!("it is the damaged segment: {loss:?}"),
+    )?;
+    let answer = stage.ask(Request::AcceptLoss(AcceptedLoss { master, loss }))?;
+    ensure(answer == Answer::Noted, &format!("{answer:?}"))?;
+    stage.until_served_by(heir)?;
+    stage.reads("new", "w")?;
+    stage.begin(0, "old", Action::Read);
+    stage.until("it is answered", Stage::idle)?;
+    ensure(
+        stage.last("old").outcome == Outcome::Absent,
+        "what was in the damaged segment is lost",
+    )
+}
+
 /// One bit of each copy flips; once more, and it is as it was.
 fn flip_all(stage: &mut Stage, master: ServerId, segment: SegmentId) {
     for machine in stage.backups.clone() {

@@ -6,17 +6,17 @@
 //! 2. What was given up, and what a client that ended had under way, stays open there: it took effect
 //!    at any later moment, or never.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ramkeep_client::session::{CallId, NotStarted, OpId, Session};
-use ramkeep_client::{Error, Operation, Outcome as Told, Page, Reject, ScanPosition};
+use ramkeep_client::{Error, Operation, Outcome as Told, Page, ScanPosition};
 use ramkeep_wire::coordinator::{Answer, Request};
-use ramkeep_wire::data::RejectRules;
 use ramkeep_wire::{Micros, TableId};
 
+use super::scan::Scan;
+use super::words::{describe, describe_result, operation};
 use super::{Plan, Step, Workload};
-use crate::history::{Action, Outcome, Place, Ticket};
+use crate::history::{Outcome, Place, Ticket};
 use crate::node::Context;
 
 /// The table that all clients use.
@@ -47,15 +47,6 @@ enum Purpose {
     Create,
     Scan(Box<Scan>),
     Keys(Vec<Ticket>),
-}
-
-#[derive(Debug)]
-struct Scan {
-    invoked: u64,
-    /// Keys that were known when it began.
-    known: Vec<Place>,
-    found: BTreeMap<Place, Outcome>,
-    twice: Vec<Place>,
 }
 
 #[derive(Debug)]
@@ -257,15 +248,9 @@ impl ClientBooks {
         number: usize,
         table: TableId,
     ) -> &mut Call {
-        let keys = context.history.keys();
-        let scan = Scan {
-            known: keys.map(|(place, _)| place.clone()).collect(),
-            invoked: context.history.tick(),
-            found: BTreeMap::new(),
-            twice: Vec::new(),
-        };
+        let scan = Box::new(Scan::begin(context.history));
         let from = ScanPosition::default();
-        self.begin_page(context, session, number, table, &from, Box::new(scan))
+        self.begin_page(context, session, number, table, &from, scan)
     }
 
     fn begin_page<L: Clone>(
@@ -384,30 +369,13 @@ impl ClientBooks {
         let Some(table) = self.table else {
             return false;
         };
-        for (key, object) in page.objects {
-            let place = (table, key.to_vec());
-            let found = Outcome::Found {
-                version: object.version,
-                value: object.value.to_vec(),
-            };
-            if scan.found.insert(place.clone(), found).is_some() {
-                scan.twice.push(place);
-            }
-        }
+        scan.found(table, page.objects);
         if let Some(next) = page.next {
             self.begin_page(context, session, number, table, &next, scan);
             return true;
         }
-        self.repeated.append(&mut scan.twice);
-        for place in &scan.known {
-            scan.found.entry(place.clone()).or_insert(Outcome::Absent);
-        }
-        for (place, outcome) in scan.found {
-            let (invoked, client) = (scan.invoked, self.config.number);
-            let history = &mut context.history;
-            let ticket = history.invoke_at(invoked, client, &place, Action::Read);
-            history.complete(ticket, outcome);
-        }
+        let twice = scan.end(context.history, self.config.number);
+        self.repeated.extend(twice);
         false
     }
 
@@ -449,60 +417,5 @@ impl ClientBooks {
         if !expected {
             self.complaints.push(error.to_string());
         }
-    }
-}
-
-fn operation<'a>(table: TableId, key: &'a [u8], action: &'a Action) -> Operation<'a> {
-    match action {
-        Action::Read => Operation::Read { table, key },
-        Action::Write { value, rules } => Operation::Write {
-            table,
-            key,
-            value,
-            reject: reject(rules),
-        },
-        Action::Remove { rules } => Operation::Remove {
-            table,
-            key,
-            reject: reject(rules),
-        },
-        Action::Increment { by } => Operation::Increment {
-            table,
-            key,
-            delta: *by,
-        },
-    }
-}
-
-fn reject(rules: &RejectRules) -> Reject {
-    match rules {
-        rules if rules.exists => Reject::exists(),
-        rules if rules.absent => Reject::absent(),
-        rules => rules
-            .unless_version
-            .map_or_else(Reject::never, Reject::unless_version),
-    }
-}
-
-fn describe(action: &Action) -> String {
-    match action {
-        Action::Write { value, rules } => {
-            let shown = String::from_utf8_lossy(&value[..value.len().min(16)]).into_owned();
-            format!("write {shown} ({} bytes) {rules:?}", value.len())
-        }
-        other => format!("{other:?}"),
-    }
-}
-
-fn describe_result(result: &Result<Told, Error>) -> String {
-    match result {
-        Ok(Told::Read(Some(object))) => {
-            let value = &object.value[..object.value.len().min(16)];
-            format!("{} {}", object.version, String::from_utf8_lossy(value))
-        }
-        Ok(Told::Page(page)) => format!("a page of {} objects", page.objects.len()),
-        Ok(Told::Answer(_)) => "by the coordinator".into(),
-        Ok(other) => format!("{other:?}"),
-        Err(error) => format!("error: {error}"),
     }
 }

@@ -1,7 +1,9 @@
 //! What clients do: few contended keys and many of their own, values that say who wrote them.
 
 pub mod client;
+mod scan;
 pub mod tables;
+mod words;
 
 use std::time::Duration;
 

@@ -8,7 +8,6 @@ use ramkeep_wire::BootId;
 use super::{Death, Disk, Event, World};
 use crate::network::ProcessId;
 use crate::node::Node;
-use crate::node::coordinator::CoordinatorDisk;
 use crate::promise::FramesLost;
 
 impl World {
@@ -112,9 +111,18 @@ impl World {
 
     /// A coordinator's disk is lost while no process runs there; a new one is in its place.
     pub fn wipe(&mut self, machine: usize) {
-        if let Disk::Journal(_) = self.machines[machine].disk {
-            let disk = CoordinatorDisk::new(self.rng.bytes());
-            self.machines[machine].disk = Disk::Journal(disk);
+        if let Disk::Journal(disk) = &mut self.machines[machine].disk {
+            disk.lose(self.rng.bytes());
+        }
+    }
+
+    /// A process that can't go on is gone.
+    pub(super) fn end(&mut self, process: ProcessId) {
+        let running = self.processes.get(&process).map(|running| &running.node);
+        if let Some(Node::Coordinator(node)) = running
+            && node.has_ended()
+        {
+            self.kill(process, Death::Kill);
         }
     }
 

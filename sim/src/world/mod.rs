@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use paxos::limits::Timing;
 use ramkeep_backup::{Frames, Geometry, MemoryStore};
+use ramkeep_coordinator::Config;
 use ramkeep_server::core::{SCRUB_EVERY, ServerConfig};
 use ramkeep_wire::coordinator::{Roles, Settings};
 use ramkeep_wire::{BootId, Micros, PeerId, ServerId};
@@ -22,10 +23,11 @@ use ramkeep_wire::{BootId, Micros, PeerId, ServerId};
 use crate::check::group::GroupWatch;
 use crate::clock::Clock;
 use crate::crash_points::Reached;
+use crate::disk::CoordinatorDisk;
 use crate::events::Events;
 use crate::history::History;
 use crate::network::{Delays, NetEvent, Network, ProcessId};
-use crate::node::coordinator::{CoordinatorConfig, CoordinatorDisk};
+use crate::node::coordinator::CoordinatorConfig;
 use crate::node::{AdminNode, ClientNode, Context, CoordinatorNode, Node, ServerNode};
 use crate::promise::FramesLost;
 use crate::rng::Rng;
@@ -145,6 +147,8 @@ pub struct WorldConfig {
     pub timing: Timing,
     /// Bytes of a crashed master's log for one recovery master.
     pub partition_bytes: u64,
+    /// Bytes of commands after which a coordinator takes a snapshot.
+    pub snapshot_after: usize,
     /// How long servers wait before they try again to reach each other.
     pub reconnect: Duration,
     /// What of the trace is kept as text.
@@ -236,16 +240,22 @@ impl World {
         let peers: Vec<_> = (1..=count).map(|id| (PeerId(id), address(id))).collect();
         self.coordinators = peers.iter().map(|(_, at)| at.clone()).collect();
         let add = |(place, (peer, address)): (usize, (PeerId, String))| {
-            let config = CoordinatorConfig {
+            let core = Config {
                 peer,
+                incarnation: [0; 16],
                 address: address.clone(),
                 peers: peers.clone(),
                 settings: self.config.settings.clone(),
                 timing: self.config.timing,
-                sync: self.config.sync[place % self.config.sync.len()],
-                partition_bytes: self.config.partition_bytes,
+                entropy: [0; 32],
             };
-            let disk = Disk::Journal(CoordinatorDisk::new(self.rng.bytes()));
+            let config = CoordinatorConfig {
+                core,
+                partition_bytes: self.config.partition_bytes,
+                snapshot_after: self.config.snapshot_after,
+            };
+            let takes = self.config.sync[place % self.config.sync.len()];
+            let disk = Disk::Journal(CoordinatorDisk::new(self.rng.bytes(), takes));
             let boot = BootId::default();
             self.add(Role::Coordinator(config), address, disk, boot)
         };
@@ -376,7 +386,7 @@ impl World {
         let now = place.clock.shows(self.events.now());
         let node = match (&place.role, disk) {
             (Role::Coordinator(config), Disk::Journal(disk)) => {
-                let node = CoordinatorNode::new(now, config.clone(), disk, self.rng.bytes());
+                let node = CoordinatorNode::new(now, config, disk, self.rng.bytes());
                 Node::Coordinator(Box::new(node))
             }
             (Role::Server(config), disk) => {
@@ -427,6 +437,7 @@ impl World {
         self.say(format_args!("-- {address} starts as process {}", process.0));
         self.processes.insert(process, running);
         self.with(process, |node, context| node.start(context));
+        self.end(process);
     }
 
     /// Says what happens, for a person.
@@ -560,6 +571,7 @@ impl World {
             }
             _ => {}
         }
+        self.end(process);
     }
 
     fn give_net(&mut self, process: ProcessId, event: &NetEvent) {

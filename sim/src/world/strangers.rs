@@ -61,6 +61,7 @@ mod tests {
             sync: vec![(100, 500)],
             timing: Timing::default(),
             partition_bytes: 1 << 30,
+            snapshot_after: 1 << 10,
             reconnect: Duration::from_millis(1),
             lines: Lines::No,
         })

@@ -4,8 +4,9 @@
 //! # Invariants
 //! 1. All of this is soft: what is decided is in the replicated state, and a new leader finds the rest
 //!    again.
-//! 2. Backups are asked only once every living one is known to have heard of the crash, and so refuses
-//!    the master (SAFETY 5, 12).
+//! 2. Backups are asked only once every one that was there when the master crashed is known to have heard
+//!    of that, and so refuses the master (SAFETY 5, 12). One that has enlisted since is asked once it is
+//!    known to have, and holds up nobody for longer than [`NEWCOMER_WAIT`](crate::limits::NEWCOMER_WAIT).
 //! 3. A log whose end is decided is searched again only when a recovery master can't replay it. If
 //!    nobody holds that end any more, and another is proved, the plan is given up.
 //! 4. Searches and questions under way are bounded.
@@ -20,6 +21,7 @@ mod search;
 mod walk;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use ramkeep_wire::backup::BackupResponse;
 use ramkeep_wire::coordinator::{DamagedReplica, Heartbeat, TabletState};
@@ -32,9 +34,10 @@ use crate::state::State;
 use planning::Budget;
 use report::Ended;
 use round::{Act, Questions, Round};
+use search::Living;
 use walk::{Walk, dead};
 
-pub(super) use replay::{order, under_way};
+pub(super) use replay::under_way;
 
 /// All recoveries with what only the leader knows of them.
 #[derive(Debug, Default)]
@@ -103,10 +106,33 @@ impl Recoveries {
 }
 
 impl View<'_> {
-    /// Whether every living backup is known to refuse this master.
+    /// Whether this master gets nothing more from any living backup.
     fn is_known_crashed(&self, master: ServerId) -> bool {
         let found = self.state.servers().by_id(master);
         found.is_some_and(|dead| dead.crashed_in <= self.known)
+    }
+
+    /// How long a master lease is.
+    fn lease(&self) -> Duration {
+        let lease_us = self.state.constants().map_or(0, |c| c.settings.lease_us);
+        Duration::from_micros(lease_us.into())
+    }
+
+    /// The living backups, as the search for the end of this master's log sees them.
+    fn living_backups(&self, master: ServerId) -> BTreeMap<ServerId, Living> {
+        let servers = self.state.servers();
+        let crashed_in = servers.by_id(master).and_then(|dead| dead.crashed_in);
+        let seen = self.backups.iter().map(|(server, boot)| {
+            let confirmed = self.watches.get(server).map(|watch| watch.confirmed);
+            let enlisted = servers.by_id(*server).map(|found| found.enlisted_in);
+            let living = Living {
+                boot: *boot,
+                refuses: confirmed >= crashed_in,
+                is_new: enlisted > crashed_in,
+            };
+            (*server, living)
+        });
+        seen.collect()
     }
 
     /// Crashed backups whose frames no living server has taken over, and that may hold something of
@@ -246,7 +272,7 @@ impl Recoveries {
         for (master, walk) in &self.walks {
             let planned = view.state.recoveries().by_master(*master).is_some();
             if planned || walk.proposed > 0 {
-                budget.add(*master, walk.allotted());
+                budget.add(*master, walk.takes(*master, view));
             }
         }
         self.questions.forget_the_dead(view);

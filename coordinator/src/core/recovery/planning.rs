@@ -1,22 +1,27 @@
 //! Whether a log can be replayed now, and by whom: memory, frames, and who is there.
 //!
 //! # Invariants
-//! 1. What a plan will take is counted for the next one before anybody reports it.
+//! 1. What a plan will take is counted for the next one before anybody reports it. Another leader counts
+//!    what the recovery masters say that they replay.
 //! 2. Several logs are replayed at a time only while there are frames for the copies of all of them.
 //!    Else it is one after the other: each frees its old replicas before the next begins (SAFETY 24).
+//!    What nobody replays holds up nobody: a recovery that can't go on takes neither frames nor memory.
 //! 3. A log whose live bytes are known is not given to masters that are known not to have the memory.
 
 use std::collections::BTreeMap;
 
 use ramkeep_wire::coordinator::{BackupStats, Heartbeat, ServerState, Tablet, TabletState};
+use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::{ServerId, TableId};
 
 use super::View;
 use super::plan::{self, Candidate};
+use super::replay::Said;
 use super::round::Act;
 use super::walk::Walk;
 use crate::command::Command;
 use crate::limits::{ASK_SOON, JOIN_WAIT};
+use crate::state::Partition;
 
 /// What a master was given to replay.
 #[derive(Clone, Copy, Debug)]
@@ -34,29 +39,39 @@ pub(super) struct Allotted {
     frames: u64,
 }
 
+/// What a walk's plan still takes, as far as is known.
+pub(super) enum Takes {
+    /// At most this.
+    AtMost(Allotted),
+    /// Nobody replays it now.
+    Nothing,
+    /// An earlier leader made the plan, and who replays it has not said yet how much it is.
+    Unknown,
+}
+
 /// What the plans of all walks take.
 #[derive(Debug, Default)]
 pub(super) struct Budget {
     shares: Vec<Share>,
-    /// Frames of those whose plan this leader made.
     frames: u64,
     /// The first of the others whose log is being replayed.
     first: Option<ServerId>,
-    /// Of some the plan was made by an earlier leader.
+    /// Of some it is not known what they take.
     unknown: bool,
 }
 
 impl Budget {
     /// Counts a recovery that is planned, or about to be.
-    pub(super) fn add(&mut self, master: ServerId, allotted: Option<&Allotted>) {
-        self.first.get_or_insert(master);
-        match allotted {
-            None => self.unknown = true,
-            Some(allotted) => {
+    pub(super) fn add(&mut self, master: ServerId, takes: Takes) {
+        match takes {
+            Takes::Nothing => return,
+            Takes::Unknown => self.unknown = true,
+            Takes::AtMost(allotted) => {
                 self.shares.extend(&allotted.shares);
                 self.frames += allotted.frames;
             }
         }
+        self.first.get_or_insert(master);
     }
 
     /// What `by` will use when all it was given is replayed.
@@ -123,9 +138,71 @@ impl View<'_> {
 }
 
 impl Walk {
-    /// What its plan takes, if this leader made it.
-    pub(super) fn allotted(&self) -> Option<&Allotted> {
-        self.allotted.as_ref()
+    /// What its plan still takes.
+    pub(super) fn takes(&self, master: ServerId, view: &View<'_>) -> Takes {
+        let record = view.state.recoveries().by_master(master);
+        let Some(record) = record.filter(|_| self.proposed == 0) else {
+            // It is about to be planned, or given to others.
+            let allotted = self.allotted.clone();
+            return allotted.map_or(Takes::Nothing, Takes::AtMost);
+        };
+        if self.allotted.is_none() && mutants::active(Mutant::PlansOfOthersAreUnknown) {
+            return Takes::Unknown;
+        }
+        let mut all = Allotted::default();
+        for part in record
+            .partitions
+            .iter()
+            .filter(|part| self.goes_on(part, view))
+        {
+            let Some(share) = self.share(part, record.partitions.len(), view) else {
+                return Takes::Unknown;
+            };
+            all.frames += view.frames_for(share.bytes, 1);
+            all.shares.push(share);
+        }
+        if all.shares.is_empty() {
+            return Takes::Nothing;
+        }
+        Takes::AtMost(all)
+    }
+
+    /// Whether a partition is being replayed, as far as is known, or about to be.
+    fn goes_on(&self, part: &Partition, view: &View<'_>) -> bool {
+        let said = self.replays.get(&part.attempt).map(|replay| &replay.said);
+        let asked = view.now < self.since + JOIN_WAIT;
+        view.state.living(part.by).is_ok()
+            && match said {
+                Some(Said::Replays { of, .. }) => *of > 0 || asked || self.allotted.is_some(),
+                Some(Said::NotReady | Said::Cannot(_)) => {
+                    mutants::active(Mutant::StuckPlansTakeFrames)
+                }
+                Some(Said::Nothing) | None => asked || self.allotted.is_some(),
+            }
+    }
+
+    /// What a recovery master takes for one of so many partitions; none while that is not known. It
+    /// appends its share of the segments that it reads.
+    fn share(&self, part: &Partition, parts: usize, view: &View<'_>) -> Option<Share> {
+        if let Some(allotted) = &self.allotted {
+            let own = allotted.shares.iter().find(|share| share.by == part.by);
+            let any = own.or(allotted.shares.first())?;
+            return Some(Share {
+                by: part.by,
+                ..*any
+            });
+        }
+        let said = self.replays.get(&part.attempt).map(|replay| &replay.said);
+        let Some(Said::Replays { of: of @ 1.., .. }) = said else {
+            return None;
+        };
+        let settings = &view.state.constants()?.settings;
+        let bytes = u64::from(*of) * u64::from(settings.segment_size);
+        Some(Share {
+            by: part.by,
+            bytes: bytes.div_ceil(parts as u64),
+            used: view.memory(part.by, 0).1,
+        })
     }
 
     /// Plans what is down of a log whose end is known, if it can be replayed now.
@@ -162,10 +239,11 @@ impl Walk {
         if let Some(first) = budget.first.filter(|_| !begun) {
             let free = view.free_frames();
             if budget.unknown || free < budget.frames + frames {
+                let taken = budget.frames;
                 return self.wait(
                     view,
                     format!(
-                        "it waits for {first:?}: {free} frames are free, {frames} are to be filled"
+                        "it waits for {first:?}: {free} frames are free, {taken} are being filled, {frames} are needed"
                     ),
                 );
             }
@@ -180,7 +258,7 @@ impl Walk {
             shares: shares.collect(),
             frames,
         };
-        budget.add(master, Some(&allotted));
+        budget.add(master, Takes::AtMost(allotted.clone()));
         self.allotted = Some(allotted);
         self.stuck = None;
         self.waits = None;

@@ -2,37 +2,64 @@
 //!
 //! # Invariants
 //! 1. A partition leaves its recovery master only when that one crashed, or said that it can't while
-//!    all of the log is there.
-//! 2. Every ready master had its turn before one that couldn't is tried anew, and that is paced.
+//!    all of the log is there. While something of the log is missing, or can't be proved, nobody tries.
+//! 2. Every ready master had its turn before one that couldn't is tried anew. It is another try then, of
+//!    another number, and the more turns all had since servers came or went, the later it begins.
 
 use std::collections::BTreeSet;
 
 use ramkeep_wire::order::{OrderReply, Recovery};
-use ramkeep_wire::{ServerId, order};
+use ramkeep_wire::{ClientId, EndedRound, SegmentId, ServerId, TryId, order};
 
-use super::View;
 use super::planning::Budget;
 use super::round::Act;
 use super::walk::Walk;
+use super::{Recoveries, View};
 use crate::command::Command;
 use crate::core::duties::Duty;
 use crate::core::{Coordinator, Origin};
 use crate::limits::ASK_AGAIN;
+use crate::state::State;
 
-/// How often a recovery master is asked again after it said that it can't and no other is left,
-/// until all have another turn.
+/// How often a recovery master says that it can't when no other is left, until all have another turn.
 const TRIES: u32 = 4;
+/// That doubles with each turn that all had, so often.
+const MAX_TURNS: u32 = 6;
+
+/// What a recovery master said of its try last.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) enum Said {
+    /// Nothing yet.
+    #[default]
+    Nothing,
+    /// It can't begin yet: its own log is not open on backups.
+    NotReady,
+    /// Segments are replayed.
+    Replays {
+        /// So many are.
+        done: u32,
+        /// In all; 0 while that is not known.
+        of: u32,
+    },
+    /// It can't, and why.
+    Cannot(String),
+}
 
 /// What the leader knows of one try.
 #[derive(Debug, Default)]
 pub(super) struct Replay {
-    /// Segments replayed, of so many.
-    pub(super) progress: Option<(u32, u32)>,
-    /// Why it can't, if it said so last.
-    pub(super) cannot: Option<String>,
+    pub(super) said: Said,
     tries: u32,
+    /// The leases that have ended, as far as its recovery master was told by this leader.
+    told: EndedRound,
     /// A command about it is under way.
     pub(super) proposed: bool,
+}
+
+impl Replay {
+    pub(super) fn cannot(&self) -> bool {
+        matches!(self.said, Said::Cannot(_))
+    }
 }
 
 /// Gives the partitions of those who crashed, or can't, to others.
@@ -52,8 +79,11 @@ pub(super) fn reassign(
         };
         let lives = view.state.living(part.by).is_ok();
         // Whether it is for the log that it can't is found out first: nobody can then.
-        let cannot = replay.cannot.is_some() && walk.checked;
-        if replay.proposed || (lives && !cannot) {
+        let is_known = match replay.cannot() {
+            true => walk.checked,
+            false => !lives,
+        };
+        if replay.proposed || !is_known {
             continue;
         }
         let first = part.tablets.first().map(|lost| lost.range);
@@ -67,9 +97,12 @@ pub(super) fn reassign(
             .iter()
             .filter(|one| !failed.contains(&one.server));
         let mut next = fresh.next();
-        if next.is_none() && (!lives || replay.tries >= TRIES) {
+        if next.is_none() && (!lives || replay.tries >= TRIES << walk.turns) {
             failed.clear();
-            next = candidates.iter().find(|one| one.server != part.by);
+            walk.turns = (walk.turns + 1).min(MAX_TURNS);
+            let other = candidates.iter().find(|one| one.server != part.by);
+            // Alone, it tries anew: what has failed once stays so under its number.
+            next = other.or(candidates.first());
         }
         let Some(next) = next else { continue };
         replay.proposed = true;
@@ -83,29 +116,35 @@ pub(super) fn reassign(
     }
 }
 
-/// The order for one try, as long as it counts.
-pub(in crate::core) fn order(
-    state: &crate::State,
-    by: ServerId,
-    master: ServerId,
-    attempt: u32,
-) -> Option<order::Command> {
-    let record = state.recoveries().by_master(master)?;
-    let part = record.partition(attempt).filter(|part| part.by == by)?;
-    Some(order::Command::Recover(Recovery {
-        master,
-        key: state.servers().by_id(master)?.key,
-        end: record.end,
-        attempt,
-        tablets: part.tablets.clone(),
-        given_up: state.losses().of(master).map(|loss| loss.segments.clone()),
-        ended: state.clients().ended(),
-    }))
+impl Recoveries {
+    /// The order for one try, as long as it counts. Of the leases that have ended it says what was not
+    /// told with those that arrived.
+    pub(in crate::core) fn order(
+        &self,
+        state: &State,
+        by: ServerId,
+        id: TryId,
+    ) -> Option<order::Command> {
+        let TryId { master, attempt } = id;
+        let record = state.recoveries().by_master(master)?;
+        let part = record.partition(attempt).filter(|part| part.by == by)?;
+        let walk = self.walks.get(&master);
+        let replay = walk.and_then(|walk| walk.replays.get(&attempt));
+        let from = replay.map_or(ClientId(0), |replay| replay.told.wants());
+        Some(order::Command::Recover(Recovery {
+            master,
+            key: state.servers().by_id(master)?.key,
+            end: record.end,
+            attempt,
+            tablets: part.tablets.clone(),
+            given_up: state.losses().of(master).map(|loss| loss.segments.clone()),
+            ended: state.clients().ended_from(from),
+        }))
+    }
 }
 
-/// The tries that are under way: recovery master, crashed master, and the number of the try. One
-/// has one partition of a log at a time.
-pub(in crate::core) fn under_way(state: &crate::State) -> Vec<(ServerId, ServerId, u32)> {
+/// The tries that are under way with their recovery masters. One has one partition of a log at a time.
+pub(in crate::core) fn under_way(state: &State) -> Vec<(ServerId, TryId)> {
     let mut all = Vec::new();
     for (master, record) in state.recoveries().iter() {
         let mut having = BTreeSet::new();
@@ -113,7 +152,8 @@ pub(in crate::core) fn under_way(state: &crate::State) -> Vec<(ServerId, ServerI
         parts.sort_unstable_by_key(|part| part.attempt);
         for part in parts {
             if state.living(part.by).is_ok() && having.insert(part.by) {
-                all.push((part.by, master, part.attempt));
+                let attempt = part.attempt;
+                all.push((part.by, TryId { master, attempt }));
             }
         }
     }
@@ -143,11 +183,14 @@ impl Coordinator {
         let Some(replay) = walk.replays.get_mut(&attempt) else {
             return;
         };
+        if reply != OrderReply::NotReady {
+            replay.told.took(&recovery.ended);
+        }
         match reply {
             OrderReply::Recovering { segments, of, .. } => {
-                replay.progress = Some((segments, of));
-                replay.cannot = None;
+                replay.said = Said::Replays { done: segments, of };
             }
+            OrderReply::NotReady => replay.said = Said::NotReady,
             OrderReply::Recovered(at) if at.len() == recovery.tablets.len() => {
                 if replay.proposed {
                     return;
@@ -165,19 +208,31 @@ impl Coordinator {
                 };
                 self.propose(&command, Origin::Recovery(master));
             }
-            OrderReply::CannotRecover(why) => {
-                if replay.cannot.as_ref() != Some(&why) {
-                    tracing::warn!(%server, %master, %why, "a partition can't be replayed");
-                }
-                replay.tries += 1;
-                if replay.cannot.replace(why).is_none() {
-                    walk.checked = false;
-                }
-                let duty = Duty::Recover(master, attempt);
-                self.duties.put_off(server, duty, self.now + ASK_AGAIN);
-                self.look = true;
+            OrderReply::CannotRecover(why) => self.cannot(server, recovery.id(), why, &[]),
+            OrderReply::CannotProve { segments, why } => {
+                self.cannot(server, recovery.id(), why, &segments);
             }
             reply => tracing::warn!(%server, ?reply, "reply does not fit its order"),
         }
+    }
+
+    /// A recovery master said that it can't, since it could not prove these segments if it names some.
+    fn cannot(&mut self, server: ServerId, id: TryId, why: String, unproved: &[SegmentId]) {
+        let TryId { master, attempt } = id;
+        let walk = self.recoveries.walks.get_mut(&master);
+        let Some(walk) = walk else { return };
+        let Some(replay) = walk.replays.get_mut(&attempt) else {
+            return;
+        };
+        replay.tries += 1;
+        if !replay.cannot() {
+            tracing::warn!(%server, %master, %why, "a partition can't be replayed");
+            walk.finder.suspects.add(unproved);
+            walk.checked = false;
+        }
+        replay.said = Said::Cannot(why);
+        let duty = Duty::Recover(id);
+        self.duties.put_off(server, duty, self.now + ASK_AGAIN);
+        self.look = true;
     }
 }

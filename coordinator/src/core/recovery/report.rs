@@ -8,6 +8,7 @@ use ramkeep_wire::coordinator::{
 use ramkeep_wire::{Micros, ServerId};
 
 use super::Recoveries;
+use super::replay::Said;
 use super::walk::Walk;
 use crate::core::Coordinator;
 use crate::state::RecoveryRecord;
@@ -189,18 +190,17 @@ fn replays(record: &RecoveryRecord, walk: &Walk) -> (String, bool) {
     for part in &record.partitions {
         let by = part.by;
         let replay = walk.replays.get(&part.attempt);
-        texts.push(match replay {
-            Some(replay) if replay.cannot.is_some() => {
+        texts.push(match replay.map(|replay| &replay.said) {
+            Some(Said::Cannot(why)) => {
                 stuck = true;
-                format!("{by:?} can't: {}", replay.cannot.as_deref().unwrap_or(""))
+                format!("{by:?} can't: {why}")
             }
-            Some(replay) => match replay.progress {
-                Some((done, of)) if of > 0 => {
-                    format!("{by:?} replays: {done} of {of} segments")
-                }
-                _ => format!("{by:?} replays"),
-            },
-            None => format!("{by:?} is to replay"),
+            Some(Said::Replays { done, of }) if *of > 0 => {
+                format!("{by:?} replays: {done} of {of} segments")
+            }
+            Some(Said::Replays { .. }) => format!("{by:?} replays"),
+            Some(Said::NotReady) => format!("{by:?} waits for backups of its own"),
+            Some(Said::Nothing) | None => format!("{by:?} is to replay"),
         });
     }
     let more = texts.len().saturating_sub(MAX_NAMED);

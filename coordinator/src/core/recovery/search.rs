@@ -1,9 +1,12 @@
 //! What the living backups hold of one crashed master's log, and the bytes of its heads.
 //!
 //! # Invariants
-//! 1. Nothing is judged before every living backup has shown all that it holds.
+//! 1. Nothing is judged before every living backup has shown all that it holds, but for those that
+//!    enlisted after the crash: they are waited for a lease and [`NEWCOMER_WAIT`], and count as not back yet after that.
+//!    While one of them is left out nothing is called missing: it may have it.
 //! 2. A backup has one question of a search at a time; an answer to any other is not listened to.
-//! 3. What a backup may show is bounded.
+//! 3. Only backups that are known to refuse the dead master are asked.
+//! 4. What a backup may show is bounded.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,15 +16,26 @@ use ramkeep_wire::limits::{MAX_INVENTORY, MAX_REPLICATE_BYTES, SEGMENT_SIZE};
 use ramkeep_wire::{BootId, Micros, SegmentId, ServerId};
 
 use super::end::{Dead, Finder, Found, Gone, Held, Step, Stuck};
-use crate::limits::{ASK_AGAIN, ASK_SOON, MAX_LISTED};
+use crate::limits::{ASK_AGAIN, ASK_SOON, MAX_LISTED, NEWCOMER_WAIT};
 
 /// Asks one backup; gives the question's token.
 pub(super) type Ask<'a> = dyn FnMut(ServerId, BackupRequest) -> Option<u64> + 'a;
 
+/// A living backup, as it is for one dead master.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Living {
+    /// The boot of its machine.
+    pub(super) boot: BootId,
+    /// It is known to refuse the dead master.
+    pub(super) refuses: bool,
+    /// It enlisted after the crash.
+    pub(super) is_new: bool,
+}
+
 /// What one backup showed so far.
 #[derive(Debug)]
 struct Listing {
-    boot: BootId,
+    living: Living,
     replicas: Vec<ReplicaInfo>,
     complete: bool,
     question: Question,
@@ -59,6 +73,8 @@ impl Question {
 #[derive(Debug)]
 struct Reading {
     held: Held,
+    /// To be proved, no more.
+    only_proves: bool,
     bytes: Vec<u8>,
     question: Question,
 }
@@ -75,25 +91,44 @@ pub(super) enum Looked {
 }
 
 /// The search for the end of one log.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Search {
+    /// Until when backups are waited for that enlisted after the crash.
+    patience: Micros,
+    /// Only for those it waits now.
+    waits_for_new: bool,
+    /// All that were to be waited for have shown what they hold.
+    listed: bool,
     listings: BTreeMap<ServerId, Listing>,
     reading: Option<Reading>,
 }
 
 impl Search {
-    /// Goes on with what is there. `backups` are all living ones with the boot of their machine.
+    /// A backup that has just started shows nothing for as long as a lease.
+    pub(super) fn new(now: Micros, lease: Duration) -> Self {
+        Self {
+            patience: now + lease + NEWCOMER_WAIT,
+            waits_for_new: false,
+            listed: false,
+            listings: BTreeMap::new(),
+            reading: None,
+        }
+    }
+
+    /// Goes on with what is there. `backups` are all living ones.
     pub(super) fn look(
         &mut self,
         now: Micros,
         dead: &Dead,
-        backups: &BTreeMap<ServerId, BootId>,
+        backups: &BTreeMap<ServerId, Living>,
         finder: &Finder,
         gone: &mut Gone,
         ask: &mut Ask<'_>,
     ) -> Looked {
         self.follow(now, backups, gone);
-        if !self.ask_for_listings(now, dead.master, ask) {
+        self.ask_for_listings(now, dead.master, ask);
+        self.listed = self.judge_listings(now);
+        if !self.listed {
             return Looked::Waits;
         }
         if backups.is_empty() {
@@ -102,14 +137,9 @@ impl Search {
         if self.reading.is_none() {
             match finder.step(dead, &self.shown(), gone) {
                 Step::Found(found) => return Looked::Found(found),
-                Step::Stuck(stuck) => return Looked::Stuck(stuck),
-                Step::Read(held) => {
-                    self.reading = Some(Reading {
-                        held,
-                        bytes: Vec::new(),
-                        question: Question::due(now),
-                    });
-                }
+                Step::Stuck(stuck) => return Looked::Stuck(self.without_new(stuck)),
+                Step::Read(held) => self.reading = Some(Reading::of(now, held, false)),
+                Step::Prove(held) => self.reading = Some(Reading::of(now, held, true)),
             }
         }
         if let Some(reading) = &mut self.reading {
@@ -119,7 +149,7 @@ impl Search {
     }
 
     /// Backups come and go.
-    fn follow(&mut self, now: Micros, backups: &BTreeMap<ServerId, BootId>, gone: &mut Gone) {
+    fn follow(&mut self, now: Micros, backups: &BTreeMap<ServerId, Living>, gone: &mut Gone) {
         let listings = &mut self.listings;
         for (server, listing) in listings.extract_if(.., |server, _| !backups.contains_key(server))
         {
@@ -132,34 +162,52 @@ impl Search {
         {
             self.reading = None;
         }
-        for (server, boot) in backups {
-            self.listings.entry(*server).or_insert_with(|| Listing {
-                boot: *boot,
+        for (server, living) in backups {
+            let listing = self.listings.entry(*server).or_insert_with(|| Listing {
+                living: *living,
                 replicas: Vec::new(),
                 complete: false,
                 question: Question::due(now),
             });
+            listing.living = *living;
         }
     }
 
-    /// Whether all are complete.
-    fn ask_for_listings(&mut self, now: Micros, master: ServerId, ask: &mut Ask<'_>) -> bool {
-        let mut complete = true;
-        for (server, listing) in &mut self.listings {
-            if listing.complete {
-                continue;
-            }
-            complete = false;
+    fn ask_for_listings(&mut self, now: Micros, master: ServerId, ask: &mut Ask<'_>) {
+        for (server, listing) in self.listings.iter_mut().filter(|(_, one)| one.is_open()) {
             let after = listing.replicas.last().map(|replica| replica.segment);
             let request = BackupRequest::Inventory { master, after };
             listing.question.ask(now, || ask(*server, request));
         }
-        complete
     }
 
-    /// Whether every living backup refuses the master and has shown what it holds.
+    /// Whether every living backup that is to be waited for refuses the master and has shown what it
+    /// holds.
+    fn judge_listings(&mut self, now: Micros) -> bool {
+        let open = |is_new: bool| {
+            let mut listings = self.listings.values();
+            listings.any(|one| !one.complete && one.living.is_new == is_new)
+        };
+        let (old, new) = (open(false), open(true));
+        self.waits_for_new = !old && new && now < self.patience;
+        !old && !self.waits_for_new
+    }
+
+    /// Whether that was so when it looked last.
     pub(super) fn is_listed(&self) -> bool {
-        self.listings.values().all(|listing| listing.complete)
+        self.listed
+    }
+
+    /// Why it can't go on, should one have been left out that may have what is missing.
+    fn without_new(&self, stuck: Stuck) -> Stuck {
+        let mut left_out = self.listings.iter().filter(|(_, one)| !one.complete);
+        match left_out.next() {
+            None => stuck,
+            Some((server, _)) => Stuck {
+                why: format!("{}; {server:?} has not shown yet what it holds", stuck.why),
+                missing: None,
+            },
+        }
     }
 
     fn shown(&self) -> Vec<Held> {
@@ -167,7 +215,7 @@ impl Search {
         all.flat_map(|(by, listing)| {
             let held = |replica: &ReplicaInfo| Held {
                 by: *by,
-                boot: listing.boot,
+                boot: listing.living.boot,
                 replica: *replica,
             };
             listing.replicas.iter().map(held)
@@ -191,7 +239,12 @@ impl Search {
             match reading.answered(now, answer) {
                 Read::On => {}
                 Read::Whole => {
-                    finder.read(dead, &reading.held, &reading.bytes);
+                    let (held, bytes) = (&reading.held, &reading.bytes);
+                    if reading.only_proves {
+                        finder.prove(dead, held, bytes);
+                    } else {
+                        finder.read(dead, held, bytes);
+                    }
                     self.reading = None;
                 }
                 Read::Changed => {
@@ -216,18 +269,20 @@ impl Search {
 
     /// When it has something to ask.
     pub(super) fn due(&self) -> Option<Micros> {
-        let listings = self.listings.values().filter(|listing| !listing.complete);
+        let listings = self.listings.values().filter(|listing| listing.is_open());
         let listings = listings.map(|listing| listing.question);
         let reading = self.reading.iter().map(|reading| reading.question);
         let open = listings.chain(reading).filter(|q| q.asked.is_none());
-        open.map(|question| question.due).min()
+        let patience = self.waits_for_new.then_some(self.patience);
+        open.map(|question| question.due).chain(patience).min()
     }
 
     /// What it waits for, for people.
     pub(super) fn phase(&self) -> String {
         if let Some(reading) = &self.reading {
             let (segment, by) = (reading.held.replica.segment, reading.held.by);
-            return format!("{by:?} is read: the head {segment:?}");
+            let what = if reading.only_proves { "" } else { "the head " };
+            return format!("{by:?} is read: {what}{segment:?}");
         }
         let complete = self.listings.values().filter(|listing| listing.complete);
         format!(
@@ -239,6 +294,11 @@ impl Search {
 }
 
 impl Listing {
+    /// Whether there is something to ask.
+    fn is_open(&self) -> bool {
+        !self.complete && self.living.refuses
+    }
+
     fn answered(
         &mut self,
         now: Micros,
@@ -286,6 +346,15 @@ enum Read {
 }
 
 impl Reading {
+    fn of(now: Micros, held: Held, only_proves: bool) -> Self {
+        Self {
+            held,
+            only_proves,
+            bytes: Vec::new(),
+            question: Question::due(now),
+        }
+    }
+
     fn ask(&mut self, now: Micros, ask: &mut Ask<'_>) {
         let replica = &self.held.replica;
         let left = (replica.length as usize).saturating_sub(self.bytes.len());
@@ -341,6 +410,7 @@ mod tests {
     const M: ServerId = ServerId(1);
     const B: ServerId = ServerId(2);
     const NOW: Micros = Micros(1_000_000);
+    const LEASE: Duration = Duration::from_millis(200);
 
     fn dead() -> Dead {
         Dead {
@@ -351,6 +421,15 @@ mod tests {
             epochs: BTreeMap::new(),
             accepted: None,
             decided: None,
+        }
+    }
+
+    /// One that was there when M crashed, and has heard of it.
+    fn there() -> Living {
+        Living {
+            boot: BootId([0; 16]),
+            refuses: true,
+            is_new: false,
         }
     }
 
@@ -372,7 +451,7 @@ mod tests {
         search: Search,
         finder: Finder,
         gone: Gone,
-        backups: BTreeMap<ServerId, BootId>,
+        backups: BTreeMap<ServerId, Living>,
         now: Micros,
         asked: Vec<(u64, ServerId, BackupRequest)>,
         tokens: u64,
@@ -381,10 +460,10 @@ mod tests {
     impl Bench {
         fn new() -> Self {
             Self {
-                search: Search::default(),
+                search: Search::new(NOW, LEASE),
                 finder: Finder::default(),
                 gone: Gone::default(),
-                backups: BTreeMap::from([(B, BootId([0; 16]))]),
+                backups: BTreeMap::from([(B, there())]),
                 now: NOW,
                 asked: Vec::new(),
                 tokens: 0,
@@ -492,12 +571,58 @@ mod tests {
             matches!(bench.look(), Looked::Stuck(_)),
             "no backup is there"
         );
-        bench.backups.insert(B, BootId([0; 16]));
+        bench.backups.insert(B, there());
         bench.waits();
         let late = Some((BackupResponse::Inventory(vec![closed(1)]), Vec::new()));
         let finder = &mut bench.finder;
         bench.search.answered(NOW, &dead(), finder, B, token, late);
         assert!(bench.search.shown().is_empty());
+    }
+
+    #[test]
+    fn who_enlisted_after_the_crash_is_asked_once_it_refuses_and_waited_for_only_so_long() {
+        let newcomer = ServerId(3);
+        let mut bench = Bench::new();
+        let unheard = Living {
+            refuses: false,
+            is_new: true,
+            ..there()
+        };
+        bench.backups.insert(newcomer, unheard);
+        bench.waits();
+        bench.answer(Some(BackupResponse::Inventory(vec![closed(1)])));
+        bench.waits();
+        assert!(bench.asked.is_empty() && !bench.search.is_listed());
+        bench.pass();
+        assert_eq!(bench.now, NOW + LEASE + NEWCOMER_WAIT);
+        let Looked::Stuck(stuck) = bench.look() else {
+            panic!("it waits for ever");
+        };
+        assert!(bench.search.is_listed());
+        assert!(stuck.why.contains("server-3 has not shown"), "{stuck:?}");
+        assert_eq!(stuck.missing, None, "it may have what is missing");
+        // Another search does not begin with that.
+        bench.search = Search::new(bench.now, LEASE);
+        bench.backups.insert(
+            newcomer,
+            Living {
+                refuses: true,
+                ..unheard
+            },
+        );
+        bench.waits();
+        assert_eq!(bench.asked.len(), 2);
+        for (token, server, _) in std::mem::take(&mut bench.asked) {
+            let page = Some((BackupResponse::Inventory(Vec::new()), Vec::new()));
+            let (now, finder) = (bench.now, &mut bench.finder);
+            bench
+                .search
+                .answered(now, &dead(), finder, server, token, page);
+        }
+        let Looked::Stuck(stuck) = bench.look() else {
+            panic!("all have shown what they hold");
+        };
+        assert!(stuck.missing.is_some());
     }
 
     #[test]

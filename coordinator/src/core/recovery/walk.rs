@@ -2,14 +2,14 @@
 //!
 //! # Invariants
 //! 1. While a command about it is under way it proposes no other.
-//! 2. It begins to search only when every living backup is known to refuse its master, and there is
+//! 2. It begins to search only when its master gets nothing more from any living backup, and there is
 //!    room for one search more.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use ramkeep_wire::coordinator::{Heartbeat, Loss};
 use ramkeep_wire::order::TabletGrant;
-use ramkeep_wire::{Micros, ServerId};
+use ramkeep_wire::{ListVersion, Micros, ServerId};
 
 use super::View;
 use super::end::{Dead, Finder, Found, Gone, Stuck};
@@ -19,8 +19,11 @@ use super::report::Moments;
 use super::round::{Act, Round};
 use super::search::{self, Looked, Search};
 use crate::command::Command;
-use crate::limits::{ASK_AGAIN, ASK_SOON};
+use crate::limits::{ASK_AGAIN, ASK_AT_LEAST, ASK_SOON};
 use crate::state::State;
+
+/// The wait of one that can't go on doubles so often.
+const MAX_STOPS: u32 = 8;
 
 /// One recovery.
 #[derive(Debug)]
@@ -47,12 +50,17 @@ pub(super) struct Walk {
     pub(super) allotted: Option<Allotted>,
     /// Not before this.
     pub(super) again: Micros,
-    /// It waits for a backup to hear of the crash.
+    /// How often it could not go on since it last could.
+    stops: u32,
+    /// It waits for a backup that was there to hear of the crash.
     pub(super) unknown: bool,
     /// All of the log was there since a recovery master said that it can't.
     pub(super) checked: bool,
     /// The partitions, by the number of their try.
     pub(super) replays: BTreeMap<u32, Replay>,
+    /// How often all had their turn and couldn't, since servers came or went.
+    pub(super) turns: u32,
+    members: ListVersion,
     /// Who couldn't replay a partition, by its first range.
     pub(super) failed: BTreeMap<TabletGrant, BTreeSet<ServerId>>,
 }
@@ -74,14 +82,21 @@ impl Walk {
             waits: None,
             allotted: None,
             again: now,
+            stops: 0,
             unknown: false,
             checked: false,
             replays: BTreeMap::new(),
+            turns: 0,
+            members: ListVersion(0),
             failed: BTreeMap::new(),
         }
     }
 
     pub(super) fn follow(&mut self, now: Micros, master: ServerId, state: &State) {
+        if self.members != state.list_version() {
+            self.members = state.list_version();
+            self.turns = 0;
+        }
         let record = state.recoveries().by_master(master);
         let parts = record.map_or(&[][..], |record| &record.partitions);
         let mut old = std::mem::take(&mut self.replays);
@@ -112,7 +127,7 @@ impl Walk {
 
     /// A recovery master said that it can't replay its partition.
     pub(super) fn cannot(&self) -> bool {
-        self.replays.values().any(|replay| replay.cannot.is_some())
+        self.replays.values().any(Replay::cannot)
     }
 
     pub(super) fn due(&self) -> Option<Micros> {
@@ -128,14 +143,15 @@ impl Walk {
         }
     }
 
-    /// It can't go on, and tries again after a while.
+    /// It can't go on, and tries again after a while: a longer one each time, unless something changes.
     pub(super) fn stop(&mut self, now: Micros, master: ServerId, why: String) {
         if self.stuck.as_ref() != Some(&why) {
             tracing::warn!(%master, %why, "tablets stay down");
         }
         self.search = None;
         self.stuck = Some(why);
-        self.again = now + ASK_AGAIN;
+        self.again = now + (ASK_AGAIN * (1 << self.stops)).min(ASK_AT_LEAST);
+        self.stops = (self.stops + 1).min(MAX_STOPS);
     }
 
     /// Goes on as far as it can now.
@@ -180,7 +196,6 @@ impl Walk {
 
     /// Begins a search if none is under way, and if it is time and there is room for one.
     fn may_search(&mut self, master: ServerId, view: &View<'_>, room: &mut usize) -> bool {
-        // One that has just joined is asked like all others: once it is known to refuse.
         self.unknown = !view.is_known_crashed(master);
         if self.unknown {
             return false;
@@ -193,7 +208,8 @@ impl Walk {
             return false;
         }
         *room -= 1;
-        self.search = Some(Search::default());
+        self.search = Some(Search::new(view.now, view.lease()));
+        self.finder.suspects.read_again();
         if self.moments.planned.is_some() {
             // It can't be replayed: what was read before may have been damaged since.
             self.finder.read_again();
@@ -211,7 +227,8 @@ impl Walk {
         let (dead, search) = (dead(view.state, master)?, self.search.as_mut()?);
         self.gone.backups = view.crashed_backups(master);
         let (finder, gone) = (&self.finder, &mut self.gone);
-        let looked = search.look(view.now, &dead, &view.backups, finder, gone, ask);
+        let backups = view.living_backups(master);
+        let looked = search.look(view.now, &dead, &backups, finder, gone, ask);
         if search.is_listed() {
             self.moments.fenced.get_or_insert(view.now);
         }
@@ -231,6 +248,8 @@ impl Walk {
                     return Some(Command::GiveUpPlan { master, end });
                 }
                 // It is for something else that it can't be replayed.
+                self.finder.suspects.clear();
+                self.stops = 0;
                 self.checked = true;
                 self.again = view.now + ASK_AGAIN;
             }
@@ -241,6 +260,7 @@ impl Walk {
                 self.stuck = None;
                 self.missing = None;
                 self.waits = None;
+                self.stops = 0;
                 self.found = Some(found);
             }
         }

@@ -75,6 +75,7 @@ pub(super) struct Lab {
     /// Disks sync nothing.
     pub(super) stuck: bool,
     correlation: u64,
+    sessions: u64,
 }
 
 impl Lab {
@@ -92,6 +93,7 @@ impl Lab {
             late: Duration::ZERO,
             stuck: false,
             correlation: 0,
+            sessions: 0,
         };
         lab.until(|lab| lab.desks.iter().any(|desk| desk.core().leads()));
         lab
@@ -189,7 +191,8 @@ impl Lab {
             let there = |id: u32| Party::coordinator(PeerId(id)) == to && !self.away.contains(&id);
             match reached.find(|(id, _)| there(*id)) {
                 Some((_, other)) => {
-                    let session = self.desks[other].open_session(me);
+                    let session = self.next_session();
+                    self.desks[other].open_session(session, me);
                     self.lines.insert((at, wire), (other, session));
                 }
                 None => up = false,
@@ -231,7 +234,14 @@ impl Lab {
 
     /// Opens a session of somebody with the leader.
     pub(super) fn session(&mut self, party: Party) -> SessionId {
-        self.leads().open_session(party)
+        let session = self.next_session();
+        self.leads().open_session(session, party);
+        session
+    }
+
+    fn next_session(&mut self) -> SessionId {
+        self.sessions += 1;
+        SessionId(self.sessions)
     }
 
     /// Asks the leader; the correlation. What it says to it is in `replies`, now or later.
@@ -260,14 +270,8 @@ impl Lab {
             panic!("not enlisted");
         };
         let report = Heartbeat {
-            server,
             list: list.version,
-            ready: true,
-            floor: None,
-            master: None,
-            backup: None,
-            damaged: Vec::new(),
-            resident: 0,
+            ..Heartbeat::of(server)
         };
         self.ask(session, &Request::Heartbeat(report));
         server

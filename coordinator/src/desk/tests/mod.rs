@@ -432,7 +432,8 @@ fn nothing_leaves_after_the_end() {
     assert_eq!(lab.others.iter().filter(|one| **one == end).count(), 1);
     let now = lab.now + Duration::from_secs(1);
     let gone = &mut lab.desks[lost];
-    let session = gone.open_session(Party::NONE);
+    let session = SessionId(u64::MAX);
+    gone.open_session(session, Party::NONE);
     let bytes = request(1, Party::NONE, &MAP);
     gone.handle_envelope(now, session, &parsed(&bytes)).unwrap();
     gone.handle_tick(now);

@@ -451,7 +451,8 @@ fn a_heartbeat_brings_the_list_to_one_who_lacks_it() {
         Answer::Heard {
             list: None,
             lease_us: 0,
-            ended: world.state().clients().ended(),
+            ended: ramkeep_wire::EndedClients::default(),
+            over: Vec::new(),
         }
     );
 }

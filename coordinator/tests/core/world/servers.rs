@@ -24,8 +24,14 @@ pub enum Behaviour {
     #[default]
     Recovers,
     Cannot(String),
+    /// It could not prove this segment, unless that may be missing.
+    CannotProve(SegmentId),
+    /// The same for the log of this one alone.
+    CannotFor(ServerId),
     /// It goes on without end.
     Goes,
+    /// The same for the log of this one alone.
+    GoesFor(ServerId),
 }
 
 /// A server.
@@ -36,6 +42,8 @@ pub struct Fake {
     list: ListVersion,
     pub behaviour: Behaviour,
     polls: BTreeMap<(ServerId, u32), u32>,
+    /// What became of tries that it could not replay.
+    failed: BTreeMap<(ServerId, u32), OrderReply>,
     /// All that it was ordered to replay.
     pub recoveries: Vec<Recovery>,
     pub free: u64,
@@ -135,7 +143,10 @@ impl World {
             let mut replicas = fake.replicas.iter();
             !self.killed.contains(id) && replicas.any(|(info, _)| info.master == recovery.master)
         });
-        let cannot = matches!(self.servers[&server].behaviour, Behaviour::Cannot(_));
+        let cannot = matches!(
+            self.servers[&server].behaviour,
+            Behaviour::Cannot(_) | Behaviour::CannotProve(_) | Behaviour::CannotFor(_)
+        );
         let nothing = recovery.end == LogEnd::NOTHING || cannot;
         assert!(
             nothing || holders.count() > 0,
@@ -149,18 +160,45 @@ impl World {
         fake.recoveries.push(recovery.clone());
         let polls = fake.polls.entry((recovery.master, recovery.attempt));
         let polls = polls.and_modify(|polls| *polls += 1).or_insert(1);
-        match &fake.behaviour {
+        let goes = match fake.behaviour {
+            Behaviour::Goes => true,
+            Behaviour::GoesFor(master) => master == recovery.master,
+            _ => false,
+        };
+        let name = (recovery.master, recovery.attempt);
+        if let Some(failed) = fake.failed.get(&name) {
+            return failed.clone();
+        }
+        let reply = match &fake.behaviour {
             Behaviour::Cannot(why) => OrderReply::CannotRecover(why.clone()),
-            Behaviour::Recovers if *polls > POLLS => {
+            Behaviour::CannotProve(segment)
+                if !(recovery.given_up.iter().flatten()).any(|one| one == segment) =>
+            {
+                OrderReply::CannotProve {
+                    segments: vec![*segment],
+                    why: format!("no backup has {segment:?} whole"),
+                }
+            }
+            Behaviour::CannotFor(master) if *master == recovery.master => {
+                OrderReply::CannotRecover("its log can't be replayed".into())
+            }
+            _ if *polls > POLLS && !goes => {
                 let position = |at| LogPosition(1_000 + at as u64);
                 OrderReply::Recovered((0..recovery.tablets.len()).map(position).collect())
             }
-            Behaviour::Recovers | Behaviour::Goes => OrderReply::Recovering {
+            _ => OrderReply::Recovering {
                 segments: *polls,
                 of: POLLS,
                 bytes: 0,
             },
+        };
+        if !matches!(
+            reply,
+            OrderReply::Recovered(_) | OrderReply::Recovering { .. }
+        ) {
+            fake.failed.insert(name, reply.clone());
         }
+        reply
     }
 
     fn asked(
@@ -309,6 +347,11 @@ impl World {
         };
         self.servers.insert(server, fake);
         (server, list)
+    }
+
+    /// What is sent there finds no process, and nobody says so.
+    pub fn vanish(&mut self, server: ServerId) {
+        self.killed.insert(server);
     }
 
     pub fn kill(&mut self, server: ServerId) {

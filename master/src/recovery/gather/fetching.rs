@@ -8,7 +8,7 @@ use ramkeep_wire::certificate::Claim;
 use ramkeep_wire::limits::MAX_REPLICATE_BYTES;
 use ramkeep_wire::{Certificate, Micros, SegmentId, SegmentKind, ServerId};
 
-use super::{AskId, Asked, Fetched, Gather, Inventory, Job, MAX_BYTES, Needed};
+use super::{Aim, AskId, Asked, Fetched, Gather, Inventory, MAX_BYTES, Needed};
 
 /// Bytes asked for at a time. With its header the answer fits the buffers of connections as they are,
 /// and a backup has others to answer in between.
@@ -52,7 +52,7 @@ impl Gather {
     pub(super) fn begin_fetch(&mut self, now: Micros) -> bool {
         let mut chosen = None;
         for (&segment, needed) in self.needed.iter().rev() {
-            if needed.taken {
+            if needed.taken || (needed.proved && self.aim == Aim::Prove) {
                 continue;
             }
             // The first always has room.
@@ -153,12 +153,13 @@ impl Gather {
         fetch.asked = false;
         if fetch.contents.len() == fetch.length as usize {
             let fetch = self.fetches.swap_remove(at);
-            let job = self.job(fetch);
-            self.jobs.push_back(job);
+            let fetched = self.claimed(fetch);
+            self.fetched.push_back(fetched);
         }
     }
 
-    fn job(&self, fetch: Fetch) -> Job {
+    /// A whole segment with what it is said to be.
+    fn claimed(&self, fetch: Fetch) -> Fetched {
         let Fetch {
             segment,
             from,
@@ -180,16 +181,11 @@ impl Gather {
         } else {
             closed
         };
-        let fetched = Fetched {
+        Fetched {
             from,
             claim,
             certificate,
             contents,
-        };
-        if is_end {
-            Job::End(fetched)
-        } else {
-            Job::Segment(fetched)
         }
     }
 

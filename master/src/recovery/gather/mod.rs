@@ -4,9 +4,13 @@
 //! # Invariants
 //! 1. A copy is asked for only if its holder says of it what the decided end, or the digest, says.
 //! 2. A segment is done when it was replayed; a copy that is not what it should be is set aside, and
-//!    the next one is fetched. Without another the recovery fails and says which segment it was.
+//!    the next one is fetched. Without another the segment is lost. Then nothing more is replayed; the
+//!    others are proved, so that the recovery fails once, and names all that are lost.
 //! 3. Bytes fetched or waiting to be replayed are at most [`MAX_BYTES`], requests in flight at most
 //!    [`MAX_ASKS`].
+//! 4. However often recoveries fail, one part in [`KEPT_FREE`] of the memory stays free: where what one
+//!    may leave behind could take more, all of the log is proved before the first of it is appended, and
+//!    then fetched again (SAFETY 26).
 
 mod fetching;
 mod missing;
@@ -19,6 +23,7 @@ use ramkeep_wire::certificate::Claim;
 use ramkeep_wire::coordinator::{DamagedReplica, ServerList};
 use ramkeep_wire::entry::DigestItem;
 use ramkeep_wire::limits::SEGMENT_SIZE;
+use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::order::{LogEnd, Recovery};
 use ramkeep_wire::{Certificate, ClusterId, Micros, SegmentId, ServerId};
 
@@ -29,6 +34,9 @@ use fetching::Fetch;
 pub const MAX_BYTES: usize = 8 * SEGMENT_SIZE;
 /// Requests in flight for one recovery.
 pub const MAX_ASKS: usize = 16;
+/// One part in so many of a master's memory is not risked for the time that proving first takes: it stays
+/// for what the master serves, should the replay fail.
+pub const KEPT_FREE: u64 = 8;
 /// The longest wait that a backup can ask for: above any lease.
 const MAX_WAIT: Duration = Duration::from_secs(10);
 
@@ -52,12 +60,43 @@ pub struct Fetched {
 /// Work for a replayer.
 #[derive(Clone, Debug)]
 pub enum Job {
-    /// Prove the end, tell its digest, replay it.
+    /// Prove the end, tell its digest, and keep it.
     End(Fetched),
+    /// Replay the end.
+    ReplayEnd,
+    /// Prove a segment, no more.
+    Proof(Fetched),
     /// Prove a segment and replay it.
     Segment(Fetched),
     /// All are replayed.
     Finish,
+}
+
+/// What segments are fetched for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Aim {
+    /// To be proved, since not all are, or not all can be.
+    Prove,
+    /// To be replayed.
+    Replay,
+}
+
+/// Why it can't be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Failure {
+    /// For people.
+    pub(super) why: String,
+    /// The segments of which no copy proves itself, in order, if it is for those.
+    pub(super) unproved: Vec<SegmentId>,
+}
+
+impl From<String> for Failure {
+    fn from(why: String) -> Self {
+        Self {
+            why,
+            unproved: Vec::new(),
+        }
+    }
 }
 
 /// A segment that is needed.
@@ -67,6 +106,8 @@ struct Needed {
     certificate: Certificate,
     /// Being fetched, or with the replayer.
     taken: bool,
+    /// A copy of it was proved.
+    proved: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -83,14 +124,20 @@ pub(super) struct Gather {
     master: ServerId,
     end: LogEnd,
     inventory: Inventory,
+    aim: Aim,
     needed: BTreeMap<SegmentId, Needed>,
+    /// Needed, and to be had from nobody.
+    lost: BTreeMap<SegmentId, Needed>,
     /// These may be missing.
     given_up: Vec<SegmentId>,
     has_digest: bool,
+    /// The end is proved, and not replayed.
+    end_waits: bool,
     fetches: Vec<Fetch>,
     asks: BTreeMap<AskId, (ServerId, Asked)>,
     last_ask: u64,
-    jobs: VecDeque<Job>,
+    /// Whole segments for the replayer.
+    fetched: VecDeque<Fetched>,
     /// Bytes of segments in `fetches` and with the replayer.
     bytes: usize,
     replayed: (u32, u64),
@@ -106,6 +153,7 @@ impl Gather {
             length: order.end.length,
             certificate: order.end.certificate,
             taken: false,
+            proved: false,
         };
         // Nothing may be left, and an operator has accepted that.
         let nothing = order.end == LogEnd::NOTHING;
@@ -115,13 +163,16 @@ impl Gather {
             master: order.master,
             end: order.end,
             inventory: Inventory::default(),
+            aim: Aim::Replay,
             needed: end.into_iter().collect(),
+            lost: BTreeMap::new(),
             given_up: order.given_up.clone().unwrap_or_default(),
             has_digest: nothing,
+            end_waits: false,
             fetches: Vec::new(),
             asks: BTreeMap::new(),
             last_ask: 0,
-            jobs: VecDeque::new(),
+            fetched: VecDeque::new(),
             bytes: 0,
             replayed: (0, 0),
             finishing: false,
@@ -133,8 +184,16 @@ impl Gather {
     /// Segments replayed, segments in all (0: not known yet), bytes replayed.
     pub(super) fn progress(&self) -> (u32, u32, u64) {
         let (segments, bytes) = self.replayed;
-        let of = segments + self.needed.len() as u32;
+        let of = segments + (self.needed.len() + self.lost.len()) as u32;
         (segments, if self.has_digest { of } else { 0 }, bytes)
+    }
+
+    /// Nothing more is gathered.
+    pub(super) fn rest(&mut self) {
+        self.fetches.clear();
+        self.fetched.clear();
+        self.spare.clear();
+        self.asks.clear();
     }
 
     pub(super) fn take_list(&mut self, list: &ServerList) {
@@ -154,22 +213,33 @@ impl Gather {
     }
 
     pub(super) fn next_job(&mut self) -> Option<Job> {
-        let done = self.has_digest && self.needed.is_empty() && !self.finishing;
-        if self.jobs.is_empty() && done {
+        let replays = self.aim == Aim::Replay;
+        if replays && std::mem::take(&mut self.end_waits) {
+            return Some(Job::ReplayEnd);
+        }
+        let done = self.has_digest && self.needed.is_empty() && self.lost.is_empty();
+        if done && !self.finishing {
             self.finishing = true;
             return Some(Job::Finish);
         }
-        self.jobs.pop_front()
+        let fetched = self.fetched.pop_front()?;
+        Some(if fetched.claim.segment == self.end.segment {
+            Job::End(fetched)
+        } else if replays {
+            Job::Segment(fetched)
+        } else {
+            Job::Proof(fetched)
+        })
     }
 
     /// The next request to send; an error if the recovery can't succeed.
     pub(super) fn poll_ask(
         &mut self,
         now: Micros,
-    ) -> Result<Option<(ServerId, AskId, BackupRequest)>, String> {
+    ) -> Result<Option<(ServerId, AskId, BackupRequest)>, Failure> {
         self.leave_lost();
-        self.leave_given_up();
-        self.check_missing()?;
+        self.note_missing(now);
+        self.judge(now)?;
         if self.asks.len() >= MAX_ASKS {
             return Ok(None);
         }
@@ -282,9 +352,17 @@ impl Gather {
         }
     }
 
-    /// The end is proved: these are the segments of the log.
-    pub(super) fn handle_digest(&mut self, items: Vec<DigestItem>) -> Result<(), String> {
+    /// The end is proved: these are the segments of the log. A replay that fails may leave `room` bytes.
+    pub(super) fn handle_digest(
+        &mut self,
+        items: Vec<DigestItem>,
+        room: u64,
+    ) -> Result<(), String> {
         self.has_digest = true;
+        self.end_waits = true;
+        if let Some(end) = self.needed.get_mut(&self.end.segment) {
+            end.proved = true;
+        }
         for item in items {
             if item.segment == self.end.segment {
                 continue;
@@ -299,8 +377,14 @@ impl Gather {
                 length: item.length,
                 certificate: item.certificate,
                 taken: false,
+                proved: false,
             };
             self.needed.insert(item.segment, needed);
+        }
+        let bytes = self.needed.values().map(|one| u64::from(one.length));
+        let may_fail = bytes.sum::<u64>() <= room;
+        if !may_fail && !mutants::active(Mutant::ReplayBeforeProof) {
+            self.aim = Aim::Prove;
         }
         self.reject_misfits();
         Ok(())
@@ -330,6 +414,16 @@ impl Gather {
             self.bytes -= done.length as usize;
             self.replayed.0 += 1;
             self.replayed.1 += u64::from(done.length);
+        }
+    }
+
+    /// The replayer has proved a segment, and gives its memory back.
+    pub(super) fn handle_proved(&mut self, segment: SegmentId, mut memory: Vec<u8>) {
+        memory.clear();
+        self.spare.push(memory);
+        self.release(segment);
+        if let Some(needed) = self.needed.get_mut(&segment) {
+            needed.proved = true;
         }
     }
 

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use paxos::limits::Timing;
+use ramkeep_coordinator::limits::SNAPSHOT_AFTER;
 use ramkeep_coordinator::state::State;
 use ramkeep_wire::coordinator::{Roles, Settings};
 use ramkeep_wire::data::RejectRules;
@@ -92,6 +93,7 @@ impl Stage {
             sync: vec![(500, 600)],
             timing: Timing::default(),
             partition_bytes: 1 << 30,
+            snapshot_after: SNAPSHOT_AFTER,
             reconnect: Duration::from_millis(10),
             lines,
         });

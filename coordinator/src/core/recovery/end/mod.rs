@@ -6,12 +6,15 @@
 //!    in any head after one that counts, unless that one carries its active mark.
 //! 2. Nothing is believed of a replica's contents but under a certificate that fits.
 //! 3. There is an end only if every segment that its digest names is there, closed, as the digest
-//!    says.
+//!    says. Of one that a recovery master could not prove a copy counts once it was proved here
+//!    (SAFETY 27).
 //! 4. The end is the longest replica of the last head, open or closed: one that was brought back from
 //!    earlier takes nothing away while an honest one is there. Everything that was acknowledged is in
 //!    every honest one, so that another may become the end while the longest is not there.
 //! 5. What an operator gave up is the only exception, and counts only if it is all that is missing,
 //!    and, without a head that counts, if everybody who may have one is asserted dead (SAFETY 19).
+
+mod suspects;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,6 +27,8 @@ use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::order::LogEnd;
 use ramkeep_wire::segment::UnverifiedSegment;
 use ramkeep_wire::{BootId, ClusterId, ReplicationEpoch, SegmentId, ServerId};
+
+use suspects::Suspects;
 
 /// Crashed backups that a reason names.
 const NAMED: usize = 4;
@@ -58,6 +63,8 @@ pub(super) struct Held {
 pub(super) enum Step {
     /// Give [`Finder::read`] the bytes of this replica.
     Read(Held),
+    /// Give [`Finder::prove`] the bytes of this replica.
+    Prove(Held),
     /// It is known.
     Found(Found),
     /// It can't be known from what is there.
@@ -104,6 +111,8 @@ pub(super) struct Finder {
     facts: BTreeMap<Proved, Facts>,
     /// Replicas whose certificate does not fit their bytes.
     aside: BTreeMap<(ServerId, SegmentId), Proved>,
+    /// Segments that a recovery master could not prove.
+    pub(super) suspects: Suspects,
 }
 
 /// An open head's claim, but for what all of a log have in common, and its certificate.
@@ -261,14 +270,37 @@ impl Finder {
         }
     }
 
-    /// Nothing that was read is believed any more. What was set aside stays so.
+    /// Takes the bytes of a closed replica of a suspect.
+    pub(super) fn prove(&mut self, dead: &Dead, held: &Held, contents: &[u8]) {
+        let replica = &held.replica;
+        let unverified = UnverifiedSegment::new(dead.claim(replica), replica.certificate, contents);
+        let is_sound = unverified.verify(&dead.key).is_ok();
+        if !is_sound {
+            tracing::warn!(backup = %held.by, master = %dead.master, segment = %replica.segment,
+                "a replica is damaged");
+        }
+        self.suspects.judge(held, is_sound);
+    }
+
+    /// Nothing that was read is believed any more. Heads that were set aside stay so.
     pub(super) fn read_again(&mut self) {
         self.facts.clear();
     }
 
-    /// The replicas that were set aside.
+    /// The replicas that were set aside, or of a suspect and damaged.
     pub(super) fn aside(&self) -> impl Iterator<Item = (ServerId, SegmentId)> + '_ {
-        self.aside.keys().copied()
+        self.aside.keys().copied().chain(self.suspects.damaged())
+    }
+
+    /// Whether a closed replica counts as what it is said to be: none if it must be read first.
+    fn is_sound(&self, dead: &Dead, held: &Held) -> Option<bool> {
+        let segment = held.replica.segment;
+        let accepted = dead.accepted.as_ref();
+        let is_given_up = accepted.is_some_and(|loss| loss.segments.contains(&segment));
+        match is_given_up || mutants::active(Mutant::BelieveInventories) {
+            true => Some(true),
+            false => self.suspects.is_sound(held),
+        }
     }
 
     fn is_aside(&self, held: &Held) -> bool {
@@ -353,20 +385,30 @@ impl Finder {
         gone: &Gone,
         no_end: Option<String>,
     ) -> Step {
-        let closed: BTreeSet<_> = shown
+        let closed = shown
             .iter()
-            .filter(|held| held.replica.closed && !self.is_aside(held))
-            .map(|held| as_named(&held.replica))
-            .collect();
-        let is_there = |item: &DigestItem| {
-            closed.contains(&(item.segment, item.length, item.certificate.hash))
-        };
+            .filter(|held| held.replica.closed && !self.is_aside(held));
+        // What is named under each: known to be sound, or to be read first.
+        let (mut sound, mut unread) = (BTreeSet::new(), BTreeMap::new());
+        for held in closed {
+            let name = as_named(&held.replica);
+            match self.is_sound(dead, held) {
+                Some(true) => drop(sound.insert(name)),
+                Some(false) => {}
+                None => drop(unread.insert(name, held)),
+            }
+        }
+        let is_there = |item: &DigestItem| sound.contains(&named(item));
         let own = last.map(|(replica, _)| replica.segment);
         let digest = last
             .into_iter()
             .flat_map(|(_, facts)| facts.digest.iter().flatten());
         let others = digest.filter(|item| Some(item.segment) != own);
         let (there, missing): (Vec<&DigestItem>, Vec<_>) = others.partition(|item| is_there(item));
+        let mut unproved = missing.iter().filter_map(|item| unread.get(&named(item)));
+        if let Some(held) = unproved.next() {
+            return Step::Prove(**held);
+        }
         let missing = match mutants::active(Mutant::MissingSegmentIgnored) {
             true => Vec::new(),
             false => missing,
@@ -388,7 +430,7 @@ impl Finder {
         }
         let mut whys: Vec<String> = no_end.into_iter().collect();
         if !missing.is_empty() {
-            whys.push(name_missing(&missing, shown, gone));
+            whys.push(self.name_missing(&missing, shown, gone));
         } else if !gone.backups.is_empty() {
             whys.push(maybe_with(gone));
         }
@@ -398,6 +440,42 @@ impl Finder {
             why: whys.join("; "),
             missing: can_be_named.then_some(loss),
         })
+    }
+
+    /// Names the first of the missing segments, and who may have it.
+    fn name_missing(&self, missing: &[&DigestItem], shown: &[Held], gone: &Gone) -> String {
+        let Some(first) = missing.first() else {
+            return String::new();
+        };
+        let is_damaged = self.aside().any(|(_, segment)| segment == first.segment);
+        let what = if is_damaged {
+            "has no copy that proves itself"
+        } else {
+            "is missing"
+        };
+        let mut why = format!("{:?} of {} bytes {what}", first.segment, first.length);
+        if missing.len() > 1 {
+            why += &format!(", with {} more", missing.len() - 1);
+        }
+        let damaged = |held: &Held| self.aside().any(|one| one == (held.by, first.segment));
+        let other = shown
+            .iter()
+            .find(|held| held.replica.segment == first.segment && !damaged(held));
+        if let Some(held) = other {
+            let state = if held.replica.closed {
+                "closed"
+            } else {
+                "open"
+            };
+            let length = held.replica.length;
+            why += &format!("; {:?} has it {state} with {length} bytes", held.by);
+        }
+        if let Some(by) = gone.held.get(&first.segment) {
+            why += &format!("; {by:?}, which crashed, held it");
+        } else if !gone.backups.is_empty() {
+            why += &format!("; {}", maybe_with(gone));
+        }
+        why
     }
 
     fn no_head(&self, dead: &Dead, shown: &[Held]) -> String {
@@ -434,6 +512,10 @@ fn as_named(replica: &ReplicaInfo) -> (SegmentId, u32, [u8; 32]) {
     (replica.segment, replica.length, replica.certificate.hash)
 }
 
+fn named(item: &DigestItem) -> (SegmentId, u32, [u8; 32]) {
+    (item.segment, item.length, item.certificate.hash)
+}
+
 fn end_of(replica: &ReplicaInfo) -> LogEnd {
     LogEnd {
         segment: replica.segment,
@@ -460,35 +542,6 @@ fn maybe_with(gone: &Gone) -> String {
         more => format!(", and {more} more"),
     };
     format!("it may be with one that crashed: {named:?}{more}")
-}
-
-/// Names the first of the missing segments, and who may have it.
-fn name_missing(missing: &[&DigestItem], shown: &[Held], gone: &Gone) -> String {
-    let Some(first) = missing.first() else {
-        return String::new();
-    };
-    let mut why = format!("{:?} of {} bytes is missing", first.segment, first.length);
-    if missing.len() > 1 {
-        why += &format!(", with {} more", missing.len() - 1);
-    }
-    let other = shown
-        .iter()
-        .find(|held| held.replica.segment == first.segment);
-    if let Some(held) = other {
-        let state = if held.replica.closed {
-            "closed"
-        } else {
-            "open"
-        };
-        let length = held.replica.length;
-        why += &format!("; {:?} has it {state} with {length} bytes", held.by);
-    }
-    if let Some(by) = gone.held.get(&first.segment) {
-        why += &format!("; {by:?}, which crashed, held it");
-    } else if !gone.backups.is_empty() {
-        why += &format!("; {}", maybe_with(gone));
-    }
-    why
 }
 
 #[cfg(test)]

@@ -197,6 +197,7 @@ fn search(dead: &Dead, stored: &[Stored]) -> (Result<Found, String>, Vec<ServerI
                 finder.read(dead, &held, &source.bytes);
                 read.push(held.by);
             }
+            Step::Prove(held) => panic!("nothing is suspected: {held:?}"),
         }
     }
     panic!("no end of reading");
@@ -442,6 +443,64 @@ fn a_replica_whose_certificate_does_not_fit_is_set_aside() {
     assert!(end(&other, &stored).is_err());
 }
 
+/// What comes of a search in which no recovery master could prove these segments; which replicas were
+/// read for that.
+fn search_suspecting(
+    dead: &Dead,
+    stored: &[Stored],
+    segments: &[u64],
+) -> (Result<Found, Stuck>, Vec<ServerId>) {
+    let segments: Vec<_> = segments.iter().copied().map(SegmentId).collect();
+    let shown: Vec<Held> = stored.iter().map(|stored| stored.held).collect();
+    let mut finder = Finder::default();
+    finder.suspects.add(&segments);
+    let mut proved = Vec::new();
+    for _ in 0..20 {
+        let bytes = |held| {
+            let mut stored = stored.iter();
+            &stored.find(|stored| stored.held == held).unwrap().bytes
+        };
+        match finder.step(dead, &shown, &Gone::default()) {
+            Step::Found(found) => return (Ok(found), proved),
+            Step::Stuck(stuck) => return (Err(stuck), proved),
+            Step::Read(held) => assert!(finder.read(dead, &held, bytes(held))),
+            Step::Prove(held) => {
+                finder.prove(dead, &held, bytes(held));
+                proved.push(held.by);
+            }
+        }
+    }
+    panic!("no end of reading");
+}
+
+#[test]
+fn a_suspect_is_there_once_a_copy_of_it_is_proved_and_missing_when_none_is() {
+    let (s5, s6, s7) = log();
+    let rest = || [s6.closed(B), s7.open(B, 1, 0), s7.open(C, 1, 0)];
+    let with = |copies: [Stored; 2]| copies.into_iter().chain(rest()).collect::<Vec<_>>();
+    let one = with([s5.closed(B).damaged(), s5.closed(C)]);
+    let (found, proved) = search_suspecting(&dead(), &one, &[5]);
+    assert!(found.is_ok() && proved.contains(&C), "{found:?} {proved:?}");
+    let (found, proved) = search_suspecting(&dead(), &one, &[]);
+    assert!(found.is_ok() && proved.is_empty(), "nobody doubts it");
+    let none = with([s5.closed(B).damaged(), s5.closed(C).damaged()]);
+    let (found, proved) = search_suspecting(&dead(), &none, &[5]);
+    let stuck = found.unwrap_err();
+    assert_eq!(stuck.missing, Some(loss(&[], &[5], false)));
+    assert!(
+        stuck.why.contains("no copy that proves itself"),
+        "{stuck:?}"
+    );
+    assert_eq!(proved.len(), 2);
+    // What is given up is not read.
+    let accepting = Dead {
+        accepted: Some(loss(&[], &[5], false)),
+        ..dead()
+    };
+    let (found, proved) = search_suspecting(&accepting, &none, &[5]);
+    assert!(found.is_ok() && proved.is_empty());
+}
+
 #[test]
 fn a_damaged_active_mark_is_not_believed() {
     let (s0, s1, s2) = log();
@@ -493,6 +552,7 @@ fn search_after_loss(
                 let source = stored.iter().find(|stored| stored.held == held).unwrap();
                 finder.read(&dead, &held, &source.bytes);
             }
+            Step::Prove(held) => panic!("nothing is suspected: {held:?}"),
         }
     }
     panic!("no end of reading");
