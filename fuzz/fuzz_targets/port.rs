@@ -148,6 +148,7 @@ impl Session for Leader {
                     list: None,
                     lease_us: 200_000,
                     ended: EndedClients::default(),
+                    over: Vec::new(),
                 },
                 _ => Answer::Noted,
             };

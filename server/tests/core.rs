@@ -277,7 +277,7 @@ fn a_master_keeps_one_connection_to_every_living_backup() {
     assert_eq!(stage.links().len(), 2);
     // One breaks, and is made again after a rest, under a higher number.
     let first = stage.links().remove(0);
-    stage.down(asked[0].wire, broken());
+    stage.down(asked[0].wire, &broken());
     assert!(*first.carrier.is_closed.lock());
     stage.run(RECONNECT - TICK);
     assert!(stage.take_connects(Room::Links).is_empty());
@@ -286,7 +286,7 @@ fn a_master_keeps_one_connection_to_every_living_backup() {
     stage.up(again.wire, again.to);
     assert!(again.wire.number > asked[1].wire.number);
     // What is heard of the one before is not taken for the present one's.
-    stage.down(asked[0].wire, broken());
+    stage.down(asked[0].wire, &broken());
     stage.up(asked[0].wire, asked[0].to);
     let numbers: Vec<u64> = stage.links().iter().map(|link| link.number()).collect();
     assert_eq!(numbers, [asked[1].wire.number, again.wire.number]);
@@ -349,7 +349,7 @@ fn a_recovery_asks_over_connections_of_its_own_and_is_told_what_is_lost() {
         let asked = stage.take_connects(Room::Fetches);
         assert_eq!(asked.len(), 1);
         assert_eq!(asked[0].to, Party::server(OTHER));
-        stage.down(asked[0].wire, end);
+        stage.down(asked[0].wire, &end);
         stage.run(SECOND);
         assert!(!stage.take_connects(Room::Fetches).is_empty());
     }
@@ -440,19 +440,19 @@ fn probed(stage: &mut Stage) -> stage::Asked {
 fn what_a_probe_meets_is_told_as_the_symptom_that_it_is() {
     let mut stage = Stage::enlisted(ONLY_BACKUP, 0, list(1, &[(OTHER.0, Up)]));
     let asked = probed(&mut stage);
-    stage.down(asked.wire, WireEnd::Nobody);
+    stage.down(asked.wire, &WireEnd::Nobody);
     stage.run(TICK);
     assert_eq!(symptoms(&mut stage), [Symptom::Refused]);
     // What proves nothing is noticed by the time that passes.
     let asked = probed(&mut stage);
-    stage.down(asked.wire, WireEnd::Unclear("slow".to_owned()));
+    stage.down(asked.wire, &WireEnd::Unclear("slow".to_owned()));
     stage.run(TICK);
     assert_eq!(symptoms(&mut stage), []);
     stage.run(PROBE_INTERVAL / 2);
     assert_eq!(symptoms(&mut stage), [Symptom::Silent]);
     let asked = probed(&mut stage);
     stage.up(asked.wire, asked.to);
-    stage.down(asked.wire, broken());
+    stage.down(asked.wire, &broken());
     stage.run(TICK);
     assert_eq!(symptoms(&mut stage), [Symptom::Closed]);
     // Who answers is not told of, and probed again on the same connection.
@@ -487,7 +487,7 @@ fn a_lost_link_to_a_backup_is_told_at_once() {
     let asked = stage.take_connects(Room::Links).remove(0);
     stage.up(asked.wire, asked.to);
     stage.requests.clear();
-    stage.down(asked.wire, broken());
+    stage.down(asked.wire, &broken());
     stage.run(TICK);
     assert_eq!(symptoms(&mut stage), [Symptom::Closed]);
 }

@@ -52,7 +52,7 @@ fn a_link_of_an_older_life_is_kept() {
         let mut stage = Stage::enlisted(BOTH, 1, list(1, &[(OTHER.0, Up)]));
         let asked = stage.take_connects(Room::Links).remove(0);
         stage.up(asked.wire, asked.to);
-        stage.down(asked.wire, WireEnd::Closed(String::new()));
+        stage.down(asked.wire, &WireEnd::Closed(String::new()));
         stage.run(Duration::from_millis(100));
         let asked = stage.take_connects(Room::Links).remove(0);
         stage.up(asked.wire, asked.to);
@@ -83,7 +83,7 @@ fn a_recovery_waits_for_a_fetch_that_was_lost() {
         stage.order(5, Command::Recover(recovery()));
         stage.run(Duration::from_millis(10));
         let asked = stage.take_connects(Room::Fetches).remove(0);
-        stage.down(asked.wire, WireEnd::Nobody);
+        stage.down(asked.wire, &WireEnd::Nobody);
         stage.run(Duration::from_secs(10));
         stage.take_connects(Room::Fetches).is_empty()
     }
@@ -135,7 +135,7 @@ fn a_broken_wire_to_a_backup_is_kept() {
         let mut stage = Stage::enlisted(BOTH, 1, list(1, &[(OTHER.0, Up)]));
         let asked = stage.take_connects(Room::Links).remove(0);
         stage.up(asked.wire, Party::server(OTHER));
-        stage.down(asked.wire, WireEnd::Closed(String::new()));
+        stage.down(asked.wire, &WireEnd::Closed(String::new()));
         stage.run(Duration::from_secs(1));
         stage.take_connects(Room::Links).is_empty()
     }

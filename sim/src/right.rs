@@ -17,13 +17,23 @@ use crate::node::Node;
 use crate::world::World;
 
 impl World {
-    /// Notes it if a process has just told a client of something that it had no right to tell.
+    /// Notes it if a process has just done what it must not, or told a client of something that it had no
+    /// right to tell.
     pub(crate) fn judge_answers(&mut self, process: ProcessId) {
-        let told = self.with_node(process, |node| match node {
-            Node::Server(node) => (node.watch.take_told(), node.server()),
-            _ => (false, ServerId(0)),
+        let seen = self.with_node(process, |node| match node {
+            Node::Server(node) => {
+                let (told, wrongs) = (node.watch.take_told(), node.watch.take_wrongs());
+                (told, node.server(), wrongs)
+            }
+            _ => (false, ServerId(0), Vec::new()),
         });
-        let Some((true, master)) = told else { return };
+        let Some((told, master, wrongs)) = seen else {
+            return;
+        };
+        self.wrongs.extend(wrongs);
+        if !told {
+            return;
+        }
         if let Some(why) = self.no_right(master) {
             let now = self.events.now().0 as f64 / 1000.0;
             self.wrongs.push(format!(

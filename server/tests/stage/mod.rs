@@ -289,8 +289,8 @@ impl Stage {
     }
 
     /// A connection has ended, or could not be made.
-    pub(crate) fn down(&mut self, wire: WireId, end: WireEnd) {
-        self.core.handle_down(self.now, wire, &end);
+    pub(crate) fn down(&mut self, wire: WireId, end: &WireEnd) {
+        self.core.handle_down(self.now, wire, end);
         self.drain();
     }
 

@@ -216,7 +216,9 @@ impl ServerNode {
             let backup = self.core.backup().expect("nothing else is served");
             backup.lock().answer(now, &envelope, &mut out)
         };
-        self.watch.answered(&envelope, &out);
+        let backup = self.core.backup().map(|backup| backup.lock());
+        self.watch.answered(&envelope, &out, backup.as_deref());
+        drop(backup);
         self.look_at_frames(kind == Kind::Order);
         self.connections.send_inbound(context, inbound, &out);
         if let Err(refusal) = answered {

@@ -7,8 +7,9 @@ use std::collections::BTreeMap;
 
 use ramkeep_backup::{Backup, FrameStore};
 use ramkeep_wire::backup::{BackupRequest, BackupResponse};
+use ramkeep_wire::coordinator::ServerState;
 use ramkeep_wire::envelope::{self, Envelope, Kind};
-use ramkeep_wire::order::OrderReply;
+use ramkeep_wire::order::{Command, Order, OrderReply};
 use ramkeep_wire::{LogPosition, Party, postcards};
 
 use self::told::Asked;
@@ -21,6 +22,8 @@ pub struct ServerWatch {
     asked: BTreeMap<ConnectionId, Asked>,
     /// It has told a client of what it looked up, since this was asked last.
     told: bool,
+    /// What it must not have done.
+    wrongs: Vec<String>,
     /// Moments of recoveries that came since this was asked last.
     points: Vec<CrashPoint>,
     /// Orders that it has refused for their ballot.
@@ -35,6 +38,11 @@ impl ServerWatch {
     /// Whether it has told a client of what it looked up, since this was asked last.
     pub fn take_told(&mut self) -> bool {
         std::mem::take(&mut self.told)
+    }
+
+    /// What it must not have done, since this was asked last.
+    pub fn take_wrongs(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.wrongs)
     }
 
     /// Moments of recoveries that came since this was asked last.
@@ -64,23 +72,46 @@ impl ServerWatch {
         self.asked.remove(&inbound);
     }
 
-    /// An envelope was answered at once.
-    pub(crate) fn answered(&mut self, request: &Envelope<'_>, out: &[u8]) {
+    /// An envelope was answered at once, by a server with this backup.
+    pub(crate) fn answered<S: FrameStore>(
+        &mut self,
+        request: &Envelope<'_>,
+        out: &[u8],
+        backup: Option<&Backup<S>>,
+    ) {
         let Ok(Some((reply, _))) = envelope::parse(out) else {
             return;
         };
         match reply.header.kind {
-            Kind::OrderReply => self.ordered(reply.payload),
+            Kind::OrderReply => self.ordered(request.payload, reply.payload, backup),
             Kind::BackupResponse => self.shown(request, reply.payload),
             _ => {}
         }
     }
 
-    fn ordered(&mut self, reply: &[u8]) {
+    fn ordered<S: FrameStore>(&mut self, order: &[u8], reply: &[u8], backup: Option<&Backup<S>>) {
         match postcards::decode(reply) {
             Ok(OrderReply::Recovered(_)) => self.points.push(CrashPoint::SaidSo),
             Ok(OrderReply::StaleBallot(_)) => self.stale_orders += 1,
+            Ok(OrderReply::Done) => self.has_fenced(order, backup),
             _ => {}
+        }
+    }
+
+    /// Who says that it knows a list has fenced whom the list names as crashed (SAFETY 5).
+    fn has_fenced<S: FrameStore>(&mut self, order: &[u8], backup: Option<&Backup<S>>) {
+        let order = postcards::decode::<Order>(order).map(|order| order.command);
+        let (Ok(Command::UpdateServers(list)), Some(backup)) = (order, backup) else {
+            return;
+        };
+        let crashed = list
+            .servers
+            .iter()
+            .filter(|e| e.state == ServerState::Crashed);
+        for entry in crashed.filter(|entry| !backup.has_fenced(entry.server)) {
+            let (server, version) = (entry.server, list.version);
+            let wrong = format!("{server:?} is not fenced where {version:?} is known");
+            self.wrongs.push(wrong);
         }
     }
 
