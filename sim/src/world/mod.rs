@@ -8,6 +8,7 @@
 
 mod death;
 mod directories;
+mod rest;
 mod strangers;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -35,6 +36,8 @@ use crate::trace::{Lines, Trace};
 use crate::workload::Workload;
 use crate::workload::client::{ClientBooks, ClientConfig};
 use crate::workload::tables::{AdminConfig, TableBooks};
+
+use self::rest::TimerRest;
 
 /// What happens.
 #[derive(Debug)]
@@ -119,6 +122,7 @@ struct Running {
     asleep_since: Option<Micros>,
     inbox: VecDeque<Event>,
     timer: (u64, Option<Micros>),
+    rest: TimerRest,
     /// Dies within the next store to its frames, after so many bytes.
     dies_after: Option<usize>,
 }
@@ -431,6 +435,7 @@ impl World {
             asleep_since: None,
             inbox: VecDeque::new(),
             timer: (0, None),
+            rest: TimerRest::default(),
             dies_after: None,
         };
         let address = place.address.clone();
@@ -469,10 +474,9 @@ impl World {
             trace: &mut self.trace,
         };
         let result = act(&mut running.node, &mut context);
-        let wanted = running
-            .node
-            .next_timeout()
-            .map(|shown| running.clock.when(shown).max(self.events.now()));
+        let due = running.node.next_timeout();
+        running.rest.look(due, clock_now);
+        let wanted = due.map(|shown| running.clock.when(shown).max(self.events.now()));
         if wanted != running.timer.1 {
             running.timer = (running.timer.0 + 1, wanted);
             if let Some(at) = wanted {
@@ -559,6 +563,7 @@ impl World {
             Event::Timer { number, .. } if running.timer.0 == number => {
                 running.timer.1 = None;
                 self.with(process, |node, context| node.timer(context));
+                self.judge_rest(process);
                 self.judge_answers(process);
                 self.note_points(process);
             }
