@@ -20,7 +20,7 @@ use super::fetching::Fetches;
 use super::links::LinkCarrier;
 use super::plane::DataPlane;
 use super::probes::Probes;
-use super::{Asker, Outlet, Room, ServerConfig, ServerOutput, SharedBackup};
+use super::words::{Asker, Outlet, Room, ServerConfig, ServerOutput, SharedBackup};
 
 /// How often time is let pass.
 const TICK: Duration = Duration::from_millis(10);

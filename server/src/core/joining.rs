@@ -11,7 +11,7 @@ use ramkeep_wire::coordinator::{Answer, Enlist, Request, Response};
 use super::enlisted::Enlisted;
 use super::links::LinkCarrier;
 use super::plane::DataPlane;
-use super::{Asker, Outlet, ServerConfig, ServerEnd, SharedBackup};
+use super::words::{Asker, Outlet, ServerConfig, ServerEnd, SharedBackup};
 
 /// How often it is looked why there is no answer.
 const LOOK: Duration = Duration::from_millis(100);

@@ -11,7 +11,7 @@ use ramkeep_wire::{Ballot, Micros, Party, postcards};
 
 use super::enlisted::Enlisted;
 use super::links::LinkCarrier;
-use super::{Life, ServerCore};
+use super::server::{Life, ServerCore};
 
 impl<S: FrameStore, C: LinkCarrier> ServerCore<S, C> {
     /// Answers the envelopes of [`super::CONTROL_KINDS`] in a batch, as many as there is room for:

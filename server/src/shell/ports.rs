@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use ramkeep_rpc::{Batch, Link, Peer, Service, Session, Wake, clock};
+use ramkeep_rpc::{Batch, Link, Peer, Router, Service, Session, Wake, clock};
 use ramkeep_wire::Micros;
 use ramkeep_wire::hello::Refusal;
 
-use super::ServerShell;
-use crate::core::DataLine;
+use super::server::ServerShell;
+use crate::core::{CONTROL_KINDS, DATA_KINDS, DataLine};
 
 /// Answers [`crate::core::DATA_KINDS`].
 #[derive(Debug)]
@@ -17,6 +17,20 @@ pub(super) struct DataService(pub(super) Arc<ServerShell>);
 /// Answers [`crate::core::CONTROL_KINDS`].
 #[derive(Clone, Debug)]
 pub(super) struct ControlService(pub(super) Arc<ServerShell>);
+
+impl ServerShell {
+    /// What answers on the server's port: nothing is served before it is enlisted.
+    #[must_use]
+    pub fn router(self: &Arc<Self>) -> Router {
+        let router = Router::new()
+            .route(DATA_KINDS, Arc::new(DataService(self.clone())))
+            .route(CONTROL_KINDS, Arc::new(ControlService(self.clone())));
+        match &self.backup {
+            Some(backup) => router.route(ramkeep_backup::KINDS, Arc::new(backup.clone())),
+            None => router,
+        }
+    }
+}
 
 impl Service for DataService {
     fn open(&self, _: &Peer, wake: Wake) -> Box<dyn Session> {

@@ -4,17 +4,13 @@
 //! 1. A thread ends when its recovery has failed, is finished, or was given up.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::Wake;
-use std::thread::Thread;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
 use ramkeep_master::recovery::{Driven, Outcome, RecoveryId, Replayer};
 use ramkeep_rpc::{Link, clock};
 use ramkeep_wire::LogPosition;
 
-use super::ServerShell;
+use super::server::ServerShell;
 use crate::core::DataPlane;
 
 /// A thread that waits for backups looks again after as long, if nobody wakes it.
@@ -25,65 +21,27 @@ const IDLE_WAIT: Duration = Duration::from_millis(20);
 /// takes the lock for long.
 const SEND_AFTER: u32 = 128 << 10;
 
-/// The threads that replay.
-#[derive(Debug, Default)]
-pub(super) struct Threads {
-    count: AtomicUsize,
-    all: Mutex<Vec<Thread>>,
-}
-
-impl Threads {
-    /// There may be something to do for them.
-    pub(super) fn unpark(&self) {
-        // One that comes just now looks before it sleeps.
-        if self.count.load(Ordering::Relaxed) > 0 {
-            self.all.lock().iter().for_each(Thread::unpark);
+impl ServerShell {
+    /// Starts the thread of a recovery.
+    pub(super) fn start_replay(self: &Arc<Self>, id: RecoveryId, replayer: Replayer) {
+        let Some(plane) = self.plane().cloned() else {
+            return;
+        };
+        let work = {
+            let (shell, plane) = (self.clone(), plane.clone());
+            move || {
+                shell.threads.enter();
+                replay(&shell, &plane, id, replayer);
+                shell.threads.leave();
+            }
+        };
+        let spawned = std::thread::Builder::new()
+            .name("replay".into())
+            .spawn(work);
+        if let Err(error) = spawned {
+            let failed = Outcome::Failed(format!("no thread to replay on: {error}"));
+            plane.master().recoveries().handle_outcome(id, failed);
         }
-    }
-
-    fn enter(&self) {
-        let mut all = self.all.lock();
-        all.push(std::thread::current());
-        self.count.store(all.len(), Ordering::Relaxed);
-    }
-
-    fn leave(&self) {
-        let me = std::thread::current().id();
-        let mut all = self.all.lock();
-        all.retain(|thread| thread.id() != me);
-        self.count.store(all.len(), Ordering::Relaxed);
-    }
-}
-
-impl Wake for Threads {
-    fn wake(self: Arc<Self>) {
-        self.unpark();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        self.unpark();
-    }
-}
-
-/// Starts the thread of a recovery.
-pub(super) fn start(shell: &Arc<ServerShell>, id: RecoveryId, replayer: Replayer) {
-    let Some(plane) = shell.plane().cloned() else {
-        return;
-    };
-    let work = {
-        let (shell, plane) = (shell.clone(), plane.clone());
-        move || {
-            shell.threads.enter();
-            replay(&shell, &plane, id, replayer);
-            shell.threads.leave();
-        }
-    };
-    let spawned = std::thread::Builder::new()
-        .name("replay".into())
-        .spawn(work);
-    if let Err(error) = spawned {
-        let failed = Outcome::Failed(format!("no thread to replay on: {error}"));
-        plane.master().recoveries().handle_outcome(id, failed);
     }
 }
 
