@@ -75,19 +75,29 @@ fn a_list_is_known_before_the_backup_has_fenced() {
     assert_eq!(found, (true, false));
 }
 
+/// Whether a recovery asks nobody for so long after what it had asked was lost.
+fn waits(time: Duration) -> bool {
+    let servers = [(OTHER.0, Up), (DEAD.0, Crashed)];
+    let mut stage = Stage::enlisted(BOTH, 0, list(1, &servers));
+    stage.order(5, Command::Recover(recovery()));
+    stage.run(Duration::from_millis(10));
+    let asked = stage.take_connects(Room::Fetches).remove(0);
+    stage.down(asked.wire, &WireEnd::Nobody);
+    stage.run(time);
+    stage.take_connects(Room::Fetches).is_empty()
+}
+
 #[test]
 fn a_recovery_waits_for_a_fetch_that_was_lost() {
-    fn waits() -> bool {
-        let servers = [(OTHER.0, Up), (DEAD.0, Crashed)];
-        let mut stage = Stage::enlisted(BOTH, 0, list(1, &servers));
-        stage.order(5, Command::Recover(recovery()));
-        stage.run(Duration::from_millis(10));
-        let asked = stage.take_connects(Room::Fetches).remove(0);
-        stage.down(asked.wire, &WireEnd::Nobody);
-        stage.run(Duration::from_secs(10));
-        stage.take_connects(Room::Fetches).is_empty()
-    }
-    let found = with_and_without(Mutant::ForgetLostFetch, waits);
+    let found = with_and_without(Mutant::ForgetLostFetch, || waits(Duration::from_secs(10)));
+    assert_eq!(found, (true, false));
+}
+
+#[test]
+fn who_called_over_a_wire_that_has_ended_waits_as_long_as_for_an_answer() {
+    let found = with_and_without(Mutant::ForgetLostCalls, || {
+        waits(Duration::from_millis(500))
+    });
     assert_eq!(found, (true, false));
 }
 

@@ -31,6 +31,10 @@ const ELSEWHERE: &[(Mutant, &str)] = &[
         "coordinator/src/desk/tests: few questions are lost in the moment of a recovery",
     ),
     (
+        Mutant::ForgetLostCalls,
+        "server/tests/planted_faults.rs: they are late a second later, and told then",
+    ),
+    (
         Mutant::AcceptStaleEpoch,
         "backup/tests/planted_faults.rs: late bytes are refused by their connection already",
     ),
