@@ -194,8 +194,8 @@ pub(crate) fn attempt(error: &ConnectError) -> Attempt {
             error: HandshakeError::Hello(error),
             ..
         } => error.into(),
-        ConnectError::Io { error, .. } if matches!(error.kind(), ConnectionRefused | NotFound) => {
-            Attempt::NobodyListens
+        ConnectError::Io { error: io, .. } if matches!(io.kind(), ConnectionRefused | NotFound) => {
+            Attempt::NobodyListens(error.to_string())
         }
         other => Attempt::Failed(other.to_string()),
     }

@@ -226,7 +226,8 @@ fn check_without(
         })
         .collect();
     // A replica whose newest certificate is torn shows what the one before says.
-    let may_be_old = !world.damaged.is_empty() || world.spoiled.contains(&record.master);
+    let older = !world.damaged.is_empty() || !world.rolled_back.is_empty();
+    let may_be_old = older || world.spoiled.contains(&record.master);
     let choice = match may_be_old {
         true => Choice::Longest,
         false => Choice::Shortest,

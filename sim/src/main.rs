@@ -11,7 +11,7 @@ use std::time::Instant;
 use clap::Parser;
 use ramkeep_wire::mutants::Mutant;
 use sim::crash_points::CrashPoint;
-use sim::faults::Dying;
+use sim::faults::{Dying, Fault};
 use sim::run::{Options, Report, run};
 use sim::scenarios::{self, Scenario};
 use sim::trace::Lines;
@@ -179,7 +179,7 @@ struct Totals {
     events: u64,
     recoveries: usize,
     undecided: usize,
-    faults: u32,
+    faults: BTreeMap<Fault, u32>,
     virtual_seconds: f64,
     struck: BTreeMap<(CrashPoint, Dying), u32>,
     reached: BTreeMap<CrashPoint, u32>,
@@ -196,7 +196,9 @@ impl Totals {
         self.events += report.events;
         self.recoveries += report.recoveries;
         self.undecided += report.undecided;
-        self.faults += report.faults;
+        for (fault, times) in &report.faults {
+            *self.faults.entry(*fault).or_default() += times;
+        }
         self.virtual_seconds += report.virtual_seconds;
         if !report.beyond {
             let most = report.most;
@@ -232,7 +234,7 @@ impl Totals {
             self.operations,
             self.refused,
             self.events,
-            self.faults,
+            self.faults.values().sum::<u32>(),
             self.recoveries,
             self.undecided,
             self.virtual_seconds,
@@ -242,6 +244,7 @@ impl Totals {
             "within the promise: {some} seeds with a master to recover, {several} with several at a time, \
              {shared} with a log in several partitions"
         );
+        println!("faults: {:?}", self.faults);
         for point in CrashPoint::ALL {
             let struck = Dying::ALL.map(|role| self.struck.get(&(*point, role)).unwrap_or(&0));
             let [leader, master, backup] = struck;

@@ -243,10 +243,11 @@ impl Desk {
         self.ended = true;
     }
 
-    /// What must happen outside next. `now` is read for each call: the core made what comes out before
-    /// that.
-    pub fn poll_output(&mut self, now: Micros) -> Option<DeskOutput> {
+    /// What must happen outside next. The clock is read for each output after the core made it, also
+    /// for what comes of one that could not be carried out.
+    pub fn poll_output(&mut self, clock: impl Fn() -> Micros) -> Option<DeskOutput> {
         loop {
+            let now = clock();
             if self.ended {
                 return self.drop_outputs();
             }

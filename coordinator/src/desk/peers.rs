@@ -3,7 +3,7 @@
 //!
 //! # Invariants
 //! 1. Messages to one coordinator leave in order, as long as its line lasts; what can't be sent is lost,
-//!    as `paxos` expects.
+//!    as `paxos` expects, and so is what is said between two attempts to connect.
 //! 2. A line that ended is made again, whether or not there is something to say, so that it is noticed when
 //!    a process is gone.
 //! 3. One to whom nothing was said for [`FORGET_AFTER`], and who is not there, is forgotten: others

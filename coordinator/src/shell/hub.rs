@@ -135,7 +135,7 @@ impl Hub {
     }
 
     fn carry_out(&self, inner: &mut Inner) {
-        while let Some(output) = inner.desk.poll_output(clock::now()) {
+        while let Some(output) = inner.desk.poll_output(clock::now) {
             match output {
                 DeskOutput::Persist(job) => self.job(Job::Persist(job)),
                 DeskOutput::Wire(output) => {

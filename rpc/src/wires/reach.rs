@@ -9,8 +9,8 @@ use crate::hello::HelloError;
 /// What came of one address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Attempt {
-    /// No process listens there.
-    NobodyListens,
+    /// No process listens there, as the system says.
+    NobodyListens(String),
     /// One side refused the other.
     Refused(Refusal),
     /// Something else.
@@ -55,7 +55,8 @@ impl Reach {
     /// With what all attempts together prove.
     pub fn next_address(&mut self) -> Result<String, WireEnd> {
         self.left.pop().ok_or_else(|| {
-            if self.nobody {
+            // Whoever is there was looked for: what was met says more.
+            if self.nobody && self.to != Party::NONE {
                 WireEnd::Nobody
             } else {
                 self.end.clone()
@@ -67,15 +68,14 @@ impl Reach {
     pub fn failed(&mut self, attempt: Attempt) {
         self.nobody &= self.proves_absence(&attempt);
         self.end = match attempt {
-            Attempt::NobodyListens => WireEnd::Unclear("no process listens there".to_owned()),
             Attempt::Refused(refusal) => WireEnd::Refused(refusal),
-            Attempt::Failed(why) => WireEnd::Unclear(why),
+            Attempt::NobodyListens(why) | Attempt::Failed(why) => WireEnd::Unclear(why),
         };
     }
 
     fn proves_absence(&self, attempt: &Attempt) -> bool {
         match attempt {
-            Attempt::NobodyListens => true,
+            Attempt::NobodyListens(_) => true,
             // Another has its address now. One without an id may be about to learn it.
             Attempt::Refused(Refusal::Party(other)) => {
                 *other != Party::NONE && *other != self.to && self.to != Party::NONE
@@ -103,18 +103,19 @@ mod tests {
         reach.next_address().unwrap_err()
     }
 
+    fn nobody() -> Attempt {
+        Attempt::NobodyListens("connection refused".to_owned())
+    }
+
     fn party(id: u64) -> Attempt {
         Attempt::Refused(Refusal::Party(Party::server(ServerId(id))))
     }
 
     #[test]
     fn absence_is_proved_only_if_every_address_proves_it() {
-        assert_eq!(reach(&[Attempt::NobodyListens, party(8)]), WireEnd::Nobody);
+        assert_eq!(reach(&[nobody(), party(8)]), WireEnd::Nobody);
         let failed = Attempt::Failed("slow".to_owned());
-        assert!(matches!(
-            reach(&[Attempt::NobodyListens, failed]),
-            WireEnd::Unclear(_)
-        ));
+        assert!(matches!(reach(&[nobody(), failed]), WireEnd::Unclear(_)));
         let nameless = Attempt::Refused(Refusal::Party(Party::NONE));
         assert!(matches!(reach(&[nameless]), WireEnd::Refused(_)));
         assert!(matches!(reach(&[party(7)]), WireEnd::Refused(_)));

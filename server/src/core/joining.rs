@@ -15,6 +15,8 @@ use super::words::{Asker, Outlet, ServerConfig, ServerEnd, SharedBackup};
 
 /// How often it is looked why there is no answer.
 const LOOK: Duration = Duration::from_millis(100);
+/// For so long there need not be one: the coordinators may just elect who leads.
+const ELECTION: Duration = Duration::from_secs(1);
 
 /// A server that asks for an identity.
 #[derive(Debug)]
@@ -54,6 +56,7 @@ impl Joining {
             let request = Request::Enlist(*request);
             // The first that is asked for: there is room.
             let _ = outlet.asking.ask(now, Asker::Enlistment, request, None);
+            self.next_look = now + ELECTION;
         }
         if now < self.next_look {
             return;

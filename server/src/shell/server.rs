@@ -150,17 +150,19 @@ impl ServerShell {
                     core.set_resident(memory::resident());
                 }
                 core.handle_tick(now);
-                core.next_timeout()
+                let due = core.next_timeout().unwrap_or(Micros(u64::MAX));
+                // While the core is locked: who has it do something sooner sees this.
+                self.sleeps_until.store(due.0, Ordering::Release);
+                due
             });
             if let Some(end) = self.ended.lock().take() {
                 return end;
             }
-            self.sleep_until(due.unwrap_or(Micros(u64::MAX))).await;
+            self.sleep_until(due).await;
         }
     }
 
     async fn sleep_until(&self, due: Micros) {
-        self.sleeps_until.store(due.0, Ordering::Release);
         let time = due.since(clock::now());
         if time.is_zero() {
             // Others on this worker have their turn first.

@@ -104,7 +104,7 @@ impl Connections {
     ) {
         if let Some(End::Asked(wire)) = self.take_end(connection) {
             let attempt = match why {
-                Unmade::PortRefuses => Attempt::NobodyListens,
+                Unmade::PortRefuses => Attempt::NobodyListens("connection refused".to_owned()),
                 Unmade::NoAnswer => Attempt::Failed("no answer".to_owned()),
             };
             self.attempt_failed(context, wire, attempt);

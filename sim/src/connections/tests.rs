@@ -97,7 +97,7 @@ fn who_is_at_an_address_decides_how_a_wire_ends() {
 }
 
 #[test]
-fn a_connect_that_a_cut_swallows_proves_nothing() {
+fn a_connect_that_is_swallowed_proves_nothing() {
     let (mut toys, one, two) = pair(1);
     let until = toys.now() + Duration::from_secs(1);
     toys.network
@@ -106,11 +106,18 @@ fn a_connect_that_a_cut_swallows_proves_nothing() {
     assert_eq!(toys.heard(one), []);
     toys.pass(Duration::from_millis(200));
     let unclear = WireEnd::Unclear("no answer".to_owned());
-    assert_eq!(toys.heard(one), [Happening::Down { wire, end: unclear }]);
+    let down = |wire| Happening::Down {
+        wire,
+        end: unclear.clone(),
+    };
+    assert_eq!(toys.heard(one), [down(wire)]);
+    // Nor does a listener whose backlog is full.
     let until = toys.now() + Duration::from_secs(2);
     toys.network.heal(&mut toys.events);
     toys.network.fill_backlog(two, until);
-    assert_eq!(toys.end(one, &[2], server(2)), WireEnd::Nobody);
+    let wire = toys.connect(one, &[2], server(2));
+    toys.pass(Duration::from_millis(200));
+    assert_eq!(toys.heard(one), [down(wire)]);
 }
 
 #[test]

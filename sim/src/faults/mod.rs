@@ -8,12 +8,18 @@
 //!    those that are about to be wiped are a minority.
 //! 3. No pause or cut but [`Fault::LoseMaster`] lasts long enough for a living master to be decided
 //!    dead.
+//! 4. A directory is never started while a process runs that has another copy of it.
 
+mod directories;
 mod frames;
 mod group;
 mod links;
 mod masters;
+mod meetings;
 mod points;
+mod strangers;
+
+use meetings::Meetings;
 
 pub use frames::{flip, spoil};
 pub use points::Role as Dying;
@@ -80,6 +86,19 @@ pub enum Fault {
     OldPages,
     /// A master dies, and all copies of its segments but one each are damaged.
     SpoilReplicas,
+    /// One end of a connection is gone, and the other is not told for a time.
+    HalfOpen,
+    /// A listener's backlog is full: who connects is not answered.
+    FullBacklog,
+    /// Processes come that do not belong, and say what they must not.
+    Strangers,
+    /// The address of a server that is dead is another's for a time: one's of another cluster, or of an
+    /// older life.
+    TakenAddress,
+    /// A server is killed, and its directory of frames started at another address, an empty one at its own.
+    MovedDirectory,
+    /// A backup is killed and comes back with its whole directory as it was earlier in the same boot.
+    RolledBack,
 }
 
 const ALL: [Fault; 23] = [
@@ -132,6 +151,8 @@ pub struct Faults {
     spoils: bool,
     /// Coordinators whose disk was lost, until they have everything again.
     wiped: BTreeSet<usize>,
+    /// What processes meet beside what breaks.
+    meetings: Meetings,
     /// The moment of a recovery in which somebody dies.
     at: Option<CrashPoint>,
     /// How often who died in which moment.
@@ -168,6 +189,7 @@ impl Faults {
             older: frames::Older::new(),
             spoils: false,
             wiped: BTreeSet::new(),
+            meetings: Meetings::default(),
             at: None,
             struck: BTreeMap::new(),
             done: BTreeMap::new(),
@@ -269,6 +291,12 @@ impl Faults {
                 self.of_masters(world, fault)
             }
             Fault::DamageFrames | Fault::OldPages => self.of_frames(world, fault),
+            Fault::HalfOpen => self.half_open(world),
+            Fault::FullBacklog => self.full_backlog(world),
+            Fault::Strangers => self.strangers_come(world),
+            Fault::TakenAddress => self.taken_address(world),
+            Fault::MovedDirectory => self.moved_directory(world),
+            Fault::RolledBack => self.rolled_back(world),
         }
     }
 
@@ -308,6 +336,7 @@ impl Faults {
     fn pick(&mut self, world: &World, wanted: fn(&World, usize) -> bool) -> Option<usize> {
         let machines: Vec<usize> = (0..world.machines.len())
             .filter(|m| wanted(world, *m) && world.machines[*m].process.is_some())
+            .filter(|m| !world.is_strangers(*m))
             .collect();
         (!machines.is_empty()).then(|| *self.rng.choose(&machines))
     }
@@ -344,13 +373,18 @@ impl Faults {
     }
 
     fn kill(&mut self, world: &mut World, death: Death) -> Option<()> {
+        self.kill_backup(world, death).map(drop)
+    }
+
+    /// A backup dies and is started again later: its machine.
+    fn kill_backup(&mut self, world: &mut World, death: Death) -> Option<usize> {
         let machine = self.backup(world)?;
         if !self.may_lose(world, &[machine]) {
             return None;
         }
         world.kill(process(world, machine)?, death);
         self.restart_later(world, machine);
-        Some(())
+        Some(machine)
     }
 
     fn kill_storing(&mut self, world: &mut World) -> Option<()> {
@@ -444,6 +478,7 @@ pub fn restart_stopped(world: &mut World) {
 
 /// Everything works again: links, processes, machines.
 pub fn end(world: &mut World) {
+    world.dismiss_strangers();
     world.network.heal(&mut world.events);
     restart_stopped(world);
     for machine in 0..world.machines.len() {
@@ -451,7 +486,7 @@ pub fn end(world: &mut World) {
             if world.is_paused(machine) {
                 world.resume(process);
             }
-        } else if !matches!(world.machines[machine].role, Role::Client) {
+        } else if !matches!(world.machines[machine].role, Role::Client | Role::Stranger) {
             world.start(machine);
         }
     }

@@ -113,7 +113,7 @@ impl Network {
         }
     }
 
-    /// Connects to a process are refused until `until`, although it listens: its backlog is full.
+    /// Connects to a process are not answered until `until`, although it listens: its backlog is full.
     pub fn fill_backlog(&mut self, of: ProcessId, until: Micros) {
         self.full.insert(of, until);
     }

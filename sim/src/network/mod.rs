@@ -34,9 +34,9 @@ pub struct ConnectionId(pub u64);
 /// Why a connection could not be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unmade {
-    /// The port refuses: no process listens there, or its backlog is full.
+    /// The port refuses: no process listens there.
     PortRefuses,
-    /// Nothing answered in time.
+    /// Nothing answered in time: there is a cut, or a backlog that is full.
     NoAnswer,
 }
 
@@ -222,12 +222,10 @@ impl Network {
         };
         let there = self.arrival(now, from, to);
         let back = self.arrival(there, to, from);
-        if back > now + CONNECT_TIMEOUT {
+        // A full backlog swallows what asks for a connection, as the system does.
+        let is_full = self.full.get(&to).is_some_and(|until| *until > now);
+        if is_full || back > now + CONNECT_TIMEOUT {
             events.at(now + CONNECT_TIMEOUT, failed(Unmade::NoAnswer).into());
-            return connection;
-        }
-        if self.full.get(&to).is_some_and(|until| *until > now) {
-            events.at(back, failed(Unmade::PortRefuses).into());
             return connection;
         }
         self.connections.insert(

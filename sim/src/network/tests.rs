@@ -161,13 +161,13 @@ fn unmade(event: &NetEvent) -> Option<Unmade> {
 }
 
 #[test]
-fn a_full_backlog_refuses_connects_until_it_is_served() {
+fn a_full_backlog_answers_no_connect_until_it_is_served() {
     let mut wire = Wire::new(1);
-    wire.network.fill_backlog(B, Micros(10_000));
+    wire.network.fill_backlog(B, Micros(300_000));
     wire.connect();
     assert_eq!(
         wire.next().and_then(|event| unmade(&event)),
-        Some(Unmade::PortRefuses)
+        Some(Unmade::NoAnswer)
     );
     assert_eq!(wire.next(), None, "the process hears nothing of it");
     wire.network.connect(&mut wire.events, B, Some(A));
@@ -175,7 +175,7 @@ fn a_full_backlog_refuses_connects_until_it_is_served() {
     assert!(matches!(events[0], NetEvent::Accepted { at: A, .. }));
     assert!(matches!(events[1], NetEvent::Opened { at: B, .. }));
     wire.events.at(
-        Micros(10_000),
+        Micros(300_000),
         NetEvent::Broken {
             connection: ConnectionId(99),
             at: A,

@@ -201,7 +201,7 @@ impl CoordinatorNode {
     }
 
     fn perform(&mut self, context: &mut Context<'_>) {
-        while let Some(output) = self.desk.poll_output(context.clock_now()) {
+        while let Some(output) = self.desk.poll_output(|| context.clock_now()) {
             match output {
                 DeskOutput::Persist(job) => {
                     self.disk.hand_out(job);

@@ -19,7 +19,7 @@ use ramkeep_wire::{Micros, ServerId};
 use crate::check::check_history;
 use crate::check::log_end::MasterRecord;
 use crate::crash_points::{CrashPoint, Decisions, Most, Reached};
-use crate::faults::{self, Dying, Faults};
+use crate::faults::{self, Dying, Fault, Faults};
 use crate::network::Delays;
 use crate::rng::Rng;
 use crate::trace::Lines;
@@ -37,6 +37,7 @@ const STEP_CHECK: u32 = 2;
 const STEP_QUIET: u32 = 3;
 const STEP_LOOK: u32 = 4;
 const STEP_GUESTS: u32 = 5;
+const STEP_MEETING: u32 = 6;
 
 /// What to run.
 #[derive(Clone, Copy, Debug)]
@@ -72,8 +73,8 @@ pub struct Report {
     pub undecided: usize,
     /// True time that the run took, in virtual seconds.
     pub virtual_seconds: f64,
-    /// Faults that happened.
-    pub faults: u32,
+    /// How often which fault happened.
+    pub faults: BTreeMap<Fault, u32>,
     /// Operations that clients were refused.
     pub refused: u64,
     /// How often who died in which moment of a recovery.
@@ -286,6 +287,7 @@ impl Run {
         if let Some(point) = options.crash_at.or(chosen.filter(|_| !group_only)) {
             faults.strike_at(point);
         }
+        faults.may_meet(rng.fork(8), group_only);
         let mut run = Self {
             faults,
             replicas,
@@ -328,6 +330,7 @@ impl Run {
         run.world.events.at(start + calm, Step(STEP_CHECK));
         run.world.events.at(start + calm, Step(STEP_GUESTS));
         run.world.events.at(start + calm + active, Step(STEP_QUIET));
+        run.await_meeting(start + calm);
         run
     }
 
@@ -374,6 +377,10 @@ impl Run {
                 let next = now + self.people.come_and_go(&mut self.world);
                 self.world.events.at(next, Step(STEP_GUESTS));
             }
+            STEP_MEETING if !self.quiet => {
+                self.faults.meet(&mut self.world);
+                self.await_meeting(now);
+            }
             STEP_QUIET => {
                 self.quiet = true;
                 self.quiet_since = now;
@@ -387,6 +394,13 @@ impl Run {
             _ => {}
         }
         false
+    }
+
+    fn await_meeting(&mut self, now: Micros) {
+        if let Some(gap) = self.faults.next_meeting() {
+            let step = crate::world::Event::Step(STEP_MEETING);
+            self.world.events.at(now + gap, step);
+        }
     }
 
     /// Somebody may die in a moment of a recovery that has just come.
@@ -442,7 +456,7 @@ impl Run {
         self.report.operations = self.world.history.len();
         self.report.envelopes = self.world.network.envelopes;
         self.report.virtual_seconds = self.world.events.now().0 as f64 / 1e6;
-        self.report.faults = self.faults.done.values().sum();
+        self.report.faults = self.faults.done.clone();
         self.report.struck = self.faults.struck.clone();
         self.report.most = self.decisions.most();
         self.report.beyond = self.beyond;

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use ramkeep_rpc::Identity;
-use ramkeep_wire::Party;
+use ramkeep_wire::{ClientId, Party};
+
+/// Who a visitor says that it is, if nobody else: a client that there never is.
+pub const VISITOR: ClientId = ClientId(1_000_000);
 
 /// How a stranger behaves where it connects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,5 +12,5 @@ mod stranger;
 mod tests;
 mod visit;
 
-pub use manner::{Manner, StrangerConfig};
+pub use manner::{Manner, StrangerConfig, VISITOR};
 pub use stranger::StrangerNode;

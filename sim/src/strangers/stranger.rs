@@ -3,13 +3,24 @@
 use std::collections::BTreeMap;
 
 use ramkeep_rpc::Handshake;
-use ramkeep_wire::Micros;
 use ramkeep_wire::envelope::{Header, Kind};
+use ramkeep_wire::{Micros, Party};
 
-use super::manner::{Manner, StrangerConfig};
+use super::manner::{Manner, StrangerConfig, VISITOR};
 use super::visit::{Heard, Visit};
 use crate::network::{ConnectionId, NetEvent};
 use crate::node::{Context, delivered};
+
+/// One who connects to a stranger.
+#[derive(Debug)]
+enum Guest {
+    /// It is told nothing.
+    Ignored,
+    /// It says for whom it is.
+    Shaking(Handshake, Party),
+    /// It takes the stranger for whom it looked for: `NONE` for whoever is there.
+    In(Party),
+}
 
 /// A stranger.
 #[derive(Debug)]
@@ -17,9 +28,9 @@ pub struct StrangerNode {
     config: StrangerConfig,
     visit: Option<Visit>,
     next_visit: Micros,
-    /// Who connects to it: handshakes that are under way, and who has got through.
-    guests: BTreeMap<ConnectionId, Option<Handshake>>,
-    /// What the visited did that they must not.
+    /// Who connects to it.
+    guests: BTreeMap<ConnectionId, Guest>,
+    /// What processes of the cluster did that they must not.
     pub wrongs: Vec<String>,
     /// Visits that ended, and those of them that the visited ended, by a refusal or a close.
     pub ended: (u64, u64),
@@ -106,20 +117,23 @@ impl StrangerNode {
             Heard::Closed => self.over(context, true),
             Heard::LetIn | Heard::NotReached => self.over(context, false),
             Heard::Wrong(what) => {
-                let (number, manner) = (self.config.number, self.config.manner);
-                let at = visit.address();
-                self.wrongs
-                    .push(format!("stranger {number}, {manner:?}, at {at}: {what}"));
+                self.complain(format_args!("at {}: {what}", visit.address()));
                 self.over(context, false);
             }
         }
         context.close(visit.connection());
     }
 
+    fn complain(&mut self, what: std::fmt::Arguments<'_>) {
+        let StrangerConfig { number, manner, .. } = &self.config;
+        self.wrongs
+            .push(format!("stranger {number}, {manner:?}, {what}"));
+    }
+
     /// Someone takes it for another.
     fn receive(&mut self, context: &mut Context<'_>, connection: ConnectionId) {
         if self.config.manner == Manner::Silent {
-            self.guests.insert(connection, None);
+            self.guests.insert(connection, Guest::Ignored);
             return;
         }
         let (nonce, mut out) = (context.rng.bytes(), Vec::new());
@@ -127,7 +141,8 @@ impl StrangerNode {
         context.send(connection, &out);
         match begun {
             Ok(handshake) => {
-                self.guests.insert(connection, Some(handshake));
+                let guest = Guest::Shaking(handshake, Party::NONE);
+                self.guests.insert(connection, guest);
             }
             Err(_) => context.close(connection),
         }
@@ -135,30 +150,53 @@ impl StrangerNode {
 
     /// What a guest says: it is sent what it did not ask for.
     fn told(&mut self, context: &mut Context<'_>, connection: ConnectionId, bytes: &[u8]) {
+        let header = delivered(bytes).header;
         match self.guests.get_mut(&connection) {
-            Some(Some(handshake)) => {
-                let mut out = Vec::new();
+            Some(Guest::Shaking(handshake, to)) => {
+                if header.kind == Kind::Hello {
+                    *to = header.to;
+                }
+                let (to, mut out) = (*to, Vec::new());
                 let outcome = handshake.handle(bytes, &mut out);
                 context.send(connection, &out);
                 match outcome {
                     Ok(None) => {}
-                    Ok(Some(_)) => {
-                        self.guests.insert(connection, None);
+                    Ok(Some(opened)) if opened.peer != Party::client(VISITOR) => {
+                        self.guests.insert(connection, Guest::In(to));
                     }
-                    Err(_) => {
+                    // Strangers are no business of each other.
+                    Ok(Some(_)) | Err(_) => {
                         self.guests.remove(&connection);
                         context.close(connection);
                     }
                 }
             }
-            Some(None) => {
-                self.requests += 1;
-                if self.config.manner == Manner::WrongKinds {
-                    let asked: Header = delivered(bytes).header;
-                    context.send_payload(connection, asked.reply(Kind::Probe), &[]);
-                }
+            Some(Guest::In(to)) => {
+                let to = *to;
+                self.asked(context, connection, to, header);
             }
-            None => {}
+            Some(Guest::Ignored) | None => {}
+        }
+    }
+
+    /// A request for whom the guest takes it for.
+    fn asked(
+        &mut self,
+        context: &mut Context<'_>,
+        connection: ConnectionId,
+        to: Party,
+        asked: Header,
+    ) {
+        self.requests += 1;
+        let me = self.config.identity.party();
+        if to != Party::NONE && to != me {
+            let (from, kind) = (asked.from, asked.kind);
+            self.complain(format_args!(
+                "who is {me:?}: {from:?} sent it a {kind:?} for {to:?}"
+            ));
+        }
+        if self.config.manner == Manner::WrongKinds {
+            context.send_payload(connection, asked.reply(Kind::Probe), &[]);
         }
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use ramkeep_backup::{Area, MemoryStore};
 use ramkeep_wire::BootId;
 
+use super::directories::owners_of;
 use super::{Death, Disk, Event, World};
 use crate::network::ProcessId;
 use crate::node::Node;
@@ -83,15 +84,10 @@ impl World {
                 Disk::Journal(disk)
             }
             Node::Server(node) => {
-                // Frames taken over, by a process that was not enlisted yet, are its predecessor's.
-                let former = node.backup().and_then(|backup| backup.replaces());
-                let owners = former.into_iter().chain([node.server()]);
+                let owners = owners_of(&node);
                 match node.into_frames() {
                     Some(frames) if death == Death::PowerLoss => {
-                        self.wiped.insert(self.losses.len());
-                        self.machines[machine].lost = Some(self.losses.len());
-                        let owners = owners.collect();
-                        self.losses.push(FramesLost { machine, owners });
+                        self.lose_frames(FramesLost { machine, owners });
                         self.after_power_loss(machine, frames)
                     }
                     Some(frames) => Disk::Frames(frames),

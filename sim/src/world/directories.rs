@@ -1,12 +1,14 @@
 //! Directories as data, those with frames and those of coordinators: copied, rolled back, lost, or
 //! started twice.
 
-use ramkeep_backup::MemoryStore;
-use ramkeep_wire::BootId;
+use ramkeep_backup::{FrameStore, MemoryStore};
+use ramkeep_wire::{BootId, ServerId};
 
 use super::{Disk, Role, World};
 use crate::disk::CoordinatorDisk;
+use crate::node::ServerNode;
 use crate::node::coordinator::CoordinatorConfig;
+use crate::promise::FramesLost;
 
 impl World {
     /// The whole directory of frames on a machine as it is at this moment, whether a process has it open
@@ -57,6 +59,42 @@ impl World {
         let (role, disk) = (Role::Coordinator(config), Disk::Journal(disk));
         Some(self.add(role, address, disk, BootId::default()))
     }
+
+    /// A machine's directory of frames moves to an address of its own on the same host, and an empty one
+    /// takes its place; on neither a process runs. The machine that has it now.
+    pub fn move_frames(&mut self, from: usize) -> Option<usize> {
+        let place = &self.machines[from];
+        let (boot, role) = (place.boot, place.role.clone());
+        let Disk::Frames(frames) = &place.disk else {
+            return None;
+        };
+        let empty = self.empty_frames(frames.geometry().frames(), boot);
+        let moved = std::mem::replace(&mut self.machines[from].disk, Disk::Frames(empty));
+        let address = format!("server{}", self.machines.len());
+        Some(self.add_machine(role, address, moved, boot))
+    }
+
+    /// A machine's frames, on which no process runs, are as they were earlier in the same boot: whatever
+    /// they held since then is lost.
+    pub fn roll_back_frames(&mut self, machine: usize, owners: Vec<ServerId>, older: MemoryStore) {
+        if self.put_frames(machine, older) {
+            self.lose_frames(FramesLost { machine, owners });
+            self.rolled_back.insert(machine);
+        }
+    }
+
+    /// What a machine's frames held counts as lost until it is made up for.
+    pub(super) fn lose_frames(&mut self, lost: FramesLost) {
+        self.wiped.insert(self.losses.len());
+        self.machines[lost.machine].lost = Some(self.losses.len());
+        self.losses.push(lost);
+    }
+}
+
+/// The servers whose frames a process has: those of one that was not enlisted yet are its predecessor's.
+pub(crate) fn owners_of(node: &ServerNode) -> Vec<ServerId> {
+    let former = node.backup().and_then(|backup| backup.replaces());
+    former.into_iter().chain([node.server()]).collect()
 }
 
 #[cfg(test)]

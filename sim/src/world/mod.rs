@@ -7,7 +7,7 @@
 //! 3. A paused process handles nothing; what arrives meanwhile it gets, in order, when it goes on.
 
 mod death;
-mod directories;
+pub mod directories;
 mod rest;
 mod strangers;
 
@@ -90,8 +90,10 @@ pub enum Role {
     Coordinator(CoordinatorConfig),
     /// A server; boot and nonce change with each start.
     Server(ServerConfig),
-    /// A client, one who makes and drops tables, or one who does not belong.
+    /// A client, or one who makes and drops tables.
     Client,
+    /// One who does not belong.
+    Stranger,
 }
 
 /// A machine.
@@ -180,6 +182,8 @@ pub struct World {
     pub machines: Vec<Machine>,
     /// Losses of a machine's frames that are not made up for, by their place among all.
     pub wiped: BTreeSet<usize>,
+    /// Machines whose frames are as they once were: what they hold counts as lost, and is there.
+    pub rolled_back: BTreeSet<usize>,
     /// Machines with replicas that were damaged: whatever they hold is taken for lost.
     pub damaged: BTreeSet<usize>,
     /// Masters of whose segments all copies but one each were damaged after they were decided dead.
@@ -216,6 +220,7 @@ impl World {
             events: Events::default(),
             machines: Vec::new(),
             wiped: BTreeSet::new(),
+            rolled_back: BTreeSet::new(),
             damaged: BTreeSet::new(),
             spoiled: BTreeSet::new(),
             deaths: 0,
@@ -292,7 +297,7 @@ impl World {
     pub fn add_client(&mut self, config: ClientConfig, workload: Workload) -> usize {
         let address = format!("client{}", config.number);
         let node = self.client_node(config, workload);
-        self.add_user(address, node)
+        self.add_process(Role::Client, address, node)
     }
 
     fn client_node(&mut self, config: ClientConfig, workload: Workload) -> Node {
@@ -337,21 +342,11 @@ impl World {
         let coordinators = self.coordinators();
         let books = TableBooks::new(config, self.rng.bytes());
         let node = AdminNode::new(&coordinators, books);
-        self.add_user(address, Node::Admin(Box::new(node)))
+        self.add_process(Role::Client, address, Node::Admin(Box::new(node)))
     }
 
-    fn add_user(&mut self, address: String, node: Node) -> usize {
-        let machine = self.machines.len();
-        let clock = Clock::random(&mut self.rng);
-        self.machines.push(Machine {
-            role: Role::Client,
-            address,
-            disk: Disk::None,
-            process: None,
-            lost: None,
-            boot: BootId::default(),
-            clock,
-        });
+    fn add_process(&mut self, role: Role, address: String, node: Node) -> usize {
+        let machine = self.add_machine(role, address, Disk::None, BootId::default());
         self.spawn(machine, node);
         machine
     }
@@ -365,6 +360,12 @@ impl World {
     }
 
     fn add(&mut self, role: Role, address: String, disk: Disk, boot: BootId) -> usize {
+        let machine = self.add_machine(role, address, disk, boot);
+        self.start(machine);
+        machine
+    }
+
+    fn add_machine(&mut self, role: Role, address: String, disk: Disk, boot: BootId) -> usize {
         let machine = self.machines.len();
         let clock = Clock::random(&mut self.rng);
         self.machines.push(Machine {
@@ -376,7 +377,6 @@ impl World {
             boot,
             clock,
         });
-        self.start(machine);
         machine
     }
 
@@ -614,7 +614,8 @@ impl World {
         let points = match &mut running.node {
             Node::Server(node) => node.watch.take_points(),
             Node::Coordinator(node) => node.take_points(),
-            Node::Client(_) | Node::Admin(_) | Node::Stranger(_) => return,
+            Node::Stranger(node) => return self.wrongs.append(&mut node.wrongs),
+            Node::Client(_) | Node::Admin(_) => return,
         };
         let reached = points.into_iter().map(|point| Reached { point, machine });
         self.reached.extend(reached);
@@ -625,6 +626,12 @@ impl World {
     pub fn node(&self, machine: usize) -> Option<&Node> {
         let process = self.machines.get(machine)?.process?;
         self.processes.get(&process).map(|running| &running.node)
+    }
+
+    /// The machine that a process runs on.
+    #[must_use]
+    pub fn machine_of(&self, process: ProcessId) -> Option<usize> {
+        self.processes.get(&process).map(|running| running.machine)
     }
 
     /// The server process on a machine.

@@ -1,6 +1,6 @@
 //! Those who do not belong, and addresses that are another's for a time.
 
-use super::World;
+use super::{Death, Role, World};
 use crate::node::Node;
 use crate::strangers::{StrangerConfig, StrangerNode};
 
@@ -8,7 +8,25 @@ impl World {
     /// Adds the machine of one who does not belong, and starts it.
     pub fn add_stranger(&mut self, config: StrangerConfig) -> usize {
         let address = format!("stranger{}", config.number);
-        self.add_user(address, Node::Stranger(Box::new(StrangerNode::new(config))))
+        let node = Node::Stranger(Box::new(StrangerNode::new(config)));
+        self.add_process(Role::Stranger, address, node)
+    }
+
+    /// Whether a machine is one's who does not belong.
+    #[must_use]
+    pub fn is_strangers(&self, machine: usize) -> bool {
+        matches!(self.machines[machine].role, Role::Stranger)
+    }
+
+    /// Those who do not belong end, and addresses belong to their machines again.
+    pub fn dismiss_strangers(&mut self) {
+        for machine in 0..self.machines.len() {
+            if self.is_strangers(machine)
+                && let Some(process) = self.machines[machine].process
+            {
+                self.kill(process, Death::Kill);
+            }
+        }
     }
 
     /// An address belongs to the process on another machine from now on: who connects reaches that.
@@ -122,6 +140,9 @@ mod tests {
         world.vacate("stranger2");
         pass(&mut world, 10);
         assert_eq!(visits(&mut world).1, 0, "nobody is there");
-        assert!(world.strangers().all(|node| node.wrongs.is_empty()));
+        assert_eq!(world.wrongs, [] as [String; 0]);
+        world.occupy("stranger2", other);
+        world.dismiss_strangers();
+        assert_eq!(world.strangers().count(), 0);
     }
 }

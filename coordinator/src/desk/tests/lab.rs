@@ -146,7 +146,7 @@ impl Lab {
         let mut quiet = false;
         while !std::mem::replace(&mut quiet, true) {
             for at in 0..self.desks.len() {
-                while let Some(output) = self.desks[at].poll_output(self.now + self.late) {
+                while let Some(output) = self.desks[at].poll_output(|| self.now + self.late) {
                     quiet = false;
                     self.perform(at, output);
                 }

@@ -42,7 +42,7 @@ fn largest_out(lab: &mut Lab, session: SessionId, bytes: &[u8]) -> (usize, usize
             let Some(envelope) = batch.next() else { break };
             let desk = lab.leads();
             desk.handle_envelope(now, session, &envelope).unwrap();
-            while let Some(output) = desk.poll_output(now) {
+            while let Some(output) = desk.poll_output(|| now) {
                 if let DeskOutput::Reply { session: to, bytes } = output {
                     assert_eq!(to, session);
                     unsent += bytes.len();
@@ -437,7 +437,10 @@ fn nothing_leaves_after_the_end() {
     let bytes = request(1, Party::NONE, &MAP);
     gone.handle_envelope(now, session, &parsed(&bytes)).unwrap();
     gone.handle_tick(now);
-    assert_eq!((gone.poll_output(now), gone.next_timeout()), (None, None));
+    assert_eq!(
+        (gone.poll_output(|| now), gone.next_timeout()),
+        (None, None)
+    );
 }
 
 #[cfg(feature = "mutants")]
