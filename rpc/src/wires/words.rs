@@ -15,7 +15,7 @@ pub struct WireId {
 /// What is to be done with a wire. In this order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WireOutput {
-    /// Connect to a party at one of its addresses; see [`Reach`]. Ends with an up or a down.
+    /// Connect to a party at one of its addresses; see [`Reach`](super::Reach). Ends with an up or a down.
     Connect {
         /// Names it.
         wire: WireId,

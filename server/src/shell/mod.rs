@@ -1,4 +1,4 @@
-//! A server on a machine: sockets, threads, files and the clock around [`ServerCore`].
+//! A server on a machine: sockets, threads, files and the clock around [`ServerCore`](crate::core::ServerCore).
 //!
 //! # Invariants
 //! 1. What the core wants is done in its order, under its lock; nothing done there waits.
