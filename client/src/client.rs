@@ -149,7 +149,7 @@ impl Builder {
         for _ in 0..self.connections {
             let mut nonce = [0; 16];
             getrandom::fill(&mut nonce).map_err(|error| unavailable(error.to_string()))?;
-            let session = Session::new(self.coordinators.clone(), nonce);
+            let session = Session::new(identity.clone(), self.coordinators.clone(), nonce);
             let lane = Lane::new(session, identity.clone(), self.poll_mode);
             lanes.push(Arc::new(lane));
         }

@@ -9,10 +9,11 @@
 //!    left on.
 //! 2. A wire on which something comes that is no answer is closed.
 
+use ramkeep_rpc::Identity;
 use ramkeep_rpc::wires::{WireEnd, WireId, WireOutput, WireRules, Wires};
 use ramkeep_wire::coordinator::Request;
 use ramkeep_wire::envelope::{Envelope, Kind};
-use ramkeep_wire::{Micros, Party, postcards};
+use ramkeep_wire::{ClusterId, Micros, Party, postcards};
 
 use crate::conversation::{Answered, Conversation, Sequencing};
 use crate::limits::MAX_ASKS;
@@ -34,9 +35,14 @@ pub struct Asking<O> {
 impl<O: PartialEq> Asking<O> {
     /// With the coordinators at these addresses; its wires are of this room.
     #[must_use]
-    pub fn new(room: u8, addresses: Vec<String>, sequencing: Sequencing) -> Self {
+    pub fn new(
+        room: u8,
+        identity: Identity,
+        addresses: Vec<String>,
+        sequencing: Sequencing,
+    ) -> Self {
         Self {
-            conversation: Conversation::new(addresses, sequencing),
+            conversation: Conversation::new(identity, addresses, sequencing),
             wires: Wires::new(room, RULES),
             payload: Vec::new(),
         }
@@ -80,12 +86,18 @@ impl<O: PartialEq> Asking<O> {
         self.conversation.pop_forgotten()
     }
 
-    /// A wire is up. False: of an older life.
-    pub fn handle_up(&mut self, now: Micros, wire: WireId, local: Party, peer: Party) -> bool {
+    /// A wire is up, between these parties of this cluster. False: of an older life.
+    pub fn handle_up(
+        &mut self,
+        now: Micros,
+        wire: WireId,
+        (local, peer): (Party, Party),
+        cluster: ClusterId,
+    ) -> bool {
         let Some(key) = self.wires.handle_up(wire, local, peer) else {
             return false;
         };
-        self.conversation.link_up(key);
+        self.conversation.link_up(key, cluster);
         self.pump(now);
         true
     }

@@ -10,10 +10,11 @@
 
 use std::time::Duration;
 
+use ramkeep_rpc::Identity;
 use ramkeep_wire::coordinator::{Answer, Refused, Response};
 use ramkeep_wire::limits::MAX_COORDINATORS;
 use ramkeep_wire::mutants::{self, Mutant};
-use ramkeep_wire::{Ballot, Micros};
+use ramkeep_wire::{Ballot, ClusterId, Micros};
 
 /// A coordinator that owes an answer, or a connection, for this long is given up for the next.
 pub const PATIENCE: Duration = Duration::from_millis(500);
@@ -35,6 +36,8 @@ const _: () = assert!(FIRST_REST.as_millis() << MAX_DOUBLINGS == LONGEST_REST.as
 #[derive(Debug)]
 struct Peer {
     address: String,
+    /// Of the process that its connection leads to, as far as that knew it.
+    cluster: ClusterId,
     /// Since when a connection is being opened.
     connecting: Option<Micros>,
     avoided_until: Micros,
@@ -45,6 +48,7 @@ struct Peer {
 /// The coordinators that a process knows, and the one whose turn it is.
 #[derive(Debug)]
 pub struct Peers {
+    identity: Identity,
     all: Vec<Peer>,
     current: usize,
     /// The last one taken in turn, not on another's word.
@@ -63,10 +67,11 @@ pub struct Peers {
 }
 
 impl Peers {
-    /// At these addresses.
+    /// At these addresses, for this process.
     #[must_use]
-    pub fn new(addresses: Vec<String>) -> Self {
+    pub fn new(identity: Identity, addresses: Vec<String>) -> Self {
         Self {
+            identity,
             all: addresses.into_iter().map(Peer::new).collect(),
             current: 0,
             turn: 0,
@@ -129,9 +134,12 @@ impl Peers {
         }
     }
 
-    /// The connection that was being opened is up.
-    pub fn link_up(&mut self, peer: usize) {
+    /// The connection that was being opened is up, to a process of this cluster.
+    pub fn link_up(&mut self, peer: usize, cluster: ClusterId) {
         self.ended_connecting(peer);
+        if let Some(peer) = self.all.get_mut(peer) {
+            peer.cluster = cluster;
+        }
         if peer == self.current {
             self.resting = None;
         }
@@ -158,6 +166,22 @@ impl Peers {
     /// The socket takes no more.
     pub fn rest(&mut self, until: Micros) {
         self.resting = Some(until);
+    }
+
+    /// Whether an answer comes from this process's cluster. The first leader that answers says which that
+    /// is: whoever else is met at a known address may be of any.
+    pub fn is_ours(&self, peer: usize, response: &Response) -> bool {
+        let Some(cluster) = self.all.get(peer).map(|peer| peer.cluster) else {
+            return false;
+        };
+        match response.answer {
+            Answer::Refused(Refused::NotLeader { .. })
+                if !mutants::active(Mutant::JoinOnAnyWord) =>
+            {
+                self.identity.may_join(cluster)
+            }
+            _ => self.identity.join(cluster),
+        }
     }
 
     /// Takes what an answer of this coordinator says about who leads. Returns whether it is the
@@ -312,6 +336,7 @@ impl Peer {
     fn new(address: String) -> Self {
         Self {
             address,
+            cluster: ClusterId::default(),
             connecting: None,
             avoided_until: Micros(0),
             trouble: None,
@@ -327,7 +352,10 @@ mod tests {
     const NOW: Micros = Micros(1_000_000);
 
     fn peers() -> Peers {
-        Peers::new(["a", "b", "c"].map(str::to_owned).to_vec())
+        Peers::new(
+            Identity::new(None),
+            ["a", "b", "c"].map(str::to_owned).to_vec(),
+        )
     }
 
     fn under(round: u64, answer: Answer) -> Response {
@@ -422,12 +450,16 @@ mod tests {
 
     #[test]
     fn one_alone_is_asked_again_after_each_rest() {
-        let mut peers = Peers::new(vec!["a".to_owned()]);
+        let mut peers = Peers::new(Identity::new(None), vec!["a".to_owned()]);
         peers.give_up(NOW, 0, "no answer");
         assert_eq!(peers.ready(NOW), None);
         let until = peers.next_timeout().unwrap();
         peers.tick(until);
         assert_eq!(peers.ready(until), Some(0));
-        assert!(Peers::new(Vec::new()).ready(NOW).is_none());
+        assert!(
+            Peers::new(Identity::new(None), Vec::new())
+                .ready(NOW)
+                .is_none()
+        );
     }
 }

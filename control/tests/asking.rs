@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use ramkeep_control::peers::PATIENCE;
 use ramkeep_control::{Asking, Sequencing};
+use ramkeep_rpc::Identity;
 use ramkeep_rpc::wires::{WireEnd, WireId, WireOutput};
 use ramkeep_wire::coordinator::{Answer, Request, Response};
 use ramkeep_wire::envelope::{self, Envelope, Header, Kind};
-use ramkeep_wire::{Ballot, ListVersion, Micros, Party, PeerId, postcards};
+use ramkeep_wire::{Ballot, ClusterId, ListVersion, Micros, Party, PeerId, postcards};
 
 const NOW: Micros = Micros(1_000_000);
+const CLUSTER: ClusterId = ClusterId([1; 16]);
 const ME: Party = Party::NONE;
 const REQUEST: Request = Request::Servers {
     known: ListVersion(0),
@@ -21,7 +23,7 @@ fn asking(addresses: &[&str]) -> Asking<u8> {
         .iter()
         .map(|&address| address.to_owned())
         .collect();
-    Asking::new(3, addresses, Sequencing::AsGiven)
+    Asking::new(3, Identity::new(None), addresses, Sequencing::AsGiven)
 }
 
 fn outputs(asking: &mut Asking<u8>) -> Vec<WireOutput> {
@@ -75,7 +77,7 @@ fn answer(asking: &mut Asking<u8>, wire: WireId, kind: Kind, correlation: u64) -
 fn asked(asking: &mut Asking<u8>) -> (WireId, u64) {
     asking.ask(NOW, 7, REQUEST, None).unwrap();
     let (wire, _) = connects(asking);
-    assert!(asking.handle_up(NOW, wire, ME, Party::coordinator(PeerId(1))));
+    assert!(asking.handle_up(NOW, wire, (ME, Party::coordinator(PeerId(1))), CLUSTER));
     let correlation = sends(asking, wire);
     (wire, correlation)
 }
@@ -134,8 +136,10 @@ fn a_wire_that_is_not_up_in_time_is_given_up_and_made_anew() {
     let (second, _) = connects(&mut asking);
     assert!(second > first);
     let late = WireEnd::Unclear("late".to_owned());
-    assert!(!asking.handle_up(now, first, ME, ME) && !asking.handle_down(now, first, &late));
-    assert!(asking.handle_up(now, second, ME, ME));
+    assert!(
+        !asking.handle_up(now, first, (ME, ME), CLUSTER) && !asking.handle_down(now, first, &late)
+    );
+    assert!(asking.handle_up(now, second, (ME, ME), CLUSTER));
     sends(&mut asking, second);
 }
 
@@ -162,7 +166,7 @@ fn somebody_else_asks_again_on_other_wires() {
         Kind::CoordinatorResponse,
         correlation
     ));
-    assert!(asking.handle_up(NOW, next, ME, ME));
+    assert!(asking.handle_up(NOW, next, (ME, ME), CLUSTER));
     let again = sends(&mut asking, next);
     assert!(answer(&mut asking, next, Kind::CoordinatorResponse, again));
     assert!(asking.poll_answered().is_some());

@@ -4,6 +4,8 @@
 
 #[path = "conversation/bench.rs"]
 mod bench;
+#[path = "conversation/clusters.rs"]
+mod clusters;
 #[path = "conversation/finding_the_leader.rs"]
 mod finding_the_leader;
 #[path = "conversation/mutations.rs"]
@@ -85,4 +87,14 @@ fn an_answer_to_a_send_that_was_given_up_shows() {
         with(Mutant::TakeOldCorrelation, play),
         Some(Ok(_))
     ));
+}
+
+#[test]
+fn a_cluster_joined_on_any_word_shows() {
+    assert!(clusters::first_met_is_another_clusters().is_some());
+    let with = with(
+        Mutant::JoinOnAnyWord,
+        clusters::first_met_is_another_clusters,
+    );
+    assert_eq!(with, None, "the own coordinators are strangers now");
 }

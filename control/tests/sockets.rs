@@ -15,7 +15,7 @@ use ramkeep_rpc::{
 use ramkeep_wire::coordinator::{Answer, Refused, Request, Response};
 use ramkeep_wire::envelope::{self, Kind};
 use ramkeep_wire::hello::Refusal;
-use ramkeep_wire::{Ballot, ListVersion, Micros, Party, PeerId, postcards};
+use ramkeep_wire::{Ballot, ClusterId, ListVersion, Micros, Party, PeerId, postcards};
 
 const REQUEST: Request = Request::Servers {
     known: ListVersion(0),
@@ -71,7 +71,9 @@ impl Session for Part {
 fn play(pool: &WorkerPool, part: Part) -> (Serving, Address) {
     let open = move |_: &Peer, _: Wake| -> Box<dyn Session> { Box::new(part.clone()) };
     let router = Router::new().route(&[Kind::CoordinatorRequest], Arc::new(open));
-    let identity = Identity::new(None).with_party(Party::coordinator(PeerId(1)));
+    let identity = Identity::new(None)
+        .with_cluster(ClusterId([1; 16]))
+        .with_party(Party::coordinator(PeerId(1)));
     let anywhere = "127.0.0.1:0".parse().unwrap();
     let serving = pool.serve(&anywhere, &identity, router).unwrap();
     let address = serving.address().to_string().parse().unwrap();

@@ -197,7 +197,7 @@ impl Server {
         else {
             panic!("not enlisted");
         };
-        self.identity.set_cluster(cluster);
+        self.identity.join(cluster);
         self.identity.set_party(Party::server(server));
         assert!(matches!(beat(caller, server).await, Answer::Heard { .. }));
         server

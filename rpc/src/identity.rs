@@ -3,10 +3,9 @@
 //! A server enlists after it listens, so its party, and for a first coordinator its cluster, may
 //! be set later. Each is set once: a process never becomes another.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
-use parking_lot::RwLock;
 use ramkeep_wire::hello::SharedKey;
 use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::{ClusterId, Party};
@@ -18,7 +17,7 @@ pub struct Identity(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     party: AtomicU64,
-    cluster: RwLock<ClusterId>,
+    cluster: OnceLock<ClusterId>,
     key: Option<SharedKey>,
 }
 
@@ -28,7 +27,7 @@ impl Identity {
     pub fn new(key: Option<SharedKey>) -> Self {
         Self(Arc::new(Inner {
             party: AtomicU64::new(Party::NONE.0),
-            cluster: RwLock::new(ClusterId::default()),
+            cluster: OnceLock::new(),
             key,
         }))
     }
@@ -47,12 +46,19 @@ impl Identity {
     /// The cluster; all zero until it is known.
     #[must_use]
     pub fn cluster(&self) -> ClusterId {
-        *self.0.cluster.read()
+        self.0.cluster.get().copied().unwrap_or_default()
     }
 
-    /// Makes the cluster known. Connections of another are refused from now on.
-    pub fn set_cluster(&self, cluster: ClusterId) {
-        *self.0.cluster.write() = cluster;
+    /// The process is of this cluster from now on, and connections of another are refused: unless it is
+    /// of another already, or this is none. Returns whether it is of this one.
+    pub fn join(&self, cluster: ClusterId) -> bool {
+        cluster != ClusterId::default() && *self.0.cluster.get_or_init(|| cluster) == cluster
+    }
+
+    /// Whether the process is of this cluster, or may become so: one side does not know its own yet.
+    #[must_use]
+    pub fn may_join(&self, cluster: ClusterId) -> bool {
+        same_cluster(self.cluster(), cluster)
     }
 
     /// The same with the party set, for building one in an expression.
@@ -65,7 +71,7 @@ impl Identity {
     /// The same with the cluster set, for building one in an expression.
     #[must_use]
     pub fn with_cluster(self, cluster: ClusterId) -> Self {
-        self.set_cluster(cluster);
+        self.join(cluster);
         self
     }
 
@@ -74,6 +80,12 @@ impl Identity {
     pub fn key(&self) -> Option<&SharedKey> {
         self.0.key.as_ref()
     }
+}
+
+/// Whether two sides can be of the same cluster: equal, or one does not know its own yet.
+pub(crate) fn same_cluster(ours: ClusterId, theirs: ClusterId) -> bool {
+    let unknown = ClusterId::default();
+    ours == theirs || ours == unknown || theirs == unknown
 }
 
 /// Whether what is meant for `to` is for `me`: by name, or for whoever is there (SAFETY 6).

@@ -23,7 +23,7 @@ use ramkeep_wire::{
     ServerId, TableId, postcards,
 };
 
-use stage::{BOTH, CLUSTER, ME, ONLY_BACKUP, Stage, ballot, list};
+use stage::{BOTH, ME, ONLY_BACKUP, Stage, ballot, list};
 
 use ServerState::{Crashed, Joining, Up};
 
@@ -46,7 +46,7 @@ fn a_server_enlists_and_says_who_it_is_on_connections_made_anew() {
     };
     assert_eq!((enlist.roles, enlist.frames), (BOTH, 16));
     assert_eq!(enlist.addresses, ["server-7"]);
-    assert_eq!(stage.adopted, [(CLUSTER, ME)]);
+    assert_eq!(stage.adopted, [ME]);
     let [first, second] = &stage.take_connects(Room::Control)[..] else {
         panic!("one connection before it knew itself, one after");
     };

@@ -121,6 +121,10 @@ const ELSEWHERE: &[(Mutant, &str)] = &[
         "sim/src/strangers/tests.rs: in whole runs all are of one cluster",
     ),
     (
+        Mutant::JoinOnAnyWord,
+        "control/tests/planted_faults.rs: a story",
+    ),
+    (
         Mutant::RedirectWithoutRest,
         "control/tests/planted_faults.rs: random groups and a story",
     ),

@@ -84,6 +84,8 @@ crate::named! {
     ForgetLostCalls = "forget-lost-calls",
     /// Client: what may have been applied goes out again as another call.
     RetryAsAnotherCall = "retry-as-another-call",
+    /// Control: a process is of the cluster of whoever answers first, leader or not.
+    JoinOnAnyWord = "join-on-any-word",
     /// Control: coordinators that name each other as the leader are followed without a rest.
     RedirectWithoutRest = "redirect-without-rest",
     /// Control: a retry forgets that the request may have been applied before.

@@ -5,8 +5,9 @@
 //! 2. There is one request for the map at most, and one about the lease.
 
 use ramkeep_control::{Answered, Conversation, Sequencing, Unanswered};
+use ramkeep_rpc::Identity;
 use ramkeep_wire::coordinator::{Answer, Refused, Request, Response, TabletMap};
-use ramkeep_wire::{ClientId, MapVersion, Micros};
+use ramkeep_wire::{ClientId, ClusterId, MapVersion, Micros};
 
 use crate::core::slots::OpId;
 use crate::error::Error;
@@ -58,9 +59,9 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    pub(crate) fn new(peers: Vec<String>) -> Self {
+    pub(crate) fn new(identity: Identity, peers: Vec<String>) -> Self {
         Self {
-            conversation: Conversation::new(peers, Sequencing::AwaitsLease),
+            conversation: Conversation::new(identity, peers, Sequencing::AwaitsLease),
             next_op: 1,
             known: MapVersion(0),
             refresh: 0,
@@ -183,8 +184,8 @@ impl Control {
         self.conversation.connecting(peer);
     }
 
-    pub(crate) fn link_up(&mut self, peer: usize) {
-        self.conversation.link_up(peer);
+    pub(crate) fn link_up(&mut self, peer: usize, cluster: ClusterId) {
+        self.conversation.link_up(peer, cluster);
     }
 
     /// The socket takes no more.

@@ -4,7 +4,7 @@ use ramkeep_wire::bytes::Reader;
 use ramkeep_wire::coordinator::Response;
 use ramkeep_wire::data::{ResponseItem, Status};
 use ramkeep_wire::mutants::{self, Mutant};
-use ramkeep_wire::{ClientId, Micros, ServerId};
+use ramkeep_wire::{ClientId, ClusterId, Micros, ServerId};
 
 use super::control::Event;
 use super::links::LinkState;
@@ -181,9 +181,9 @@ impl Core {
     }
 
     /// A connection that was being opened is up.
-    pub(crate) fn handle_link_up(&mut self, to: Target) {
+    pub(crate) fn handle_link_up(&mut self, to: Target, cluster: ClusterId) {
         match to {
-            Target::Coordinator(peer) => self.control.link_up(peer),
+            Target::Coordinator(peer) => self.control.link_up(peer, cluster),
             Target::Server(server) => {
                 if let Some(link) = self.servers.get_mut(&server) {
                     link.state = LinkState::Usable;

@@ -29,6 +29,7 @@ mod timing;
 use std::collections::{BTreeMap, VecDeque};
 
 use ramkeep_control::{RpcIds, is_mutation};
+use ramkeep_rpc::Identity;
 use ramkeep_wire::coordinator::{Request, Table};
 use ramkeep_wire::data::{self, Item, Op, ScanCursor};
 use ramkeep_wire::limits::{MAX_KEY, MAX_VALUE, MIN_KEY};
@@ -91,8 +92,8 @@ impl Core {
     /// A core that knows these coordinators; it begins by asking for the map. `nonce` is random,
     /// or drawn from the seed in a simulation.
     #[must_use]
-    pub(crate) fn new(coordinators: Vec<String>, nonce: [u8; 16]) -> Self {
-        let mut control = Control::new(coordinators);
+    pub(crate) fn new(identity: Identity, coordinators: Vec<String>, nonce: [u8; 16]) -> Self {
+        let mut control = Control::new(identity, coordinators);
         control.refresh();
         Self {
             routes: Routes::default(),

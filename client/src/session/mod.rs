@@ -24,10 +24,11 @@ mod waiting;
 use std::collections::BTreeMap;
 use std::task::Waker;
 
+use ramkeep_rpc::Identity;
 use ramkeep_wire::coordinator::{Request, Table};
 use ramkeep_wire::envelope::{self, Envelope, Kind};
 use ramkeep_wire::hello::Refusal;
-use ramkeep_wire::{ClientId, Micros, postcards};
+use ramkeep_wire::{ClientId, ClusterId, Micros, postcards};
 
 pub use self::calls::CallId;
 use self::calls::Calls;
@@ -66,12 +67,12 @@ pub struct Session<L> {
 }
 
 impl<L: Clone> Session<L> {
-    /// Knows these coordinators; it begins by asking for the map. `nonce` is random, or drawn from the
+    /// Knows these coordinators, and joins the cluster that they lead; it begins by asking for the map. `nonce` is random, or drawn from the
     /// seed in a simulation.
     #[must_use]
-    pub fn new(coordinators: Vec<String>, nonce: [u8; 16]) -> Self {
+    pub fn new(identity: Identity, coordinators: Vec<String>, nonce: [u8; 16]) -> Self {
         Self {
-            core: Core::new(coordinators, nonce),
+            core: Core::new(identity, coordinators, nonce),
             calls: Calls::default(),
             call_of: Vec::new(),
             call_of_request: BTreeMap::new(),
@@ -322,10 +323,10 @@ impl<L: Clone> Session<L> {
         })
     }
 
-    /// A connection that was wished for is up.
-    pub fn connected(&mut self, target: Target, number: u64, link: L) {
+    /// A connection that was wished for is up, to a process of this cluster.
+    pub fn connected(&mut self, target: Target, number: u64, link: L, cluster: ClusterId) {
         if self.connections.connected(target, number, link) {
-            self.core.handle_link_up(target);
+            self.core.handle_link_up(target, cluster);
         }
     }
 

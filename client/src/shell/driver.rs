@@ -164,9 +164,10 @@ async fn connect(lane: Arc<Lane>, wish: Connect) {
         };
         match Link::connect(&address, &lane.identity, party, lane.mode).await {
             Ok(link) => {
-                lane.identity.set_cluster(link.cluster());
                 let mut state = lane.lock();
-                state.session.connected(wish.target, wish.number, link);
+                let cluster = link.cluster();
+                let session = &mut state.session;
+                session.connected(wish.target, wish.number, link, cluster);
                 lane.release(state);
                 return lane.driver.notify_one();
             }

@@ -21,6 +21,10 @@ impl<O: PartialEq> Conversation<O> {
             return;
         };
         self.heard = now;
+        if !self.peers.is_ours(peer, &response) {
+            self.closing.push_back(peer);
+            return self.ask_anew();
+        }
         if self.peers.judge(now, peer, &response) {
             self.take(now, at, response);
         } else {

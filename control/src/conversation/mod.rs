@@ -11,7 +11,9 @@
 //! 3. Every ask ends once: with the leader's answer, or at its deadline.
 //! 4. [`Unanswered::maybe_applied`] is false only when no send of the request was, or will be,
 //!    carried out.
-//! 5. Under [`Sequencing::Under`] a mutation keeps client and sequence over all its sends: the
+//! 5. A leader's answer counts from the process's own cluster only, which is that of the first leader
+//!    that answered it (SAFETY 30).
+//! 6. Under [`Sequencing::Under`] a mutation keeps client and sequence over all its sends: the
 //!    coordinators run it once. It gets another sequence only once it is certain that it was not run.
 
 mod answers;
@@ -20,9 +22,10 @@ mod outcome;
 
 use std::collections::VecDeque;
 
+use ramkeep_rpc::Identity;
 use ramkeep_wire::coordinator::{Once, Request};
 use ramkeep_wire::mutants::{self, Mutant};
-use ramkeep_wire::{Ballot, ClientId, MapVersion, Micros, postcards};
+use ramkeep_wire::{Ballot, ClientId, ClusterId, MapVersion, Micros, postcards};
 
 use self::ask::{Ask, Asker, Sent, once_of};
 pub use self::ask::{is_mutation, is_slow};
@@ -51,11 +54,12 @@ pub struct Conversation<O> {
 }
 
 impl<O: PartialEq> Conversation<O> {
-    /// With the coordinators at these addresses; others are learned from them.
+    /// With the coordinators at these addresses; others are learned from them. The process joins the
+    /// cluster of the first leader that answers, unless it is of one.
     #[must_use]
-    pub fn new(addresses: Vec<String>, sequencing: Sequencing) -> Self {
+    pub fn new(identity: Identity, addresses: Vec<String>, sequencing: Sequencing) -> Self {
         Self {
-            peers: Peers::new(addresses),
+            peers: Peers::new(identity, addresses),
             asks: Vec::new(),
             answered: VecDeque::new(),
             sequencing,
@@ -247,9 +251,9 @@ impl<O: PartialEq> Conversation<O> {
         self.peers.connecting(peer);
     }
 
-    /// The connection that was being opened is up.
-    pub fn link_up(&mut self, peer: usize) {
-        self.peers.link_up(peer);
+    /// The connection that was being opened is up; the coordinator is of this cluster, or none yet.
+    pub fn link_up(&mut self, peer: usize, cluster: ClusterId) {
+        self.peers.link_up(peer, cluster);
     }
 
     /// The connection takes no more for now.

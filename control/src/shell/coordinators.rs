@@ -66,7 +66,7 @@ impl Coordinators {
     pub fn new(addresses: &[Address], identity: Identity) -> Self {
         let addresses = addresses.iter().map(Address::to_string).collect();
         let state = State {
-            asking: Asking::new(ROOM, addresses, Sequencing::AsGiven),
+            asking: Asking::new(ROOM, identity.clone(), addresses, Sequencing::AsGiven),
             waiting: BTreeMap::new(),
             next: 1,
         };
@@ -208,8 +208,8 @@ impl Ears {
 }
 
 impl WireHandler for Ears {
-    fn up(&self, wire: WireId, local: Party, peer: Party, _: ClusterId) {
-        self.step(|state, now| state.asking.handle_up(now, wire, local, peer));
+    fn up(&self, wire: WireId, local: Party, peer: Party, cluster: ClusterId) {
+        self.step(|state, now| state.asking.handle_up(now, wire, (local, peer), cluster));
     }
 
     fn received(&self, wire: WireId, envelope: &Envelope<'_>) {

@@ -1,12 +1,15 @@
 //! A conversation stepped through virtual time against coordinators played by the test.
 #![allow(dead_code, reason = "not every test needs all of it")]
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ramkeep_control::{Answered, Conversation, Sequencing, Unanswered};
+use ramkeep_rpc::Identity;
 use ramkeep_wire::coordinator::{Answer, Once, Refused, Request, Response, Table, TabletMap};
-use ramkeep_wire::{Ballot, ClientId, MapVersion, Micros, PeerId, TableId, postcards};
+use ramkeep_wire::{Ballot, ClientId, ClusterId, MapVersion, Micros, PeerId, TableId, postcards};
 
+pub(crate) const CLUSTER: ClusterId = ClusterId([1; 16]);
 pub(crate) const CLIENT: ClientId = ClientId(5);
 pub(crate) const SECOND: Duration = Duration::from_secs(1);
 
@@ -20,6 +23,8 @@ pub(crate) struct Bench {
     pub(crate) asks: Vec<Asked>,
     pub(crate) done: Vec<Answered<u32>>,
     pub(crate) closed: Vec<usize>,
+    /// Coordinators that are not of [`CLUSTER`].
+    pub(crate) foreign: BTreeMap<usize, ClusterId>,
     next: u32,
 }
 
@@ -28,11 +33,12 @@ impl Bench {
     pub(crate) fn new(coordinators: usize, sequencing: Sequencing) -> Self {
         let addresses = (0..coordinators).map(|i| format!("c:{i}")).collect();
         Self {
-            talk: Conversation::new(addresses, sequencing),
+            talk: Conversation::new(Identity::new(None), addresses, sequencing),
             now: Micros(1_000),
             asks: Vec::new(),
             done: Vec::new(),
             closed: Vec::new(),
+            foreign: BTreeMap::new(),
             next: 0,
         }
     }
@@ -50,6 +56,8 @@ impl Bench {
             self.done.push(answered);
         }
         while let Some(peer) = self.talk.ready(self.now) {
+            let cluster = self.foreign.get(&peer).copied();
+            self.talk.link_up(peer, cluster.unwrap_or(CLUSTER));
             let mut payload = Vec::new();
             let filled = self.talk.fill(self.now, peer, &mut payload);
             let correlation = filled.expect("who is ready has something to say");

@@ -8,7 +8,7 @@ use ramkeep_wire::coordinator::{Answer, Request};
 use ramkeep_wire::limits::MAX_COORDINATORS;
 use ramkeep_wire::{Ballot, Micros, PeerId};
 
-use crate::bench::{Bench, SECOND, create, led, map, map_after, not_leader, table};
+use crate::bench::{Bench, CLUSTER, SECOND, create, led, map, map_after, not_leader, table};
 
 fn fresh(coordinators: usize) -> Bench {
     let mut bench = Bench::new(coordinators, Sequencing::AsGiven);
@@ -176,7 +176,7 @@ fn what_waits_for_a_connection_wants_no_ticks_meanwhile() {
     bench.talk.connecting(0);
     bench.pass(Duration::from_millis(100));
     assert!(bench.asked().is_empty());
-    bench.talk.link_up(0);
+    bench.talk.link_up(0, CLUSTER);
     bench.drain();
     assert_eq!(bench.asked().len(), 1);
 }

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed step of a test is its failure")]
 
 mod bench;
+mod clusters;
 mod finding_the_leader;
 mod mutations;
 mod random;

@@ -8,8 +8,11 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use ramkeep_control::{Answered, Conversation, Sequencing};
+use ramkeep_rpc::Identity;
 use ramkeep_wire::coordinator::{Answer, Refused, Request, Response, Table};
 use ramkeep_wire::{Ballot, ClientId, ListVersion, Micros, PeerId, TableId, postcards};
+
+use crate::bench::CLUSTER;
 
 const STEPS: usize = 600;
 const UNDER_WAY: usize = 6;
@@ -81,7 +84,7 @@ fn table_of(name: &str) -> Answer {
 impl World {
     fn new(seed: u64) -> Self {
         let mut world = Self {
-            talk: Conversation::new(Vec::new(), Sequencing::AwaitsLease),
+            talk: Conversation::new(Identity::new(None), Vec::new(), Sequencing::AwaitsLease),
             now: Micros(1_000),
             chance: seed,
             wires: Vec::new(),
@@ -103,7 +106,7 @@ impl World {
         let count = 1 + world.below(5);
         let known = 1 + world.below(count);
         let addresses = (0..known).map(|peer| format!("c:{peer}")).collect();
-        world.talk = Conversation::new(addresses, Sequencing::AwaitsLease);
+        world.talk = Conversation::new(Identity::new(None), addresses, Sequencing::AwaitsLease);
         world.wires = vec![(Wire::None, 0); count];
         world.led = vec![0; count];
         world.named = vec![0; count];
@@ -205,7 +208,7 @@ impl World {
                 self.talk.link_down(self.now, peer, "refused");
             } else {
                 self.wires[peer].0 = Wire::Up;
-                self.talk.link_up(peer);
+                self.talk.link_up(peer, CLUSTER);
             }
         }
     }

@@ -144,7 +144,7 @@ impl Hub {
                     }
                 }
                 DeskOutput::Reply { session, bytes } => inner.reply(session, bytes),
-                DeskOutput::KnowCluster(cluster) => self.identity.set_cluster(cluster),
+                DeskOutput::KnowCluster(cluster) => drop(self.identity.join(cluster)),
                 DeskOutput::End(why) => self.failed_by(why.into()),
             }
         }

@@ -7,7 +7,7 @@ use ramkeep_wire::{ClusterId, Party};
 use subtle::ConstantTimeEq;
 
 use super::refusing::{HelloError, append, refuse};
-use crate::identity::{Identity, is_for};
+use crate::identity::{Identity, is_for, same_cluster};
 
 /// Where a handshake is.
 #[derive(Debug)]
@@ -141,12 +141,6 @@ impl AwaitProof {
             cluster: known(welcome.cluster, hello.cluster),
         })
     }
-}
-
-/// Whether two sides can be of the same cluster: equal, or one does not know its own yet.
-fn same_cluster(ours: ClusterId, theirs: ClusterId) -> bool {
-    let unknown = ClusterId::default();
-    ours == theirs || ours == unknown || theirs == unknown
 }
 
 fn known(ours: ClusterId, theirs: ClusterId) -> ClusterId {

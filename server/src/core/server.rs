@@ -6,8 +6,8 @@ use std::sync::Arc;
 use ramkeep_backup::FrameStore;
 use ramkeep_control::{Answered, Asking, Sequencing};
 use ramkeep_master::core::Master;
-use ramkeep_rpc::Wake;
 use ramkeep_rpc::wires::{WireEnd, WireId};
+use ramkeep_rpc::{Identity, Wake};
 use ramkeep_wire::coordinator::ServerList;
 use ramkeep_wire::envelope::Envelope;
 use ramkeep_wire::hello::Refusal;
@@ -37,6 +37,7 @@ pub(super) enum Life<S, C> {
 #[derive(Debug)]
 pub struct ServerCore<S, C> {
     config: ServerConfig,
+    identity: Identity,
     backup: Option<SharedBackup<S>>,
     pub(super) life: Life<S, C>,
     pub(super) outlet: Outlet,
@@ -45,16 +46,22 @@ pub struct ServerCore<S, C> {
 }
 
 impl<S: FrameStore, C: LinkCarrier> ServerCore<S, C> {
-    /// A process that has opened its frames, if it is a backup.
+    /// A process that has opened its frames, if it is a backup. It is of the cluster that they say.
     #[must_use]
-    pub fn new(config: ServerConfig, backup: Option<SharedBackup<S>>) -> Self {
-        let coordinators = config.coordinators.clone();
+    pub fn new(config: ServerConfig, identity: Identity, backup: Option<SharedBackup<S>>) -> Self {
+        let of_frames = |backup: &SharedBackup<S>| backup.lock().cluster();
+        if let Some(cluster) = backup.as_ref().and_then(of_frames) {
+            identity.join(cluster);
+        }
+        let (control, coordinators) = (Room::Control as u8, config.coordinators.clone());
+        let asking = Asking::new(control, identity.clone(), coordinators, Sequencing::AsGiven);
         Self {
             outlet: Outlet {
-                asking: Asking::new(Room::Control as u8, coordinators, Sequencing::AsGiven),
+                asking,
                 outputs: VecDeque::new(),
             },
             config,
+            identity,
             backup,
             life: Life::Unborn,
             resident: 0,
@@ -70,19 +77,20 @@ impl<S: FrameStore, C: LinkCarrier> ServerCore<S, C> {
         self.handle_tick(now);
     }
 
-    /// A wire is up, between these parties. `carrier` is asked for what carries it if it leads to a
+    /// A wire is up, between these parties of this cluster. `carrier` is asked for what carries it if it leads to a
     /// backup of the master; without one it is as good as broken.
     pub fn handle_up(
         &mut self,
         now: Micros,
         wire: WireId,
-        local: Party,
-        peer: Party,
+        (local, peer): (Party, Party),
+        cluster: ClusterId,
         carrier: impl FnOnce() -> Option<C>,
     ) {
         match (Room::of(wire), &mut self.life) {
             (Some(Room::Control), _) => {
-                self.outlet.asking.handle_up(now, wire, local, peer);
+                let asking = &mut self.outlet.asking;
+                asking.handle_up(now, wire, (local, peer), cluster);
             }
             (Some(room), Life::Enlisted(enlisted)) => {
                 enlisted.handle_up(&mut self.outlet, room, wire, (local, peer), carrier);
@@ -171,16 +179,6 @@ impl<S: FrameStore, C: LinkCarrier> ServerCore<S, C> {
         self.enlisted().map(|enlisted| enlisted.me)
     }
 
-    /// The cluster that it belongs to, if it is enlisted or its frames say so. The second is known
-    /// before it listens.
-    #[must_use]
-    pub fn cluster(&self) -> Option<ClusterId> {
-        let of_frames = || self.backup.as_ref()?.lock().cluster();
-        self.enlisted()
-            .map(|enlisted| enlisted.cluster)
-            .or_else(of_frames)
-    }
-
     /// What its workers share, once it is enlisted and if it has a master.
     #[must_use]
     pub fn plane(&self) -> Option<&Arc<DataPlane<C>>> {
@@ -263,9 +261,11 @@ impl<S: FrameStore, C: LinkCarrier> ServerCore<S, C> {
         match joining::adopt(now, &self.config, self.backup.clone(), response) {
             Err(end) => self.end(end),
             Ok(enlisted) => {
-                let (cluster, server) = (enlisted.cluster, enlisted.me);
+                let server = enlisted.me;
+                self.identity.join(enlisted.cluster);
+                self.identity.set_party(Party::server(server));
                 self.life = Life::Enlisted(Box::new(enlisted));
-                let adopt = ServerOutput::Adopt { cluster, server };
+                let adopt = ServerOutput::Adopt { server };
                 self.outlet.outputs.push_back(adopt);
                 // These connections say who they come from.
                 self.outlet.asking.reconnect(now);

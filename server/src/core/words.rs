@@ -12,7 +12,7 @@ use ramkeep_master::store::StoreError;
 use ramkeep_rpc::wires::{WireId, WireOutput};
 use ramkeep_wire::coordinator::{Refused, Roles};
 use ramkeep_wire::envelope::Kind;
-use ramkeep_wire::{BootId, ClusterId, ServerId};
+use ramkeep_wire::{BootId, ServerId};
 
 /// Between two attempts to connect to a backup, unless something else is drawn.
 pub const RECONNECT: Duration = Duration::from_millis(50);
@@ -94,10 +94,8 @@ pub struct ServerConfig {
 pub enum ServerOutput {
     /// This, with a wire. Those in [`Room::Links`] are never sent on: their carriers are.
     Wire(WireOutput),
-    /// From now on this process is this server of this cluster, also on connections made next.
+    /// From now on this process is this server, also on connections made next.
     Adopt {
-        /// The cluster.
-        cluster: ClusterId,
         /// The server.
         server: ServerId,
     },

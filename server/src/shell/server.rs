@@ -115,10 +115,8 @@ impl ServerShell {
             reconnect: RECONNECT,
             scrub_every: SCRUB_EVERY,
         };
-        let core = ServerCore::new(config, backup.as_ref().map(BackupService::core));
-        if let Some(cluster) = core.cluster() {
-            identity.set_cluster(cluster);
-        }
+        let shared = backup.as_ref().map(BackupService::core);
+        let core = ServerCore::new(config, identity.clone(), shared);
         Ok(Arc::new_cyclic(|me| Self {
             me: me.clone(),
             core: Mutex::new(core),
@@ -228,9 +226,7 @@ impl ServerShell {
         };
         match output {
             ServerOutput::Wire(output) => self.wiring.perform(output, &me),
-            ServerOutput::Adopt { cluster, server } => {
-                self.identity.set_cluster(cluster);
-                self.identity.set_party(Party::server(server));
+            ServerOutput::Adopt { server } => {
                 if let Some(plane) = core.plane() {
                     self.begin(plane);
                 }
@@ -275,9 +271,11 @@ impl ServerShell {
 }
 
 impl WireHandler for ServerShell {
-    fn up(&self, wire: WireId, local: Party, peer: Party, _: ClusterId) {
+    fn up(&self, wire: WireId, local: Party, peer: Party, cluster: ClusterId) {
         let carrier = || self.wiring.link(wire);
-        self.with_core(|core, now| core.handle_up(now, wire, local, peer, carrier));
+        self.with_core(|core, now| {
+            core.handle_up(now, wire, (local, peer), cluster, carrier);
+        });
     }
 
     fn received(&self, wire: WireId, envelope: &Envelope<'_>) {

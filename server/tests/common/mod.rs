@@ -155,7 +155,7 @@ impl Running {
         let open = move |_: &Peer, _: Wake| -> Box<dyn Session> { Box::new(leader.clone()) };
         let router = Router::new().route(&[Kind::CoordinatorRequest], Arc::new(open));
         let party = Party::coordinator(PeerId(1));
-        let identity = Identity::new(None).with_party(party);
+        let identity = Identity::new(None).with_cluster(CLUSTER).with_party(party);
         let anywhere = "127.0.0.1:0".parse().unwrap();
         let leader = pool.serve(&anywhere, &identity, router).unwrap();
         let options = ServerOptions {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use ramkeep_backup::{Backup, Frames, Geometry, MemoryStore};
 use ramkeep_rpc::Batch;
+use ramkeep_rpc::Identity;
 use ramkeep_rpc::wires::{WireEnd, WireId, WireOutput};
 use ramkeep_server::core::{
     BackupLink, LinkCarrier, RECONNECT, Room, SCRUB_EVERY, ServerConfig, ServerCore, ServerEnd,
@@ -93,7 +94,7 @@ pub(crate) struct Stage {
     pub(crate) connects: Vec<Asked>,
     pub(crate) sent: VecDeque<Sent>,
     pub(crate) closed: Vec<WireId>,
-    pub(crate) adopted: Vec<(ClusterId, ServerId)>,
+    pub(crate) adopted: Vec<ServerId>,
     pub(crate) ends: Vec<ServerEnd>,
     /// The carriers of links to backups, by the order in which they came up.
     pub(crate) carriers: Vec<Notes>,
@@ -154,7 +155,7 @@ impl Stage {
         };
         let backup = roles.backup.then(|| Arc::new(Mutex::new(frames())));
         Self {
-            core: ServerCore::new(config, backup),
+            core: ServerCore::new(config, Identity::new(None), backup),
             now: Micros(1_000_000),
             ballot: ballot(5),
             list: list(1, &[(ME.0, ServerState::Joining)]),
@@ -201,7 +202,7 @@ impl Stage {
         while let Some(output) = self.core.poll_output() {
             match output {
                 ServerOutput::Wire(output) => self.handle_wire(output),
-                ServerOutput::Adopt { cluster, server } => self.adopted.push((cluster, server)),
+                ServerOutput::Adopt { server } => self.adopted.push(server),
                 ServerOutput::Pump => {
                     let plane = self.core.plane().unwrap().clone();
                     plane.pump(self.now);
@@ -280,7 +281,7 @@ impl Stage {
         };
         let (now, me) = (self.now, self.me());
         let mut taken = None;
-        self.core.handle_up(now, wire, me, peer, || {
+        self.core.handle_up(now, wire, (me, peer), CLUSTER, || {
             taken = Some(carrier.clone());
             Some(carrier)
         });

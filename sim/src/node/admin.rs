@@ -26,10 +26,15 @@ impl AdminNode {
     /// Knows these coordinators.
     #[must_use]
     pub fn new(coordinators: &[String], books: TableBooks) -> Self {
-        let coordinators = coordinators.to_vec();
+        let (identity, coordinators) = (Identity::new(None), coordinators.to_vec());
         Self {
-            asking: Asking::new(ROOM, coordinators, Sequencing::AwaitsLease),
-            connections: Connections::new(Identity::new(None), &[]),
+            asking: Asking::new(
+                ROOM,
+                identity.clone(),
+                coordinators,
+                Sequencing::AwaitsLease,
+            ),
+            connections: Connections::new(identity, &[]),
             books,
         }
     }
@@ -69,8 +74,7 @@ impl AdminNode {
                     peer,
                     cluster,
                 } => {
-                    self.connections.identity().set_cluster(cluster);
-                    self.asking.handle_up(now, wire, local, peer);
+                    self.asking.handle_up(now, wire, (local, peer), cluster);
                 }
                 Happening::Received { wire, bytes } => {
                     self.asking.handle_received(now, wire, &delivered(&bytes));

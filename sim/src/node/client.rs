@@ -28,11 +28,13 @@ impl ClientNode {
     /// A client with a session for each nonce.
     #[must_use]
     pub fn new(coordinators: &[String], nonces: &[[u8; 16]], books: ClientBooks) -> Self {
-        let session = |nonce: &[u8; 16]| Session::new(coordinators.to_vec(), *nonce);
+        let identity = Identity::new(None);
+        let session =
+            |nonce: &[u8; 16]| Session::new(identity.clone(), coordinators.to_vec(), *nonce);
         Self {
             sessions: nonces.iter().map(session).collect(),
             wires: BTreeMap::new(),
-            connections: Connections::new(Identity::new(None), &[]),
+            connections: Connections::new(identity, &[]),
             books,
         }
     }
@@ -84,8 +86,7 @@ impl ClientNode {
         let session = &mut self.sessions[session];
         match happening {
             Happening::Up { cluster, .. } => {
-                self.connections.identity().set_cluster(cluster);
-                session.connected(target, number, wire);
+                session.connected(target, number, wire, cluster);
             }
             Happening::Received { bytes, .. } => {
                 // What is wrong with it has closed the connection.

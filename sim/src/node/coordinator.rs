@@ -214,7 +214,7 @@ impl CoordinatorNode {
                     self.connections.send_inbound(context, inbound, &bytes);
                 }
                 DeskOutput::KnowCluster(cluster) => {
-                    self.connections.identity().set_cluster(cluster);
+                    self.connections.identity().join(cluster);
                 }
                 DeskOutput::End(why) => {
                     context.say(format_args!("ends: {why}"));

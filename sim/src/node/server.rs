@@ -20,7 +20,7 @@ use ramkeep_server::core::{
 };
 use ramkeep_wire::envelope::Kind;
 use ramkeep_wire::hello::Refusal;
-use ramkeep_wire::{Micros, Party, ServerId};
+use ramkeep_wire::{Micros, ServerId};
 
 use super::{Context, delivered};
 use crate::connections::{Carried, Connections, Happening, WireCarrier};
@@ -88,11 +88,8 @@ impl ServerNode {
         let open = |store| Backup::open(store, config.boot, now).expect("formatted by the world");
         let backup = frames.map(|store| Arc::new(Mutex::new(open(store))));
         let serves = serves(config.roles);
-        let core = ServerCore::new(config, backup);
         let identity = Identity::new(None);
-        if let Some(cluster) = core.cluster() {
-            identity.set_cluster(cluster);
-        }
+        let core = ServerCore::new(config, identity.clone(), backup);
         Self {
             address,
             core,
@@ -170,10 +167,13 @@ impl ServerNode {
         let now = context.now;
         match happening {
             Happening::Up {
-                wire, local, peer, ..
+                wire,
+                local,
+                peer,
+                cluster,
             } => {
                 let carrier = || Some(self.carried.over(wire));
-                self.core.handle_up(now, wire, local, peer, carrier);
+                (self.core).handle_up(now, wire, (local, peer), cluster, carrier);
             }
             Happening::Received { wire, bytes } => self.receive(now, wire, &bytes),
             Happening::Down { wire, end } => self.core.handle_down(now, wire, &end),
@@ -266,10 +266,8 @@ impl ServerNode {
         while let Some(output) = self.core.poll_output() {
             match output {
                 ServerOutput::Wire(output) => self.connections.perform(context, output),
-                ServerOutput::Adopt { cluster, server } => {
+                ServerOutput::Adopt { server } => {
                     context.say(format_args!("enlisted as {server:?} at {}", self.address));
-                    self.connections.identity().set_cluster(cluster);
-                    self.connections.identity().set_party(Party::server(server));
                 }
                 ServerOutput::StartReplay(id, replayer) => {
                     self.replays.replayers.push((id, replayer));

@@ -7,12 +7,13 @@ mod trouble;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use ramkeep_rpc::Identity;
 use ramkeep_wire::coordinator::{Answer, Request, Response, Table, Tablet, TabletMap, TabletState};
 use ramkeep_wire::data::{Items, Op, ResponseItem, Status};
 use ramkeep_wire::envelope::{self, Envelope, Header, Kind};
 use ramkeep_wire::{
-    Ballot, ClientId, KeyHash, LogPosition, MapVersion, Micros, Party, PeerId, RpcId, ServerId,
-    TableId, Version, key_hash, postcards,
+    Ballot, ClientId, ClusterId, KeyHash, LogPosition, MapVersion, Micros, Party, PeerId, RpcId,
+    ServerId, TableId, Version, key_hash, postcards,
 };
 
 use super::{CallId, Connect, NotStarted, OpId, Session, Target};
@@ -64,7 +65,7 @@ impl Bench {
     fn fresh(coordinators: usize) -> Self {
         let addresses = (0..coordinators).map(|i| format!("c:{i}")).collect();
         let mut bench = Self {
-            session: Session::new(addresses, [7; 16]),
+            session: Session::new(Identity::new(None), addresses, [7; 16]),
             now: Micros(1_000),
             items: Vec::new(),
             envelopes: Vec::new(),
@@ -123,7 +124,7 @@ impl Bench {
     fn connect(&mut self, wish: &Connect) {
         assert_eq!(wish.addresses.len(), 1);
         self.session
-            .connected(wish.target, wish.number, wish.target);
+            .connected(wish.target, wish.number, wish.target, ClusterId([1; 16]));
         self.links.insert(wish.target, wish.number);
     }
 

@@ -271,7 +271,9 @@ impl Search {
     pub(super) fn due(&self) -> Option<Micros> {
         let listings = self.listings.values().filter(|listing| listing.is_open());
         let listings = listings.map(|listing| listing.question);
-        let reading = self.reading.iter().map(|reading| reading.question);
+        // It goes on once all have shown what they hold.
+        let reading = self.reading.iter().filter(|_| self.listed);
+        let reading = reading.map(|reading| reading.question);
         let open = listings.chain(reading).filter(|q| q.asked.is_none());
         let patience = self.waits_for_new.then_some(self.patience);
         open.map(|question| question.due).chain(patience).min()
@@ -623,6 +625,42 @@ mod tests {
             panic!("all have shown what they hold");
         };
         assert!(stuck.missing.is_some());
+    }
+
+    /// Seed 2950 of the simulator: the question was due, and was not put.
+    #[test]
+    fn a_reading_that_waits_for_another_backups_inventory_is_not_due() {
+        let mut bench = Bench::new();
+        bench.waits();
+        bench.answer(Some(BackupResponse::Inventory(vec![closed(1)])));
+        let held = Held {
+            by: B,
+            boot: BootId([0; 16]),
+            replica: closed(1),
+        };
+        bench.search.reading = Some(Reading::of(NOW, held, false));
+        bench.waits();
+        let another = Living {
+            refuses: false,
+            ..there()
+        };
+        bench.backups.insert(ServerId(3), another);
+        bench.waits();
+        bench.answer(None);
+        assert_eq!(bench.search.due(), None, "it refuses nobody yet");
+        bench.backups.insert(ServerId(3), there());
+        bench.waits();
+        let (token, server, _) = bench.asked.remove(0);
+        let page = Some((BackupResponse::Inventory(Vec::new()), Vec::new()));
+        let (now, finder) = (bench.now, &mut bench.finder);
+        bench
+            .search
+            .answered(now, &dead(), finder, server, token, page);
+        bench.waits();
+        bench.pass();
+        bench.waits();
+        let fetches = matches!(bench.asked[..], [(_, B, BackupRequest::Fetch { .. })]);
+        assert!(fetches, "it goes on: {:?}", bench.asked);
     }
 
     #[test]
