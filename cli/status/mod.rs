@@ -76,6 +76,7 @@ fn total(all: impl Iterator<Item = MasterStats>) -> MasterStats {
         payload: sum.payload + stats.payload,
         segments: sum.segments + stats.segments,
         under_replicated: sum.under_replicated + stats.under_replicated,
+        room: sum.room + stats.room,
     })
 }
 

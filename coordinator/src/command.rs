@@ -155,6 +155,13 @@ pub enum Command {
         /// The end that is lost.
         end: LogEnd,
     },
+    /// A partition that does not fit where it was to be replayed: its tablets are planned anew.
+    GiveBackPartition {
+        /// Who crashed.
+        master: ServerId,
+        /// The try that is given up.
+        attempt: u32,
+    },
 }
 
 /// What a command did.

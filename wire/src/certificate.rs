@@ -11,7 +11,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::bytes::{Reader, Short, Writer};
-use crate::ids::{ClusterId, ReplicationEpoch, SegmentId, ServerId};
+use crate::ids::{ClusterId, ReplicationEpoch, SegmentId, ServerId, TableId};
 
 /// Algorithm tag of keyed BLAKE3, 32 bytes.
 pub const BLAKE3_KEYED: u8 = 1;
@@ -19,6 +19,18 @@ pub const BLAKE3_KEYED: u8 = 1;
 /// Random key of one master.
 #[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CertificateKey(pub [u8; 32]);
+
+impl CertificateKey {
+    /// A hash of an object's key that nobody can choose keys for who does not have this one.
+    #[must_use]
+    pub fn fingerprint(&self, table: TableId, key: &[u8]) -> u128 {
+        let mut hasher = blake3::Hasher::new_keyed(&self.0);
+        hasher.update(&table.0.to_le_bytes()).update(key);
+        let hash = hasher.finalize();
+        let half = hash.as_bytes().first_chunk().expect("it has 32 bytes");
+        u128::from_le_bytes(*half)
+    }
+}
 
 impl fmt::Debug for CertificateKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -193,6 +193,8 @@ pub struct MasterStats {
     pub segments: u32,
     /// Segments that lack a replica.
     pub under_replicated: u32,
+    /// Bytes that could be replayed here: what is neither used, nor kept for tombstones, nor promised.
+    pub room: u64,
 }
 
 /// What a backup reports.

@@ -162,6 +162,10 @@ crate::named! {
     DecidedTriesAreOver = "decided-tries-are-over",
     /// Recovery master: a try ends by what was said of it before it was finished.
     OldVerdictsEndTries = "old-verdicts-end-tries",
+    /// Recovery master: begins to replay what it has no memory for.
+    AdmitUnmeasured = "admit-unmeasured",
+    /// Recovery master: clients may take the memory that a replay was admitted for.
+    PromiseNothing = "promise-nothing",
     /// Recovery master: replays while it proves, whatever that may leave behind.
     ReplayBeforeProof = "replay-before-proof",
     /// Recovery master: names the first segment alone that it can't prove.

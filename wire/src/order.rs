@@ -172,6 +172,13 @@ pub enum OrderReply {
         /// For people.
         why: String,
     },
+    /// To `Recover`: there is no memory for what counts of the log. Nothing was appended; the try has failed.
+    NoRoom {
+        /// Bytes that it takes, in log and index.
+        needs: u64,
+        /// Bytes that are to be had.
+        room: u64,
+    },
 }
 
 /// How a server is, for a person who asks it directly.

@@ -109,6 +109,9 @@ impl State {
             } => self.partition_recovered(*master, *attempt, *by, taken),
             Command::AcceptLoss(accepted) => self.accept_loss(accepted),
             Command::GiveUpPlan { master, end } => self.replace_plan(*master, end),
+            Command::GiveBackPartition { master, attempt } => {
+                self.give_back_partition(*master, *attempt)
+            }
         }
     }
 

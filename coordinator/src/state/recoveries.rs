@@ -276,12 +276,28 @@ impl State {
             || mutants::active(Mutant::UnwantedTriesStay)
     }
 
+    /// A partition's tablets are down again, to be planned anew.
+    pub(super) fn give_back_partition(&mut self, master: ServerId, attempt: u32) -> Outcome {
+        let record = self.recoveries.by_master.get_mut(&master);
+        let parts = &mut record.ok_or(Refused::Unknown)?.partitions;
+        let Some(at) = parts.iter().position(|part| part.attempt == attempt) else {
+            return Err(invalid(format!("try {attempt} was given up")));
+        };
+        let given_back = parts.remove(at).tablets;
+        self.recoveries.changes += 1;
+        self.tables.down_again(master, |range| {
+            given_back.iter().any(|lost| lost.range == range)
+        });
+        self.map_changed();
+        Ok(Applied::Done)
+    }
+
     /// A plan is given up: what is not replayed is down again. The leader has to look anew in any case.
     pub(super) fn give_up_plan(&mut self, master: ServerId) {
         self.recoveries.changes += 1;
         if let Some(record) = self.recoveries.by_master.remove(&master) {
             self.recoveries.tried.insert(master, record.attempts);
-            self.tables.down_again(master);
+            self.tables.down_again(master, |_| true);
             self.map_changed();
         }
     }

@@ -164,11 +164,12 @@ impl Tables {
         changed
     }
 
-    /// What a recovery of this master had given out is down again.
-    pub(super) fn down_again(&mut self, master: ServerId) {
+    /// What a recovery of this master had given out is down again: these ranges of it.
+    pub(super) fn down_again(&mut self, master: ServerId, these: impl Fn(TabletGrant) -> bool) {
         let records = self.by_id.values_mut();
         for tablet in records.flat_map(|record| &mut record.table.tablets) {
-            if tablet.owner == master && tablet.state == TabletState::Recovering {
+            let given_out = tablet.owner == master && tablet.state == TabletState::Recovering;
+            if given_out && these(grant(tablet)) {
                 tablet.state = TabletState::Down;
             }
         }

@@ -575,6 +575,10 @@ fn golden_commands_never_change() {
             master: ServerId(2),
             end: end(9),
         },
+        Command::GiveBackPartition {
+            master: ServerId(2),
+            attempt: 3,
+        },
     ];
     let hex: String = commands
         .iter()

@@ -113,6 +113,10 @@ fn fitting(state: &State, command: &Command) -> Command {
                 parts.map(move |part| (master, part.clone()))
             });
             match parts.next() {
+                Some((master, part)) if attempt % 7 == 0 => Command::GiveBackPartition {
+                    master,
+                    attempt: part.attempt,
+                },
                 Some((master, part)) if attempt % 3 > 0 => {
                     let taken: Vec<_> = part.tablets.iter().map(|lost| (lost.range, 99)).collect();
                     recovered(master, part.attempt, part.by, &taken)

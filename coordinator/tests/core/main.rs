@@ -6,6 +6,7 @@ mod damage;
 mod group;
 mod newcomers;
 mod recovery;
+mod room;
 mod stepping;
 mod tries;
 #[allow(unreachable_pub, reason = "a module of a test")]

@@ -43,6 +43,14 @@ pub use reference::{OFFSET_BITS, REFERENCE_BITS, Reference, SLOT_BITS};
 use sync::{AtomicWord, Figure, Ordering, pause};
 pub use writer::{EntryHashes, IndexFull, IndexWriter};
 
+/// Bytes that an index grows by, at most, when so many entries come.
+#[must_use]
+pub fn bytes_for(entries: u64) -> u64 {
+    let tenths = entries * writer::TENTHS_OF_BYTES_PER_ENTRY;
+    // What chains of overflow buckets take beyond that for a while.
+    tenths.div_ceil(10) + tenths / 160
+}
+
 /// Words of a bucket that hold references.
 const ENTRIES: usize = WORDS_PER_LINE - 1;
 /// Bytes of a bucket.

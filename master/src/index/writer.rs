@@ -18,7 +18,7 @@ use super::{BUCKET_BYTES, ENTRIES, Index, META};
 
 /// The room the index may take, in tenths of a byte per entry: buckets split as long as that leaves
 /// it below. Enough for chains of 1.2 buckets in the mean when a level is half split.
-const TENTHS_OF_BYTES_PER_ENTRY: u64 = if cfg!(loom) { 480 } else { 155 };
+pub(super) const TENTHS_OF_BYTES_PER_ENTRY: u64 = if cfg!(loom) { 480 } else { 155 };
 /// A split adds a bucket, worth four entries at the above; two per insert catch up quickly after
 /// many overflow buckets came together.
 const SPLITS_PER_INSERT: usize = 2;

@@ -266,9 +266,17 @@ impl Recoveries {
                 active.replay = Some(replay);
                 Ok(())
             }
-            Outcome::Digest { items, room } => {
-                tracing::info!(segments = items.len(), "the end is proved");
-                active.gather.handle_digest(items, room)
+            Outcome::Digest { items, admitted } => {
+                tracing::info!(segments = items.len(), admitted, "the end is proved");
+                active.gather.handle_digest(items, admitted)
+            }
+            Outcome::Admitted => {
+                active.gather.handle_admitted();
+                Ok(())
+            }
+            Outcome::NoRoom { needs, room } => {
+                active.come_to(Progress::Failed(Failure::no_room(needs, room)));
+                Ok(())
             }
             Outcome::Proved { segment, memory } => {
                 active.gather.handle_proved(segment, memory);
@@ -380,13 +388,7 @@ impl Active {
                     bytes,
                 }
             }
-            Progress::Failed(Failure { why, unproved }) if unproved.is_empty() => {
-                OrderReply::CannotRecover(why.clone())
-            }
-            Progress::Failed(Failure { why, unproved }) => OrderReply::CannotProve {
-                segments: unproved.clone(),
-                why: why.clone(),
-            },
+            Progress::Failed(failure) => failure.reply(),
         }
     }
 }

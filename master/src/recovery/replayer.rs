@@ -15,12 +15,12 @@ use ramkeep_wire::LogPosition;
 use ramkeep_wire::SegmentId;
 use ramkeep_wire::ServerId;
 use ramkeep_wire::certificate::CertificateKey;
-use ramkeep_wire::coordinator::MasterStats;
 use ramkeep_wire::entry::{DigestItem, Entry};
+use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::order::{LostTablet, Recovery};
 use ramkeep_wire::segment::{ProvedSegment, VerifiedSegment};
 
-use super::gather::{Fetched, Job, KEPT_FREE};
+use super::gather::{Fetched, Job};
 use super::{Next, Recoveries, RecoveryId};
 use crate::store::{Finished, Replay, ReplayError, ReplayId, Step, Store};
 
@@ -36,7 +36,16 @@ pub enum Outcome {
     Digest {
         /// The segments that its digest names.
         items: Vec<DigestItem>,
-        /// Bytes that a replay which fails may leave.
+        /// All of them can be replayed: there is more memory than they can take.
+        admitted: bool,
+    },
+    /// What counts of all segments, all of which are proved, can be replayed.
+    Admitted,
+    /// There is no memory for what counts, and nothing was appended.
+    NoRoom {
+        /// Bytes that it takes.
+        needs: u64,
+        /// Bytes that could be promised.
         room: u64,
     },
     /// A copy of a segment is what it should be.
@@ -102,6 +111,7 @@ enum Work {
     Purge,
     Idle,
     Prove { fetched: Fetched, then: Then },
+    Admit,
     ReplayEnd,
     Replay { proved: ProvedSegment, at: usize },
     Finish,
@@ -115,8 +125,8 @@ enum Then {
     TellDigest,
     /// It is replayed.
     Replay,
-    /// Nothing.
-    Nothing,
+    /// What counts of it is noted, as long as the replay is not admitted.
+    Measure,
 }
 
 /// Proves and replays what it is given.
@@ -129,6 +139,8 @@ pub struct Replayer {
     replay: Option<Replay>,
     /// The end, once it is proved and until it is replayed.
     end: Option<ProvedSegment>,
+    /// There is memory for all that it will append.
+    admitted: bool,
     work: Work,
 }
 
@@ -140,6 +152,7 @@ impl Replayer {
             has_losses: order.given_up.is_some(),
             replay: None,
             end: None,
+            admitted: false,
             work: Work::Begin,
         }
     }
@@ -179,7 +192,7 @@ impl Replayer {
         outcome: Outcome,
     ) -> Driven {
         let driven = match &outcome {
-            Outcome::Failed(_) => self.abandon(store),
+            Outcome::Failed(_) | Outcome::NoRoom { .. } => self.abandon(store),
             Outcome::Finished(finished) => Driven::Finished(finished.end),
             _ => Driven::Told,
         };
@@ -195,10 +208,11 @@ impl Replayer {
                 fetched,
                 then: Then::TellDigest,
             },
+            Job::Admit => Work::Admit,
             Job::ReplayEnd => Work::ReplayEnd,
             Job::Proof(fetched) => Work::Prove {
                 fetched,
-                then: Then::Nothing,
+                then: Then::Measure,
             },
             Job::Segment(fetched) => Work::Prove {
                 fetched,
@@ -211,6 +225,10 @@ impl Replayer {
     fn step(&mut self, store: &Store) -> Stepped {
         match self.try_step(store) {
             Ok(stepped) => stepped,
+            Err(ReplayError::NoRoom { needs, room }) => {
+                self.work = Work::Over;
+                Stepped::Said(Outcome::NoRoom { needs, room })
+            }
             Err(error) => self.fail(format!("the replay failed: {error}")),
         }
     }
@@ -248,7 +266,14 @@ impl Replayer {
                 self.work = Work::Idle;
                 Ok(Stepped::Idle)
             }
-            Work::Prove { fetched, then } => Ok(self.prove(store, fetched, then)),
+            Work::Prove { fetched, then } => self.prove(store, fetched, then),
+            Work::Admit => {
+                let need = self.replay()?.admit(store)?;
+                tracing::info!(bytes = need.total(), "there is memory for what counts");
+                self.admitted = true;
+                self.work = Work::Idle;
+                Ok(Stepped::Said(Outcome::Admitted))
+            }
             Work::ReplayEnd => {
                 let proved = self.end.take().ok_or(ReplayError::Ended)?;
                 self.go_on(store, proved, 0)
@@ -269,7 +294,12 @@ impl Replayer {
         self.replay.as_mut().ok_or(ReplayError::Ended)
     }
 
-    fn prove(&mut self, store: &Store, fetched: Fetched, then: Then) -> Stepped {
+    fn prove(
+        &mut self,
+        store: &Store,
+        fetched: Fetched,
+        then: Then,
+    ) -> Result<Stepped, ReplayError> {
         let Fetched {
             from,
             claim,
@@ -279,26 +309,44 @@ impl Replayer {
         let segment = claim.segment;
         self.work = Work::Idle;
         let Ok(proved) = ProvedSegment::prove(claim, certificate, contents, &self.key) else {
-            return Stepped::Said(Outcome::Bad { segment, from });
+            return Ok(Stepped::Said(Outcome::Bad { segment, from }));
         };
         match then {
-            Then::Nothing => {
+            Then::Measure => {
+                self.measure(&proved)?;
                 let memory = proved.into_contents();
-                Stepped::Said(Outcome::Proved { segment, memory })
+                Ok(Stepped::Said(Outcome::Proved { segment, memory }))
             }
             Then::Replay => {
                 self.work = Work::Replay { proved, at: 0 };
-                Stepped::Worked
+                Ok(Stepped::Worked)
             }
-            Then::TellDigest => {
-                let Some(items) = digest_of(&proved.segment()) else {
-                    return self.fail(format!("the log's end, {segment:?}, has no digest"));
-                };
-                self.end = Some(proved);
-                let room = room(&store.stats());
-                Stepped::Said(Outcome::Digest { items, room })
-            }
+            Then::TellDigest => self.tell_digest(store, proved),
         }
+    }
+
+    fn measure(&mut self, proved: &ProvedSegment) -> Result<(), ReplayError> {
+        if !self.admitted {
+            let key = self.key;
+            self.replay()?.measure(&key, &proved.segment());
+        }
+        Ok(())
+    }
+
+    /// The end is proved: it says how long the log is, and so whether to measure it first.
+    fn tell_digest(&mut self, store: &Store, end: ProvedSegment) -> Result<Stepped, ReplayError> {
+        let Some(items) = digest_of(&end.segment()) else {
+            let segment = end.segment().claim().segment;
+            return Ok(self.fail(format!("the log's end, {segment:?}, has no digest")));
+        };
+        let lengths = items.iter().map(|item| u64::from(item.length));
+        let bytes = lengths.sum::<u64>() + end.segment().contents().len() as u64;
+        let admitted = self.replay()?.admit_all(store, &store.stats(), bytes);
+        self.admitted = admitted.is_ok() || mutants::active(Mutant::ReplayBeforeProof);
+        self.measure(&end)?;
+        self.end = Some(end);
+        let admitted = self.admitted;
+        Ok(Stepped::Said(Outcome::Digest { items, admitted }))
     }
 
     fn go_on(
@@ -325,12 +373,6 @@ impl Replayer {
 fn is_far_ahead(store: &Store) -> bool {
     let appended = store.writer().log().appended_position();
     appended.bytes_since(store.durability().position()) >= MAX_AHEAD
-}
-
-/// What may be lost of the memory that is neither used nor kept for tombstones.
-fn room(stats: &MasterStats) -> u64 {
-    let kept = stats.used + stats.reserved + stats.memory / KEPT_FREE;
-    stats.memory.saturating_sub(kept)
 }
 
 fn digest_of(segment: &VerifiedSegment<'_>) -> Option<Vec<DigestItem>> {

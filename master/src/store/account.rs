@@ -3,10 +3,12 @@
 //! # Invariants
 //! 1. Segments, index and what is kept for replays together stay within the budget.
 //! 2. The room that can still be appended to, less what may be lost at the ends of segments, is at
-//!    least what the tombstones of all live objects take: removing always works, down to empty.
+//!    least what the tombstones of all live objects take and what is promised to replays: removing always
+//!    works, down to empty, and a replay that was admitted finds its memory.
 //!
 //! Room that may be lost: a group that does not fit leaves the rest of a segment unused. After the
-//! last write only tombstones are appended, so that is less than the longest of them per segment.
+//! last write of a client only tombstones and what is promised are appended, so that is less than the
+//! longest of them per segment.
 
 use ramkeep_wire::entry::tombstone_len;
 
@@ -22,6 +24,24 @@ pub(super) struct Demand {
     pub(super) group: usize,
     /// The length of a key that had no object before.
     pub(super) new_key: Option<usize>,
+}
+
+/// What a replay will append, or may still append, once it is admitted (SAFETY 26).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Need {
+    /// Bytes of entries, and of the tombstones that their objects may need one day.
+    pub(super) bytes: u64,
+    /// The longest of those entries.
+    pub(super) longest: usize,
+    /// Bytes beside the log: in the index, and kept until the end.
+    pub(super) beside: u64,
+}
+
+impl Need {
+    /// All of it, for people and for who looks for a master that has the room.
+    pub(crate) fn total(&self) -> u64 {
+        self.bytes + self.beside
+    }
 }
 
 /// Figures of one master's memory. Bytes, unless said otherwise.
@@ -40,6 +60,8 @@ pub(super) struct Account {
     pub(super) kept: u64,
     /// The longest tombstone that any object so far may need.
     longest_tombstone: usize,
+    /// What all replays that are admitted may still take.
+    pub(super) promised: Need,
 }
 
 impl Account {
@@ -52,6 +74,7 @@ impl Account {
             payload: 0,
             kept: 0,
             longest_tombstone: 0,
+            promised: Need::default(),
         }
     }
 
@@ -73,8 +96,9 @@ impl Account {
     #[inline]
     pub(super) fn admits(&self, log: &Log, index_bytes: u64, demand: Demand) -> bool {
         let tombstone = demand.new_key.map_or(0, tombstone_len);
-        let longest = self.longest_tombstone.max(tombstone);
-        let segments = self.segments(log, index_bytes);
+        let promised = &self.promised;
+        let longest = self.longest_tombstone.max(tombstone).max(promised.longest);
+        let segments = self.segments(log, index_bytes + promised.beside);
         let Some(spare) = segments.checked_sub(log.segment_count()) else {
             return false;
         };
@@ -85,7 +109,21 @@ impl Account {
             None if spare == 0 => return false,
             None => (per_segment.saturating_sub(demand.group), spare - 1),
         };
-        (room + spare * per_segment) as u64 >= self.reserved + tombstone as u64
+        (room + spare * per_segment) as u64 >= self.reserved + tombstone as u64 + promised.bytes
+    }
+
+    /// Bytes that could be promised, if none of the entries is longer than `longest`.
+    pub(super) fn room(&self, log: &Log, index_bytes: u64, longest: usize) -> u64 {
+        let longest = longest
+            .max(self.longest_tombstone)
+            .max(self.promised.longest);
+        let segments = self.segments(log, index_bytes + self.promised.beside);
+        let Some(spare) = segments.checked_sub(log.segment_count()) else {
+            return 0;
+        };
+        let per_segment = log.fresh_room(segments).saturating_sub(longest);
+        let room = (log.room().saturating_sub(longest) + spare * per_segment) as u64;
+        room.saturating_sub(self.reserved + self.promised.bytes)
     }
 
     /// Whether all tombstones of live objects have their room.

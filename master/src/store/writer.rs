@@ -195,6 +195,7 @@ impl Writer {
             payload: self.account.payload,
             segments: segments as u32,
             under_replicated: 0,
+            room: self.account.room(&self.log, index, 0),
         }
     }
 

@@ -35,16 +35,16 @@ pub(crate) fn whole() -> TabletGrant {
 }
 
 fn store(me: ServerId) -> Store {
-    store_of(me, 80)
+    store_of(me, 80, SEGMENT)
 }
 
-fn store_of(me: ServerId, segments: u64) -> Store {
+fn store_of(me: ServerId, segments: u64, segment_size: u32) -> Store {
     Store::new(StoreConfig {
         cluster: CLUSTER,
         master: me,
         key: Some(KEY),
-        memory: segments * u64::from(SEGMENT),
-        segment_size: SEGMENT,
+        memory: segments * u64::from(segment_size),
+        segment_size,
         first_segment: SegmentId(1),
     })
     .unwrap()
@@ -71,7 +71,12 @@ pub(crate) type Copy = (ReplicaInfo, Vec<u8>);
 /// Replicas of the crashed master's log, oldest first, and the order to recover it. The last is the
 /// head, longer than the end that was decided.
 pub(crate) fn crashed() -> (Vec<Copy>, Recovery) {
-    let source = store(DEAD);
+    crashed_after(1)
+}
+
+/// The same, each object written so many times.
+pub(crate) fn crashed_after(times: u32) -> (Vec<Copy>, Recovery) {
+    let source = store_of(DEAD, 80, SEGMENT * times);
     source.take_tablets(&[whole()]).unwrap();
     let (guard, tablets) = (source.pin(), source.tablets());
     let write = |number: u64| {
@@ -84,7 +89,9 @@ pub(crate) fn crashed() -> (Vec<Copy>, Recovery) {
             .write(&guard, owned, &value, RejectRules::default());
         assert_eq!(written.status, Status::Ok);
     };
-    (0..OBJECTS).for_each(write);
+    for _ in 0..times {
+        (0..OBJECTS).for_each(write);
+    }
     make_durable(&source);
     let (segment, length) = {
         let writer = source.writer();
@@ -234,8 +241,16 @@ impl World {
 
     /// One whose memory is used up to what the replay needs, and little more.
     pub(crate) fn tight(backups: impl IntoIterator<Item = (u64, Backup)>) -> Self {
+        Self::with_room(14, backups)
+    }
+
+    /// One whose memory is used up to so many segments.
+    pub(crate) fn with_room(
+        segments: u64,
+        backups: impl IntoIterator<Item = (u64, Backup)>,
+    ) -> Self {
         let world = Self {
-            store: store_of(ME, 42),
+            store: store_of(ME, 42, SEGMENT),
             ..Self::new(backups)
         };
         let range = TabletGrant {
@@ -243,21 +258,26 @@ impl World {
             ..whole()
         };
         world.store.take_tablets(&[range]).unwrap();
-        let (guard, tablets) = (world.store.pin(), world.store.tablets());
         for number in 0.. {
             make_durable(&world.store);
             let stats = world.store.stats();
-            if stats.memory - stats.used - stats.reserved < 11 * u64::from(SEGMENT) {
+            if stats.memory - stats.used - stats.reserved < segments * u64::from(SEGMENT) {
                 break;
             }
-            let key = key(number);
-            let owned = tablets.owned(OTHER, &key).unwrap();
-            let mut writer = world.store.writer();
-            let written = writer.write(&guard, owned, &[7; 700], RejectRules::default());
-            assert_eq!(written.status, Status::Ok);
+            assert_eq!(world.write_other(&key(number), 700), Status::Ok);
         }
-        drop((guard, tablets));
         world
+    }
+
+    /// Writes what the recovery master serves itself.
+    pub(crate) fn write_other(&self, key: &[u8], len: usize) -> Status {
+        let (guard, tablets) = (self.store.pin(), self.store.tablets());
+        let owned = tablets.owned(OTHER, key).unwrap();
+        let value = vec![7; len];
+        let mut writer = self.store.writer();
+        writer
+            .write(&guard, owned, &value, RejectRules::default())
+            .status
     }
 
     pub(crate) fn list(&self) -> ServerList {

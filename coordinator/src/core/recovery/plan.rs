@@ -18,10 +18,18 @@ use crate::limits::{MAX_PARTITIONS, MAX_PLANNED_TABLETS, PARTITION_OBJECTS};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Candidate {
     pub(super) server: ServerId,
-    /// Bytes of memory that it does not use, as far as is known.
+    /// Bytes that it has room for, as far as is known.
     pub(super) free: u64,
     /// Partitions that it replays already.
     pub(super) busy: usize,
+}
+
+/// Who replays how much of a log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Share {
+    pub(super) by: ServerId,
+    /// Among those of all shares.
+    pub(super) weight: u64,
 }
 
 /// The partitions of one command.
@@ -33,13 +41,13 @@ pub(super) fn rank(candidates: &mut [Candidate]) {
 }
 
 /// The recovery masters for a log of so many bytes and objects: as few as its size asks for, more if
-/// they lack memory for it, and all when that does not help. `candidates` are ranked.
+/// they lack memory for it, and all, as their memory is, when that does not help. `candidates` are ranked.
 pub(super) fn choose(
     candidates: &[Candidate],
     bytes: u64,
     objects: u64,
     partition_bytes: u64,
-) -> Vec<ServerId> {
+) -> Vec<Share> {
     let wanted = bytes
         .div_ceil(partition_bytes)
         .max(objects.div_ceil(PARTITION_OBJECTS));
@@ -52,11 +60,24 @@ pub(super) fn choose(
         let chosen = candidates.iter().filter(|one| one.free >= share);
         chosen.count() >= *count
     };
-    let count = (least..=most).find(fits);
-    let share = count.map_or(0, |count| bytes.div_ceil(count as u64));
+    let Some(count) = (least..=most).find(fits) else {
+        let largest = candidates.iter().map(|one| one.free).max();
+        let all = candidates.iter().take(most);
+        let with_room = all.filter(|one| one.free > 0 || largest == Some(0));
+        return with_room
+            .map(|one| Share {
+                by: one.server,
+                weight: one.free.max(1),
+            })
+            .collect();
+    };
+    let share = bytes.div_ceil(count as u64);
     let chosen = candidates.iter().filter(|one| one.free >= share);
-    let chosen = chosen.map(|one| one.server);
-    chosen.take(count.unwrap_or(most)).collect()
+    let even = |one: &Candidate| Share {
+        by: one.server,
+        weight: 1,
+    };
+    chosen.map(even).take(count).collect()
 }
 
 /// Cuts the tablets that are down into a share for each of `masters`, in as many commands as it
@@ -64,7 +85,7 @@ pub(super) fn choose(
 /// for.
 pub(super) fn plan(
     down: &[Tablet],
-    masters: &[ServerId],
+    masters: &[Share],
     sizes: &BTreeMap<TableId, usize>,
     room: usize,
 ) -> Vec<Parts> {
@@ -73,7 +94,8 @@ pub(super) fn plan(
     }
     let mut batches = Batches::default();
     let mut room = room;
-    let mut turn = 0;
+    // What of the hashes of whole tablets each was given.
+    let mut given = vec![0_u128; masters.len()];
     let tables: BTreeSet<TableId> = down.iter().map(|tablet| tablet.table).collect();
     for table in tables {
         let own: Vec<&Tablet> = down.iter().filter(|tablet| tablet.table == table).collect();
@@ -86,9 +108,12 @@ pub(super) fn plan(
             }
         } else {
             for tablet in own {
-                let by = masters[turn % masters.len()];
-                turn += 1;
-                batches.add(vec![(range(tablet, tablet.first, tablet.last), by)]);
+                let filled = |at: &usize| given[*at] / u128::from(masters[*at].weight);
+                let least = (0..masters.len()).min_by_key(filled).unwrap_or(0);
+                // A whole table is 2^64 wide: as many as there can be have room.
+                given[least] += width(tablet);
+                let range = range(tablet, tablet.first, tablet.last);
+                batches.add(vec![(range, masters[least].by)]);
             }
         }
     }
@@ -104,18 +129,22 @@ fn width(tablet: &Tablet) -> u128 {
     u128::from(tablet.last.0 - tablet.first.0) + 1
 }
 
-/// The pieces of one tablet when all those of its table, laid end to end, are shared evenly.
-fn cut(tablet: &Tablet, own: &[&Tablet], masters: &[ServerId]) -> Vec<(TabletGrant, ServerId)> {
+/// The pieces of one tablet when all those of its table, laid end to end, are shared by weight.
+fn cut(tablet: &Tablet, own: &[&Tablet], masters: &[Share]) -> Vec<(TabletGrant, ServerId)> {
     let total: u128 = own.iter().map(|tablet| width(tablet)).sum();
     let before = own.iter().take_while(|other| other.first < tablet.first);
     let start: u128 = before.map(|other| width(other)).sum();
     let end = start + width(tablet);
-    let count = masters.len() as u128;
-    // A whole table is 2^64 wide, and shares are few.
-    let bound = |share: u128| total * share / count;
+    let weights: u128 = masters.iter().map(|share| u128::from(share.weight)).sum();
+    // A whole table is 2^64 wide, and weights are cut to what that leaves.
+    let spread = weights.checked_ilog2().unwrap_or(0).saturating_sub(60);
+    let bound = |weight: u128| total * (weight >> spread) / (weights >> spread).max(1);
     let mut pieces = Vec::new();
-    for (share, by) in (0..count).zip(masters) {
-        let (from, to) = (bound(share).max(start), bound(share + 1).min(end));
+    let mut before = 0;
+    for Share { by, weight } in masters {
+        let from = bound(before).max(start);
+        before += u128::from(*weight);
+        let to = bound(before).min(end);
         if from < to {
             let first = tablet.first.0 + (from - start) as u64;
             let last = tablet.first.0 + (to - 1 - start) as u64;
@@ -183,14 +212,18 @@ mod tests {
         free.iter().enumerate().map(one).collect()
     }
 
-    fn servers(ids: &[u64]) -> Vec<ServerId> {
-        ids.iter().copied().map(ServerId).collect()
+    fn shares(ids: &[u64]) -> Vec<Share> {
+        let even = |id: &u64| Share {
+            by: ServerId(*id),
+            weight: 1,
+        };
+        ids.iter().map(even).collect()
     }
 
     #[test]
     fn a_small_log_goes_to_one_master_and_a_large_one_to_as_many_as_it_needs() {
         let plenty = candidates(&[u64::MAX; 5]);
-        assert_eq!(choose(&plenty, 1 << 20, 1, PARTITION_BYTES), servers(&[1]));
+        assert_eq!(choose(&plenty, 1 << 20, 1, PARTITION_BYTES), shares(&[1]));
         assert_eq!(
             choose(&plenty, 3 * PARTITION_BYTES, 1, PARTITION_BYTES).len(),
             3
@@ -204,16 +237,20 @@ mod tests {
             5,
             "all there are"
         );
-        assert_eq!(choose(&[], 1, 1, PARTITION_BYTES), servers(&[]));
+        assert_eq!(choose(&[], 1, 1, PARTITION_BYTES), shares(&[]));
     }
 
     #[test]
     fn masters_without_memory_for_a_share_are_not_chosen() {
         let some = candidates(&[10, 600, 100, 700]);
-        assert_eq!(choose(&some, 600, 0, PARTITION_BYTES), servers(&[2]));
-        assert_eq!(choose(&some, 1_200, 0, PARTITION_BYTES), servers(&[2, 4]));
-        // Nobody has enough: all try.
-        assert_eq!(choose(&some, 1 << 20, 0, PARTITION_BYTES).len(), 4);
+        assert_eq!(choose(&some, 600, 0, PARTITION_BYTES), shares(&[2]));
+        assert_eq!(choose(&some, 1_200, 0, PARTITION_BYTES), shares(&[2, 4]));
+        // Nobody has enough for an even share: they are as the room is.
+        let weights = |bytes| {
+            let all = choose(&some, bytes, 0, PARTITION_BYTES);
+            all.iter().map(|share| share.weight).collect::<Vec<_>>()
+        };
+        assert_eq!(weights(1_300), [10, 600, 100, 700]);
     }
 
     #[test]
@@ -223,7 +260,7 @@ mod tests {
             tablet(1, 3 << 62, u64::MAX),
             tablet(2, 0, u64::MAX),
         ];
-        let masters = servers(&[1, 2, 3]);
+        let masters = shares(&[1, 2, 3]);
         let sizes = BTreeMap::from([(TableId(1), 4), (TableId(2), 1)]);
         let plans = plan(&down, &masters, &sizes, 1_000);
         let [parts] = plans.as_slice() else {
@@ -256,11 +293,32 @@ mod tests {
     }
 
     #[test]
+    fn shares_are_as_the_weights_are() {
+        let (gib, table) = (1_u64 << 30, tablet(1, 0, u64::MAX));
+        let weights = [gib, 2 * gib, 5 * gib, u64::MAX / 1_000];
+        for count in [3, 4] {
+            let weigh = |(by, weight): (u64, &u64)| Share {
+                by: ServerId(by),
+                weight: *weight,
+            };
+            let masters: Vec<_> = (0..).zip(&weights[..count]).map(weigh).collect();
+            let sum: u128 = masters.iter().map(|share| u128::from(share.weight)).sum();
+            let pieces = cut(&table, &[&table], &masters);
+            for share in &masters {
+                let own = pieces.iter().filter(|(_, by)| *by == share.by);
+                let own: u128 = own.map(|(g, _)| u128::from(g.last.0 - g.first.0) + 1).sum();
+                let due = (u128::from(share.weight) << 40) / sum;
+                assert!((own >> 24).abs_diff(due) <= 1, "{share:?} {own}");
+            }
+        }
+    }
+
+    #[test]
     fn a_table_or_map_that_is_full_is_not_cut_further() {
         let down: Vec<_> = (0..1_024_u64)
             .map(|at| tablet(1, at << 54, ((at + 1) << 54).wrapping_sub(1)))
             .collect();
-        let masters = servers(&[1, 2]);
+        let masters = shares(&[1, 2]);
         let sizes = BTreeMap::from([(TableId(1), 1_024)]);
         for room in [0, 1_000] {
             let plans = plan(&down, &masters, &sizes, room);
@@ -275,7 +333,7 @@ mod tests {
             .map(|table| tablet(table, 0, u64::MAX))
             .collect();
         let sizes = (1..=3_000).map(|table| (TableId(table), 1)).collect();
-        let plans = plan(&down, &servers(&[1, 2]), &sizes, 1_000);
+        let plans = plan(&down, &shares(&[1, 2]), &sizes, 1_000);
         assert!(plans.len() > 3);
         let per: Vec<usize> = plans
             .iter()

@@ -6,11 +6,15 @@
 //! 2. Several logs are replayed at a time only while there are frames for the copies of all of them.
 //!    Else it is one after the other: each frees its old replicas before the next begins (SAFETY 24).
 //!    What nobody replays holds up nobody: a recovery that can't go on takes neither frames nor memory.
-//! 3. A log whose live bytes are known is not given to masters that are known not to have the memory.
+//! 3. A log is given out only if there is known to be room for it, shared as the room is; whether there is,
+//!    its recovery masters say before they append anything. What did not fit is cut anew, by what they
+//!    measured, with more to spare each time (SAFETY 26).
 
 use std::collections::BTreeMap;
 
-use ramkeep_wire::coordinator::{BackupStats, Heartbeat, ServerState, Tablet, TabletState};
+use ramkeep_wire::coordinator::{
+    BackupStats, Heartbeat, MasterStats, ServerState, Tablet, TabletState,
+};
 use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::{ServerId, TableId};
 
@@ -23,13 +27,18 @@ use crate::command::Command;
 use crate::limits::{ASK_SOON, JOIN_WAIT};
 use crate::state::Partition;
 
+/// One part in 2^this more than is needed must be there: hashes cut a log only about evenly.
+const SLACK: u32 = 4;
+/// The part doubles with each time that it was not enough, so often.
+const MAX_REFUSALS: u32 = 3;
+
 /// What a master was given to replay.
 #[derive(Clone, Copy, Debug)]
 struct Share {
     by: ServerId,
     bytes: u64,
-    /// What it used already when it was given that, as far as was known.
-    used: u64,
+    /// What it had room for when it was given that, as far as was known.
+    room: u64,
 }
 
 /// What a walk's plan takes.
@@ -74,18 +83,22 @@ impl Budget {
         self.first.get_or_insert(master);
     }
 
-    /// What `by` will use when all it was given is replayed.
+    /// How many shares `by` was given, and the room that it will have when all of that is replayed.
     fn expected(&self, by: ServerId) -> (usize, u64) {
         let own = || self.shares.iter().filter(|share| share.by == by);
-        let least = own().map(|share| share.used).min().unwrap_or(0);
+        let most = own().map(|share| share.room).max().unwrap_or(u64::MAX);
         let bytes: u64 = own().map(|share| share.bytes).sum();
-        (own().count(), least.saturating_add(bytes))
+        (own().count(), most.saturating_sub(bytes))
     }
 }
 
 impl View<'_> {
-    /// The masters that can replay, the best first.
-    pub(super) fn candidates(&self, budget: &Budget) -> Vec<Candidate> {
+    /// The masters that can replay, the best first. `less` is what one has less room than it reports.
+    pub(super) fn candidates(
+        &self,
+        budget: &Budget,
+        less: &BTreeMap<ServerId, u64>,
+    ) -> Vec<Candidate> {
         let mut busy: BTreeMap<ServerId, usize> = BTreeMap::new();
         for (_, record) in self.state.recoveries().iter() {
             for part in &record.partitions {
@@ -96,11 +109,12 @@ impl View<'_> {
         let ready = servers.filter(|(_, server)| server.is_ready_master());
         let mut all: Vec<_> = ready
             .map(|(id, server)| {
-                let (memory, used) = self.memory(id, server.memory);
                 let (given, expected) = budget.expected(id);
+                let less = less.get(&id).copied().unwrap_or(0);
+                let room = self.room(id).unwrap_or(server.memory);
                 Candidate {
                     server: id,
-                    free: memory.saturating_sub(used.max(expected)),
+                    free: room.min(expected).saturating_sub(less),
                     busy: busy.get(&id).copied().unwrap_or(0).max(given),
                 }
             })
@@ -109,11 +123,10 @@ impl View<'_> {
         all
     }
 
-    /// Memory of a master and what it uses of it, as far as is known.
-    fn memory(&self, server: ServerId, enlisted: u64) -> (u64, u64) {
-        let watch = self.watches.get(&server);
-        let stats = watch.and_then(|watch| watch.heartbeat.as_ref()?.master);
-        stats.map_or((enlisted, 0), |stats| (stats.memory, stats.used))
+    /// What a master has room for, as it reported last.
+    pub(super) fn room(&self, server: ServerId) -> Option<u64> {
+        let report = self.watches.get(&server)?.heartbeat.as_ref()?;
+        Some(report.master?.room)
     }
 
     /// Frames that are known to be free.
@@ -174,7 +187,7 @@ impl Walk {
         view.state.living(part.by).is_ok()
             && match said {
                 Some(Said::Replays { of, .. }) => *of > 0 || asked || self.allotted.is_some(),
-                Some(Said::NotReady | Said::Cannot(_)) => {
+                Some(Said::NotReady | Said::Cannot(_) | Said::NoRoom { .. }) => {
                     mutants::active(Mutant::StuckPlansTakeFrames)
                 }
                 Some(Said::Nothing) | None => asked || self.allotted.is_some(),
@@ -201,7 +214,7 @@ impl Walk {
         Some(Share {
             by: part.by,
             bytes: bytes.div_ceil(parts as u64),
-            used: view.memory(part.by, 0).1,
+            room: view.room(part.by).unwrap_or(0),
         })
     }
 
@@ -219,17 +232,21 @@ impl Walk {
             return self.wait(view, "masters are about to join".into());
         }
         let stats = report.and_then(|report| report.master);
-        let bytes = stats.map_or(found.bytes, |stats| stats.live);
+        let takes = |stats: MasterStats| stats.live + stats.reserved + stats.index;
+        let known = self.measured.or(stats.map(takes));
+        let bytes = known.unwrap_or(found.bytes);
+        let bytes = bytes + (bytes >> (SLACK - self.refusals.min(MAX_REFUSALS)));
         let objects = stats.map_or(0, |stats| stats.objects);
-        let candidates = view.candidates(budget);
+        let candidates = view.candidates(budget, &self.less);
         if candidates.is_empty() {
             return self.stop(view.now, master, "no master is ready to replay".into());
         }
         let masters = plan::choose(&candidates, bytes, objects, view.partition_bytes);
         let free: u64 = candidates.iter().map(|one| one.free).sum();
-        if stats.is_some() && free < bytes {
+        if known.is_some() && free < bytes {
             let why = format!(
-                "{} masters have {free} bytes of memory together, {bytes} are to be replayed",
+                "its tablets take {bytes} bytes of memory, and {} masters have room for {free}: \
+                 a server more is needed, or objects removed",
                 candidates.len()
             );
             return self.stop(view.now, master, why);
@@ -248,11 +265,12 @@ impl Walk {
                 );
             }
         }
-        let share = bytes.div_ceil(masters.len().max(1) as u64);
-        let shares = masters.iter().map(|by| Share {
-            by: *by,
-            bytes: share,
-            used: view.memory(*by, 0).1,
+        let weights: u128 = masters.iter().map(|share| u128::from(share.weight)).sum();
+        let part = |weight: u64| u128::from(bytes) * u128::from(weight) / weights.max(1);
+        let shares = masters.iter().map(|share| Share {
+            by: share.by,
+            bytes: u64::try_from(part(share.weight)).unwrap_or(u64::MAX),
+            room: view.room(share.by).unwrap_or(u64::MAX),
         });
         let allotted = Allotted {
             shares: shares.collect(),
@@ -262,6 +280,7 @@ impl Walk {
         self.allotted = Some(allotted);
         self.stuck = None;
         self.waits = None;
+        self.measured = None;
         self.propose_plan(master, view, &masters, acts);
     }
 
@@ -275,7 +294,7 @@ impl Walk {
         &mut self,
         master: ServerId,
         view: &View<'_>,
-        masters: &[ServerId],
+        masters: &[plan::Share],
         acts: &mut Vec<Act>,
     ) {
         let Some(found) = self.found else { return };

@@ -3,10 +3,11 @@
 //! # Invariants
 //! 1. A partition leaves its recovery master only when that one crashed, or said that it can't while
 //!    all of the log is there. While something of the log is missing, or can't be proved, nobody tries.
-//! 2. Every ready master had its turn before one that couldn't is tried anew. It is another try then, of
+//! 2. What does not fit where it was to be replayed is given back, and planned anew when it would fit.
+//! 3. Every ready master had its turn before one that couldn't is tried anew. It is another try then, of
 //!    another number, and the more turns all had since servers came or went, the later it begins.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ramkeep_wire::order::{OrderReply, Recovery};
 use ramkeep_wire::{ClientId, EndedRound, SegmentId, ServerId, TryId, order};
@@ -43,6 +44,11 @@ pub(super) enum Said {
     },
     /// It can't, and why.
     Cannot(String),
+    /// It has no room for what it takes: bytes.
+    NoRoom {
+        /// It takes.
+        needs: u64,
+    },
 }
 
 /// What the leader knows of one try.
@@ -92,7 +98,7 @@ pub(super) fn reassign(
         if lives {
             failed.insert(part.by);
         }
-        let candidates = view.candidates(budget);
+        let candidates = view.candidates(budget, &BTreeMap::new());
         let mut fresh = candidates
             .iter()
             .filter(|one| !failed.contains(&one.server));
@@ -209,11 +215,38 @@ impl Coordinator {
                 self.propose(&command, Origin::Recovery(master));
             }
             OrderReply::CannotRecover(why) => self.cannot(server, recovery.id(), why, &[]),
+            OrderReply::NoRoom { needs, room } => self.no_room(server, recovery.id(), needs, room),
             OrderReply::CannotProve { segments, why } => {
                 self.cannot(server, recovery.id(), why, &segments);
             }
             reply => tracing::warn!(%server, ?reply, "reply does not fit its order"),
         }
+    }
+
+    /// A recovery master has no room for its partition, and has appended nothing: what is down is cut anew.
+    fn no_room(&mut self, server: ServerId, id: TryId, needs: u64, room: u64) {
+        let TryId { master, attempt } = id;
+        let reports = self.watches.get(&server).and_then(|w| w.heartbeat.as_ref());
+        let reported = reports.and_then(|report| report.master);
+        let Some(walk) = self.recoveries.walks.get_mut(&master) else {
+            return;
+        };
+        let Some(replay) = walk.replays.get_mut(&attempt) else {
+            return;
+        };
+        if std::mem::replace(&mut replay.proposed, true) {
+            return;
+        }
+        tracing::warn!(%server, %master, needs, room, "a partition does not fit");
+        replay.said = Said::NoRoom { needs };
+        walk.measured = Some(walk.measured.unwrap_or(0) + needs);
+        walk.refusals += 1;
+        if let Some(stats) = reported {
+            walk.less.insert(server, stats.room.saturating_sub(room));
+        }
+        walk.proposed += 1;
+        let command = Command::GiveBackPartition { master, attempt };
+        self.propose(&command, Origin::Recovery(master));
     }
 
     /// A recovery master said that it can't, since it could not prove these segments if it names some.

@@ -195,6 +195,9 @@ fn replays(record: &RecoveryRecord, walk: &Walk) -> (String, bool) {
                 stuck = true;
                 format!("{by:?} can't: {why}")
             }
+            Some(Said::NoRoom { needs }) => {
+                format!("{by:?} has no room for the {needs} bytes that its part takes")
+            }
             Some(Said::Replays { done, of }) if *of > 0 => {
                 format!("{by:?} replays: {done} of {of} segments")
             }

@@ -46,6 +46,12 @@ pub(super) struct Walk {
     pub(super) missing: Option<Loss>,
     /// What it waits for before it is planned.
     pub(super) waits: Option<String>,
+    /// What the tablets take that were given back, since they did not fit where they were to be replayed.
+    pub(super) measured: Option<u64>,
+    /// How often that was so.
+    pub(super) refusals: u32,
+    /// What a master has less room than it reports, as it turned out.
+    pub(super) less: BTreeMap<ServerId, u64>,
     /// What its plan takes, if this leader made it.
     pub(super) allotted: Option<Allotted>,
     /// Not before this.
@@ -80,6 +86,9 @@ impl Walk {
             stuck: None,
             missing: None,
             waits: None,
+            measured: None,
+            refusals: 0,
+            less: BTreeMap::new(),
             allotted: None,
             again: now,
             stops: 0,

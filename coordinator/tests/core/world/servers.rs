@@ -7,7 +7,7 @@ use ramkeep_wire::coordinator::{
     Answer, BackupStats, Enlist, Heartbeat, MasterStats, Request, ServerList, ServerState, Tablet,
     TabletState,
 };
-use ramkeep_wire::order::{Command, LogEnd, Order, OrderReply, Recovery};
+use ramkeep_wire::order::{Command, LogEnd, LostTablet, Order, OrderReply, Recovery};
 use ramkeep_wire::{BootId, ListVersion, LogPosition, Micros, SegmentId, ServerId, TableId};
 
 use super::*;
@@ -28,6 +28,8 @@ pub enum Behaviour {
     CannotProve(SegmentId),
     /// The same for the log of this one alone.
     CannotFor(ServerId),
+    /// A quarter of all hashes, replayed, takes so many bytes of what is free.
+    Takes(u64),
     /// It goes on without end.
     Goes,
     /// The same for the log of this one alone.
@@ -76,6 +78,7 @@ impl Fake {
             ready: !self.joins,
             master: Some(MasterStats {
                 memory: self.free,
+                room: self.free,
                 live: self.live,
                 ..MasterStats::default()
             }),
@@ -87,6 +90,13 @@ impl Fake {
             ..Heartbeat::of(server)
         }
     }
+}
+
+/// What the tablets take if a quarter of all hashes takes so much.
+fn needs(recovery: &Recovery, quarter: u64) -> u64 {
+    let width = |lost: &LostTablet| u128::from(lost.range.last.0 - lost.range.first.0) + 1;
+    let width: u128 = recovery.tablets.iter().map(width).sum();
+    (u128::from(quarter) * width >> 62) as u64
 }
 
 impl World {
@@ -182,6 +192,10 @@ impl World {
             Behaviour::CannotFor(master) if *master == recovery.master => {
                 OrderReply::CannotRecover("its log can't be replayed".into())
             }
+            Behaviour::Takes(bytes) if needs(recovery, *bytes) > fake.free => OrderReply::NoRoom {
+                needs: needs(recovery, *bytes),
+                room: fake.free,
+            },
             _ if *polls > POLLS && !goes => {
                 let position = |at| LogPosition(1_000 + at as u64);
                 OrderReply::Recovered((0..recovery.tablets.len()).map(position).collect())

@@ -51,7 +51,7 @@ impl Gather {
         if self.end.length as usize > SEGMENT_SIZE {
             return Err(format!("an end of {} bytes can't be", self.end.length).into());
         }
-        if self.aim == Aim::Replay {
+        if self.aim != Aim::Prove {
             return Ok(());
         }
         let proved = match self.has_digest {
@@ -63,7 +63,10 @@ impl Gather {
             return Ok(());
         }
         if self.lost.is_empty() {
-            self.aim = Aim::Replay;
+            self.aim = match self.admitted {
+                true => Aim::Replay,
+                false => Aim::Admit,
+            };
         } else if self.inventory.is_settled(now) {
             return Err(self.failure());
         }
@@ -82,6 +85,7 @@ impl Gather {
         Failure {
             why,
             unproved: self.lost.keys().copied().take(MAX_GIVEN_UP).collect(),
+            no_room: None,
         }
     }
 

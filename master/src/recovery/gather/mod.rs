@@ -8,9 +8,8 @@
 //!    others are proved, so that the recovery fails once, and names all that are lost.
 //! 3. Bytes fetched or waiting to be replayed are at most [`MAX_BYTES`], requests in flight at most
 //!    [`MAX_ASKS`].
-//! 4. However often recoveries fail, one part in [`KEPT_FREE`] of the memory stays free: where what one
-//!    may leave behind could take more, all of the log is proved before the first of it is appended, and
-//!    then fetched again (SAFETY 26).
+//! 4. Nothing is replayed before that was admitted: at once where there is memory for all of the log, else
+//!    once all of it is proved and measured; then it is fetched again (SAFETY 26).
 
 mod fetching;
 mod missing;
@@ -23,8 +22,7 @@ use ramkeep_wire::certificate::Claim;
 use ramkeep_wire::coordinator::{DamagedReplica, ServerList};
 use ramkeep_wire::entry::DigestItem;
 use ramkeep_wire::limits::SEGMENT_SIZE;
-use ramkeep_wire::mutants::{self, Mutant};
-use ramkeep_wire::order::{LogEnd, Recovery};
+use ramkeep_wire::order::{LogEnd, OrderReply, Recovery};
 use ramkeep_wire::{Certificate, ClusterId, Micros, SegmentId, ServerId};
 
 use super::inventory::{Inventory, RETRY};
@@ -34,9 +32,6 @@ use fetching::Fetch;
 pub const MAX_BYTES: usize = 8 * SEGMENT_SIZE;
 /// Requests in flight for one recovery.
 pub const MAX_ASKS: usize = 16;
-/// One part in so many of a master's memory is not risked for the time that proving first takes: it stays
-/// for what the master serves, should the replay fail.
-pub const KEPT_FREE: u64 = 8;
 /// The longest wait that a backup can ask for: above any lease.
 const MAX_WAIT: Duration = Duration::from_secs(10);
 
@@ -62,9 +57,11 @@ pub struct Fetched {
 pub enum Job {
     /// Prove the end, tell its digest, and keep it.
     End(Fetched),
+    /// All is proved: is there memory for what counts?
+    Admit,
     /// Replay the end.
     ReplayEnd,
-    /// Prove a segment, no more.
+    /// Prove a segment, and measure what counts of it.
     Proof(Fetched),
     /// Prove a segment and replay it.
     Segment(Fetched),
@@ -77,6 +74,8 @@ pub enum Job {
 enum Aim {
     /// To be proved, since not all are, or not all can be.
     Prove,
+    /// None, until it is said whether there is memory for what counts.
+    Admit,
     /// To be replayed.
     Replay,
 }
@@ -88,6 +87,29 @@ pub(super) struct Failure {
     pub(super) why: String,
     /// The segments of which no copy proves itself, in order, if it is for those.
     pub(super) unproved: Vec<SegmentId>,
+    /// The bytes of memory that it takes and those that are to be had, if it is for those.
+    pub(super) no_room: Option<(u64, u64)>,
+}
+
+impl Failure {
+    pub(super) fn no_room(needs: u64, room: u64) -> Self {
+        Self {
+            no_room: Some((needs, room)),
+            ..format!("it needs {needs} bytes of memory, and {room} are to be had").into()
+        }
+    }
+
+    pub(super) fn reply(&self) -> OrderReply {
+        let why = self.why.clone();
+        if let Some((needs, room)) = self.no_room {
+            OrderReply::NoRoom { needs, room }
+        } else if self.unproved.is_empty() {
+            OrderReply::CannotRecover(why)
+        } else {
+            let segments = self.unproved.clone();
+            OrderReply::CannotProve { segments, why }
+        }
+    }
 }
 
 impl From<String> for Failure {
@@ -95,6 +117,7 @@ impl From<String> for Failure {
         Self {
             why,
             unproved: Vec::new(),
+            no_room: None,
         }
     }
 }
@@ -125,6 +148,10 @@ pub(super) struct Gather {
     end: LogEnd,
     inventory: Inventory,
     aim: Aim,
+    /// There is memory for what will be appended.
+    admitted: bool,
+    /// The replayer was asked.
+    asked_admission: bool,
     needed: BTreeMap<SegmentId, Needed>,
     /// Needed, and to be had from nobody.
     lost: BTreeMap<SegmentId, Needed>,
@@ -164,6 +191,8 @@ impl Gather {
             end: order.end,
             inventory: Inventory::default(),
             aim: Aim::Replay,
+            admitted: nothing,
+            asked_admission: false,
             needed: end.into_iter().collect(),
             lost: BTreeMap::new(),
             given_up: order.given_up.clone().unwrap_or_default(),
@@ -213,6 +242,10 @@ impl Gather {
     }
 
     pub(super) fn next_job(&mut self) -> Option<Job> {
+        if self.aim == Aim::Admit {
+            let asked = std::mem::replace(&mut self.asked_admission, true);
+            return (!asked).then_some(Job::Admit);
+        }
         let replays = self.aim == Aim::Replay;
         if replays && std::mem::take(&mut self.end_waits) {
             return Some(Job::ReplayEnd);
@@ -352,11 +385,12 @@ impl Gather {
         }
     }
 
-    /// The end is proved: these are the segments of the log. A replay that fails may leave `room` bytes.
+    /// The end is proved: these are the segments of the log. There is memory for all of it if it is
+    /// admitted.
     pub(super) fn handle_digest(
         &mut self,
         items: Vec<DigestItem>,
-        room: u64,
+        admitted: bool,
     ) -> Result<(), String> {
         self.has_digest = true;
         self.end_waits = true;
@@ -381,9 +415,8 @@ impl Gather {
             };
             self.needed.insert(item.segment, needed);
         }
-        let bytes = self.needed.values().map(|one| u64::from(one.length));
-        let may_fail = bytes.sum::<u64>() <= room;
-        if !may_fail && !mutants::active(Mutant::ReplayBeforeProof) {
+        self.admitted = admitted;
+        if !admitted {
             self.aim = Aim::Prove;
         }
         self.reject_misfits();
@@ -403,6 +436,14 @@ impl Gather {
         }
         for (segment, server) in misfits {
             self.handle_bad(segment, server);
+        }
+    }
+
+    /// There is memory for what counts.
+    pub(super) fn handle_admitted(&mut self) {
+        self.admitted = true;
+        if self.aim == Aim::Admit {
+            self.aim = Aim::Replay;
         }
     }
 

@@ -4,12 +4,13 @@
 use parking_lot::MutexGuard;
 use ramkeep_memory::Guard;
 use ramkeep_wire::data::Status;
-use ramkeep_wire::entry::{self, Completion, Entry, NewEntry, object_in_memory};
+use ramkeep_wire::entry::{self, Completion, Entry, NewEntry, object_in_memory, tombstone_len};
 use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::segment::VerifiedSegment;
 use ramkeep_wire::{KeyHash, LogPosition, TableId, Version};
 
 use super::calls;
+use super::measure::Winners;
 use super::registry::Phase;
 use super::{Replay, ReplayError, Tombstones};
 use crate::store::Store;
@@ -46,7 +47,7 @@ impl Batch {
     fn collect(
         &mut self,
         store: &Store,
-        tablets: &Tablets,
+        (tablets, winners): (&Tablets, Option<&Winners>),
         segment: &VerifiedSegment<'_>,
         offset: usize,
         mut note: impl FnMut(&Completion, LogPosition),
@@ -82,6 +83,9 @@ impl Batch {
             if before && !mutants::active(Mutant::ReplayIgnoresTakeover) {
                 continue;
             }
+            if winners.is_some_and(|winners| !winners.wins(&entry)) {
+                continue;
+            }
             store.index().prefetch(hash);
             let len = entry::entry_len(&contents[at..]).unwrap_or(0);
             bytes += len;
@@ -114,7 +118,8 @@ impl Replay {
     ) -> usize {
         let (tablets, calls) = (&self.tablets, &mut self.calls);
         let note = |completion: &_, at| calls::note(calls, tablets, completion, at);
-        self.batch.collect(store, tablets, segment, offset, note)
+        let counts = (tablets, self.winners.as_ref());
+        self.batch.collect(store, counts, segment, offset, note)
     }
 
     /// Applies the batch; false if the log is rolling over. What was applied by then does no harm
@@ -160,14 +165,17 @@ impl Replay {
             let entry = bytes(wanted);
             let object = object_in_memory(entry).expect("it was parsed as an object");
             let owned = owned(object.table, object.key, wanted.hash);
-            writer.replay_object(
-                guard,
-                owned,
-                entry,
-                object.version,
-                object.value.len(),
-                tombstones,
-            )?;
+            let takes = entry.len() + tombstone_len(object.key.len());
+            writer.spend(self.id, takes as u64, |writer| {
+                writer.replay_object(
+                    guard,
+                    owned,
+                    entry,
+                    object.version,
+                    object.value.len(),
+                    tombstones,
+                )
+            })?;
         }
         for wanted in self.batch.wanted.iter().filter(|wanted| !wanted.is_object) {
             let Ok((Entry::Tombstone(dead), _)) = entry::read_again(bytes(wanted)) else {
@@ -181,6 +189,7 @@ impl Replay {
 }
 
 impl Writer {
+    /// Whether it was appended: nothing wins over it.
     #[inline]
     fn replay_object(
         &mut self,
@@ -190,14 +199,14 @@ impl Writer {
         version: Version,
         value: usize,
         tombstones: &mut Tombstones,
-    ) -> Result<(), Refused> {
+    ) -> Result<bool, Refused> {
         let dead = tombstones.of(owned);
         if dead.is_some_and(|dead| dead >= version) {
-            return Ok(());
+            return Ok(false);
         }
         let current = self.current(guard, owned);
         if current.is_some_and(|current| current.version >= version) {
-            return Ok(());
+            return Ok(false);
         }
         self.place(
             guard,
@@ -210,7 +219,7 @@ impl Writer {
         if dead.is_some() {
             tombstones.forget(owned);
         }
-        Ok(())
+        Ok(true)
     }
 
     fn replay_tombstone(

@@ -1,12 +1,14 @@
 //! Completions of the crashed master: into this master's log, and known to its store, at the end.
 
+use ramkeep_wire::data::Status;
 use ramkeep_wire::entry::{Completion, NewEntry};
 use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::{KeyHash, LogPosition, TableId};
 
-use super::ReplayError;
 use super::apply::waits;
+use super::{ReplayError, ReplayId};
 use crate::store::account::Demand;
+use crate::store::answer::Refused;
 use crate::store::completions::Completions;
 use crate::store::tablets::Tablets;
 use crate::store::writer::{Writer, refusal};
@@ -37,7 +39,11 @@ pub(super) fn note(
 
 /// Appends what is left of them; false if the log is rolling over or there is more: it is to be
 /// called again then.
-pub(super) fn append(writer: &mut Writer, calls: &mut Completions) -> Result<bool, ReplayError> {
+pub(super) fn append(
+    writer: &mut Writer,
+    id: ReplayId,
+    calls: &mut Completions,
+) -> Result<bool, ReplayError> {
     for _ in 0..APPENDED_AT_ONCE {
         let Some(completion) = calls.pop() else {
             return Ok(true);
@@ -56,16 +62,18 @@ pub(super) fn append(writer: &mut Writer, calls: &mut Completions) -> Result<boo
             group: entry.encoded_len(),
             new_key: None,
         };
-        if !writer.account.admits(&writer.log, index_bytes, demand) {
-            return Err(ReplayError::OutOfMemory);
-        }
-        let segments = writer.account.segments(&writer.log, index_bytes);
-        match writer.log.append(&[entry], segments) {
-            Ok(appended) => writer.completions.replayed(&completion, appended.end),
-            Err(error) => {
-                calls.replayed(&completion, LogPosition::ZERO);
-                return waits(refusal(error)).map(|()| false);
+        let appended = writer.spend(id, demand.group as u64, |writer| {
+            if !writer.account.admits(&writer.log, index_bytes, demand) {
+                return Err(Refused(Status::OutOfMemory));
             }
+            let segments = writer.account.segments(&writer.log, index_bytes);
+            let appended = writer.log.append(&[entry], segments).map_err(refusal)?;
+            writer.completions.replayed(&completion, appended.end);
+            Ok(true)
+        });
+        if let Err(refused) = appended {
+            calls.replayed(&completion, LogPosition::ZERO);
+            return waits(refused).map(|()| false);
         }
     }
     Ok(calls.len() == 0)

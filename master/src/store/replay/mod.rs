@@ -10,7 +10,8 @@
 //!    segment (SAFETY 21).
 //! 4. Versions of new keys will be above every version seen removed, and at least every safe version
 //!    of the dead master's log.
-//! 5. The writer's lock is held for one batch, or a few buckets, at a time.
+//! 5. What a replay was admitted for is there for it, whatever else is written meanwhile (SAFETY 26).
+//! 6. The writer's lock is held for one batch, or a few buckets, at a time.
 //!
 //! Nothing of it is seen by clients: its ranges are no tablets of this master's until they are taken.
 //!
@@ -19,6 +20,7 @@
 
 mod apply;
 mod calls;
+mod measure;
 mod registry;
 mod tombstones;
 
@@ -32,6 +34,7 @@ use super::Store;
 use super::completions::Completions;
 use super::tablets::Tablets;
 use apply::Batch;
+use measure::Winners;
 use registry::Phase;
 pub use registry::{ReplayId, Replays};
 use tombstones::Tombstones;
@@ -46,9 +49,18 @@ const _: () = assert!((MAX_SEGMENTS_PER_LOG * SEGMENT_SIZE) as u64 <= LOST_VERSI
 /// Why a replay can't go on. Its entries are swept once it is abandoned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReplayError {
-    /// There is no memory for what is replayed, with room for the removal of all of it.
+    /// There is no memory for what is replayed, with room for the removal of all of it: something was
+    /// appended before that was found out.
     #[error("there is no memory left for it")]
     OutOfMemory,
+    /// The same, found out before anything was appended.
+    #[error("it needs {needs} bytes of memory, and {room} are to be had")]
+    NoRoom {
+        /// Bytes that it takes.
+        needs: u64,
+        /// Bytes that could be promised.
+        room: u64,
+    },
     /// An object does not fit in a segment of this master.
     #[error("an object does not fit in a segment")]
     TooLarge,
@@ -97,6 +109,8 @@ pub struct Replay {
     batch: Batch,
     /// What clients may still ask for again.
     calls: Completions,
+    /// What wins of each key, if that was found out first: nothing else is replayed then.
+    winners: Option<Winners>,
 }
 
 impl Store {
@@ -127,6 +141,7 @@ impl Store {
             skipped: 0,
             batch: Batch::default(),
             calls,
+            winners: None,
         })
     }
 
@@ -204,7 +219,7 @@ impl Replay {
             Phase::Purging => return Err(ReplayError::Ended),
             Phase::Replaying(takeover) | Phase::Finished(takeover) => takeover,
         };
-        if !calls::append(&mut writer, &mut self.calls)? {
+        if !calls::append(&mut writer, self.id, &mut self.calls)? {
             return Ok(None);
         }
         let safe = match mutants::active(Mutant::ReplayForgetsSafeVersion) {

@@ -10,6 +10,7 @@ use ramkeep_wire::order::TabletGrant;
 use ramkeep_wire::{LogPosition, TableId};
 
 use super::ReplayError;
+use crate::store::account::Need;
 use crate::store::tablets::{Overlap, Tablets, overlap};
 use crate::store::writer::Writer;
 
@@ -35,6 +36,8 @@ struct Known {
     phase: Phase,
     /// Bytes that it keeps beside the log.
     kept: u64,
+    /// What it may still append, once it is admitted.
+    promised: Need,
 }
 
 /// All replays whose ranges were not taken yet.
@@ -102,6 +105,7 @@ impl Writer {
             ranges: ranges.to_vec(),
             phase: Phase::Purging,
             kept: 0,
+            promised: Need::default(),
         });
         Ok(id)
     }
@@ -133,7 +137,66 @@ impl Writer {
             && let Phase::Replaying(takeover) = known.phase
         {
             known.phase = Phase::Finished(takeover);
+            known.promised = Need::default();
+            self.sum_promised();
         }
+    }
+
+    /// Admits a replay that will append no more than this, all of which is kept free for it from now on.
+    pub(super) fn admit(&mut self, id: ReplayId, need: Need) -> Result<(), ReplayError> {
+        self.replay_phase(id)?;
+        self.promise(id, Need::default());
+        let index = self.index.index().bytes();
+        let beside = index + need.beside;
+        let room = self.account.room(&self.log, beside, need.longest) + need.beside;
+        let needs = need.total();
+        if needs > room && !mutants::active(Mutant::AdmitUnmeasured) {
+            return Err(ReplayError::NoRoom { needs, room });
+        }
+        if !mutants::active(Mutant::PromiseNothing) {
+            self.promise(id, need);
+        }
+        Ok(())
+    }
+
+    fn promise(&mut self, id: ReplayId, need: Need) {
+        if let Some(known) = self.replays.known_mut(id) {
+            known.promised = need;
+        }
+        self.sum_promised();
+    }
+
+    fn sum_promised(&mut self) {
+        let mut sum = Need::default();
+        for known in &self.replays.known {
+            sum.bytes += known.promised.bytes;
+            sum.beside += known.promised.beside;
+            sum.longest = sum.longest.max(known.promised.longest);
+        }
+        self.account.promised = sum;
+    }
+
+    /// Does something for a replay that takes so much of what is promised to it, if it takes it.
+    pub(super) fn spend<E>(
+        &mut self,
+        id: ReplayId,
+        bytes: u64,
+        place: impl FnOnce(&mut Self) -> Result<bool, E>,
+    ) -> Result<(), E> {
+        let Some(known) = self.replays.known_mut(id) else {
+            return place(self).map(drop);
+        };
+        let taken = known.promised.bytes.min(bytes);
+        known.promised.bytes -= taken;
+        self.account.promised.bytes -= taken;
+        let placed = place(self);
+        if !matches!(placed, Ok(true))
+            && let Some(known) = self.replays.known_mut(id)
+        {
+            known.promised.bytes += taken;
+            self.account.promised.bytes += taken;
+        }
+        placed.map(drop)
     }
 
     /// The replay keeps this many bytes beside the log. False if there is no memory for them.
@@ -143,6 +206,9 @@ impl Writer {
         };
         let before = std::mem::replace(&mut known.kept, bytes);
         self.account.kept = self.account.kept + bytes - before;
+        let promised = known.promised.beside.min(bytes.saturating_sub(before));
+        known.promised.beside -= promised;
+        self.account.promised.beside -= promised;
         bytes <= before || self.account.is_sound(&self.log, self.index.index().bytes())
     }
 
@@ -153,6 +219,7 @@ impl Writer {
         };
         let ended = self.replays.known.swap_remove(at);
         self.account.kept -= ended.kept;
+        self.sum_promised();
         self.completions.forget_where(&ended.ranges);
         ended
             .ranges
