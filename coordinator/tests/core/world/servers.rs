@@ -96,7 +96,7 @@ impl Fake {
 fn needs(recovery: &Recovery, quarter: u64) -> u64 {
     let width = |lost: &LostTablet| u128::from(lost.range.last.0 - lost.range.first.0) + 1;
     let width: u128 = recovery.tablets.iter().map(width).sum();
-    (u128::from(quarter) * width >> 62) as u64
+    ((u128::from(quarter) * width) >> 62) as u64
 }
 
 impl World {
