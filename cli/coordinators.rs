@@ -45,6 +45,23 @@ impl Coordinators {
     }
 }
 
+/// A failure with what the cluster lacks, if it failed since it took too long and that may be why.
+pub(crate) async fn with_shortage(args: &ConnectArgs, failure: Failure) -> Failure {
+    let Ok(coordinators) = Coordinators::of(args) else {
+        return failure;
+    };
+    let Ok(response) = coordinators.ask(&Request::Status).await else {
+        return failure;
+    };
+    let Answer::Status(status) = response.answer else {
+        return failure;
+    };
+    match status.shortages.iter().find(|short| short.is_now) {
+        Some(short) => failure.because(&short.text),
+        None => failure,
+    }
+}
+
 /// Addresses as flags give them.
 pub(crate) fn parse(addresses: &[String]) -> Result<Vec<Address>, Failure> {
     let parsed: Result<Vec<Address>, _> = addresses.iter().map(|text| text.parse()).collect();

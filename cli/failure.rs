@@ -36,6 +36,14 @@ impl Failure {
         }
     }
 
+    /// The same, with what is behind it.
+    pub(crate) fn because(self, why: impl Display) -> Self {
+        match self {
+            Self::Failed(message) => Self::Failed(format!("{message}; {why}")),
+            other => other,
+        }
+    }
+
     /// Tells the person, once, and gives the exit code.
     pub(crate) fn report(self) -> ExitCode {
         match self {

@@ -1,11 +1,12 @@
 //! `ramkeep table`: make, drop and list tables.
 
 use clap::{Args, Subcommand};
-use ramkeep_client::TableInfo;
+use ramkeep_client::{Error, TableInfo};
 use serde_json::{Value, json};
 
 use crate::columns::Columns;
 use crate::connect::ConnectArgs;
+use crate::coordinators::with_shortage;
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::runtime;
@@ -50,23 +51,32 @@ fn create(named: &Named, output: Output) -> Result<(), Failure> {
     let Named { name, connect } = named;
     let table = runtime::current_thread()?.block_on(async {
         let client = connect.client().await?;
-        client
-            .create_table(name)
-            .await
-            .map_err(|error| connect.failure(name, &error))
+        match client.create_table(name).await {
+            Ok(table) => Ok(table),
+            Err(error) => Err(explained(connect, name, &error).await),
+        }
     })?;
     let text = format!("table {name} is there");
     Ok(output.line(text, &json!({ "id": table.id().0, "name": name }))?)
+}
+
+/// Making or dropping a table waits for masters, and they for backups.
+async fn explained(connect: &ConnectArgs, name: &str, error: &Error) -> Failure {
+    let failure = connect.failure(name, error);
+    match error {
+        Error::Timeout { .. } => with_shortage(connect, failure).await,
+        _ => failure,
+    }
 }
 
 fn drop_table(named: &Named, output: Output) -> Result<(), Failure> {
     let Named { name, connect } = named;
     runtime::current_thread()?.block_on(async {
         let client = connect.client().await?;
-        client
-            .drop_table(name)
-            .await
-            .map_err(|error| connect.failure(name, &error))
+        match client.drop_table(name).await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(explained(connect, name, &error).await),
+        }
     })?;
     let text = format!("table {name} is dropped");
     Ok(output.line(text, &json!({ "name": name, "dropped": true }))?)

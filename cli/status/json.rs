@@ -3,7 +3,7 @@
 use ramkeep_wire::Ballot;
 use ramkeep_wire::coordinator::{
     BackupStats, ClusterStatus, DamagedReplica, MasterStats, RecoveryReport, Roles, ServerReport,
-    ServerState, Table, Tablet, TabletState,
+    ServerState, Shortage, ShortageKind, Table, Tablet, TabletState,
 };
 use serde_json::{Value, json};
 
@@ -37,6 +37,7 @@ pub(super) fn status(status: &ClusterStatus, ballot: Ballot) -> Value {
         "tablets": status.tables.iter()
             .flat_map(|table| table.tablets.iter().map(|one| tablet(&table.name, one, &status.recoveries)))
             .collect::<Vec<_>>(),
+        "shortages": status.shortages.iter().map(shortage).collect::<Vec<_>>(),
         "recoveries": status.recoveries.iter().map(recovery).collect::<Vec<_>>(),
         "losses": losses(status),
         "damaged_replicas": status.damaged.iter().map(|replica| json!({
@@ -138,6 +139,23 @@ fn frames(stats: &BackupStats) -> Value {
 }
 
 /// Hashes are hexadecimal text: they go past what a JSON number holds exactly.
+fn shortage(shortage: &Shortage) -> Value {
+    json!({
+        "kind": shortage_kind(shortage.kind),
+        "server": shortage.server.0,
+        "now": shortage.is_now,
+        "text": shortage.text,
+    })
+}
+
+pub(super) fn shortage_kind(kind: ShortageKind) -> &'static str {
+    match kind {
+        ShortageKind::Memory => "memory",
+        ShortageKind::Frames => "frames",
+        ShortageKind::Backups => "backups",
+    }
+}
+
 fn tablet(name: &str, tablet: &Tablet, recoveries: &[RecoveryReport]) -> Value {
     json!({
         "table": tablet.table.0,

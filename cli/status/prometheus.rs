@@ -17,7 +17,7 @@ use ramkeep_wire::coordinator::{
     BackupStats, ClusterStatus, MasterStats, ServerReport, ServerState, TabletState,
 };
 
-use super::json::{server_state, tablet_state};
+use super::json::{server_state, shortage_kind, tablet_state};
 
 const PREFIX: &str = "ramkeep";
 /// In the order of a server's and of a tablet's life.
@@ -252,6 +252,17 @@ impl Metrics {
             "Recoveries that can't go on without something that is missing",
             under_way().filter(|one| one.stuck).count() as f64,
         );
+        let help = "What is lacking (when=\"now\"), or would be should a server die, by kind";
+        let short = status.shortages.iter().map(|short| {
+            let when = if short.is_now { "now" } else { "should_it_die" };
+            let labels = vec![
+                ("kind", shortage_kind(short.kind).to_owned()),
+                ("server", short.server.to_string()),
+                ("when", when.to_owned()),
+            ];
+            (labels, 1.0)
+        });
+        self.put(("shortage", help, None), short);
         self.put(
             ("recovery_under_way", "For how long", Some(Unit::Seconds)),
             under_way().map(|one| (of(one.master.0), seconds(one.since_us))),

@@ -34,6 +34,17 @@ pub(super) fn status(status: &ClusterStatus, ballot: Ballot) -> String {
     if !status.recoveries.is_empty() {
         let _ = writeln!(text, "Recoveries\n{}", recoveries(status));
     }
+    for shortage in &status.shortages {
+        let when = if shortage.is_now {
+            "LACKING"
+        } else {
+            "warning"
+        };
+        let _ = writeln!(text, "{when}: {}", shortage.text);
+    }
+    if !status.shortages.is_empty() {
+        text.push('\n');
+    }
     if !status.damaged.is_empty() {
         let _ = writeln!(text, "Replicas found damaged\n{}", damaged(&status.damaged));
     }

@@ -101,6 +101,10 @@ pub const ASK_AGAIN: Duration = Duration::from_millis(300);
 /// The same for a recovery that lacks something time and again; at once whenever servers come or go, or an
 /// operator has accepted a loss.
 pub const ASK_AT_LEAST: Duration = Duration::from_secs(5);
+/// How often it is looked whether who replays still has the backups for it.
+pub const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// How long a recovery master may lack backups, or frames on them, before one that lacks none replays instead.
+pub const STARVED_WAIT: Duration = Duration::from_secs(3);
 /// Until a backup that was not reached, or that is not ready to answer, is asked again.
 pub const ASK_SOON: Duration = Duration::from_millis(50);
 /// How long the search for a log's end waits for backups that enlisted after its master had crashed: they

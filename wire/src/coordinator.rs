@@ -566,6 +566,32 @@ pub struct ClusterStatus {
     pub recovered: Vec<RecoveryReport>,
     /// Replicas that were found damaged, as far as this leader knows, the last found last.
     pub damaged: Vec<DamagedReplica>,
+    /// What is lacking, or would be should a server die.
+    pub shortages: Vec<Shortage>,
+}
+
+/// What is short.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ShortageKind {
+    /// Memory of masters.
+    Memory,
+    /// Frames of backups.
+    Frames,
+    /// Servers with backups.
+    Backups,
+}
+
+/// Something that the cluster lacks, or would lack.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shortage {
+    /// What of.
+    pub kind: ShortageKind,
+    /// Whose log waits for it, or who would have to die for it to be lacking.
+    pub server: ServerId,
+    /// It is lacking already.
+    pub is_now: bool,
+    /// For people: how much is needed, how much there is, and what would end it.
+    pub text: String,
 }
 
 /// The coordinator's answer.

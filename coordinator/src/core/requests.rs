@@ -308,6 +308,7 @@ impl Coordinator {
             losses: self.state.losses().iter().collect(),
             recovered: self.recoveries.finished(self.now),
             damaged: self.damaged.report(),
+            shortages: self.shortages(),
         };
         // List and map fit by their limits; in a cluster that uses them up, reports are left out.
         if ramkeep_wire::postcards::encode(&status).len() + 1_024 > MAX_PAYLOAD {

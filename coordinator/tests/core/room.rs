@@ -1,6 +1,7 @@
 //! What does not fit is cut anew, or waits for room; nobody begins in vain (SAFETY 26).
 
 use ramkeep_wire::ServerId;
+use ramkeep_wire::coordinator::ShortageKind;
 
 use crate::recovery::{cast, is_lost};
 use crate::world::*;
@@ -53,4 +54,64 @@ fn what_fits_nowhere_waits_for_room_and_says_so() {
     world.server(b).free = 700_000;
     world.until_served();
     assert!(!is_lost(&world, table) && tries(&world) == 2);
+}
+
+#[test]
+pub(crate) fn who_lacks_frames_for_a_while_gives_its_part_to_one_that_does_not() {
+    let (mut world, [m, b, c, d], _) = cast();
+    world.behave(&Behaviour::Goes);
+    world.run(300);
+    world.kill(m);
+    let planned = |world: &World| Some(world.state().recoveries().by_master(m)?.partitions[0].by);
+    world.until("planned", |world| planned(world).is_some());
+    let first = planned(&world).unwrap();
+    let full = [b, c, d].into_iter().find(|one| *one != first).unwrap();
+    world.server(full).frames = 0;
+    world.run(1_500);
+    assert_eq!(planned(&world), Some(first), "it may be for a moment");
+    let report = world.reports().remove(0);
+    let lacks = format!("{first:?} needs free frames on 2 other servers, and 1 have some");
+    assert!(report.stuck && report.phase.contains(&lacks), "{report:?}");
+    let shortages = world.status().shortages;
+    assert!(
+        shortages
+            .iter()
+            .any(|one| one.is_now && one.server == first),
+        "{shortages:?}"
+    );
+    world.behave(&Behaviour::Recovers);
+    // The full one finds frames for its copies on the others.
+    world.server(first).behaviour = Behaviour::Goes;
+    world.until_served();
+    assert!(world.server(full).recoveries.len() > 0);
+}
+
+#[test]
+fn what_would_be_lacking_should_the_fullest_die_is_said_before() {
+    let (mut world, [m, b, c, d], _) = cast();
+    world.run(300);
+    assert_eq!(world.status().shortages, []);
+    world.server(m).live = 300 << 20;
+    for heir in [b, c, d] {
+        world.server(heir).free = 90 << 20;
+    }
+    world.run(300);
+    let shortages = world.status().shortages;
+    assert!(
+        shortages.len() == 1 && shortages[0].server == m && !shortages[0].is_now,
+        "{shortages:?}"
+    );
+    assert!(
+        shortages[0].text.contains("room for 283115520"),
+        "{shortages:?}"
+    );
+    world.kill(d);
+    world.run(1_000);
+    let kinds: Vec<_> = world
+        .status()
+        .shortages
+        .iter()
+        .map(|one| one.kind)
+        .collect();
+    assert_eq!(kinds, [ShortageKind::Memory, ShortageKind::Backups]);
 }

@@ -16,6 +16,7 @@ mod plan;
 mod planning;
 mod replay;
 mod report;
+mod room;
 mod round;
 mod search;
 mod walk;
@@ -149,20 +150,24 @@ impl View<'_> {
 }
 
 impl Coordinator {
-    /// Takes every recovery as far as it goes now.
-    pub(super) fn see_to_recoveries(&mut self) {
-        if self.recoveries.walks.is_empty() {
-            return;
-        }
-        let mut recoveries = std::mem::take(&mut self.recoveries);
-        let view = View {
+    fn view(&self) -> View<'_> {
+        View {
             state: &self.state,
             watches: &self.watches,
             now: self.now,
             known: self.known_to_backups(),
             backups: self.living_backups(),
             partition_bytes: self.partition_bytes,
-        };
+        }
+    }
+
+    /// Takes every recovery as far as it goes now.
+    pub(super) fn see_to_recoveries(&mut self) {
+        if self.recoveries.walks.is_empty() {
+            return;
+        }
+        let mut recoveries = std::mem::take(&mut self.recoveries);
+        let view = self.view();
         let acts = recoveries.go_on(&view);
         self.recoveries = recoveries;
         self.carry_out(acts);

@@ -20,6 +20,8 @@ pub(super) struct Candidate {
     pub(super) server: ServerId,
     /// Bytes that it has room for, as far as is known.
     pub(super) free: u64,
+    /// Bytes of its log for which other backups have frames.
+    pub(super) copied: u64,
     /// Partitions that it replays already.
     pub(super) busy: usize,
 }
@@ -35,9 +37,24 @@ pub(super) struct Share {
 /// The partitions of one command.
 pub(super) type Parts = Vec<(Vec<TabletGrant>, ServerId)>;
 
+impl Candidate {
+    /// Bytes that it can replay and have copied.
+    fn holds(&self) -> u64 {
+        self.free.min(self.copied)
+    }
+}
+
 /// The best candidates first.
 pub(super) fn rank(candidates: &mut [Candidate]) {
-    candidates.sort_by_key(|one| (one.busy, Reverse(one.free), one.server));
+    candidates.sort_by_key(|one| {
+        (
+            one.copied == 0,
+            one.busy,
+            Reverse(one.holds()),
+            Reverse(one.free),
+            one.server,
+        )
+    });
 }
 
 /// The recovery masters for a log of so many bytes and objects: as few as its size asks for, more if
@@ -57,27 +74,37 @@ pub(super) fn choose(
         .clamp(1, most.max(1));
     let fits = |count: &usize| {
         let share = bytes.div_ceil(*count as u64);
-        let chosen = candidates.iter().filter(|one| one.free >= share);
+        let chosen = candidates.iter().filter(|one| one.holds() >= share);
         chosen.count() >= *count
     };
     let Some(count) = (least..=most).find(fits) else {
-        let largest = candidates.iter().map(|one| one.free).max();
-        let all = candidates.iter().take(most);
-        let with_room = all.filter(|one| one.free > 0 || largest == Some(0));
-        return with_room
-            .map(|one| Share {
-                by: one.server,
-                weight: one.free.max(1),
-            })
-            .collect();
+        return by_room(&candidates[..most], bytes);
     };
     let share = bytes.div_ceil(count as u64);
-    let chosen = candidates.iter().filter(|one| one.free >= share);
+    let chosen = candidates.iter().filter(|one| one.holds() >= share);
     let even = |one: &Candidate| Share {
         by: one.server,
         weight: 1,
     };
     chosen.map(even).take(count).collect()
+}
+
+/// All, as the room of each is; as its memory is if there are not the frames for all in any case.
+fn by_room(candidates: &[Candidate], bytes: u64) -> Vec<Share> {
+    let sum =
+        |room: fn(&Candidate) -> u64| candidates.iter().map(room).fold(0, u64::saturating_add);
+    let room = match sum(Candidate::holds) >= bytes {
+        true => Candidate::holds,
+        false => |one: &Candidate| one.free,
+    };
+    let none = sum(room) == 0;
+    let with_room = candidates.iter().filter(|one| room(one) > 0 || none);
+    with_room
+        .map(|one| Share {
+            by: one.server,
+            weight: room(one).max(1),
+        })
+        .collect()
 }
 
 /// Cuts the tablets that are down into a share for each of `masters`, in as many commands as it
@@ -207,6 +234,7 @@ mod tests {
         let one = |(at, free): (usize, &u64)| Candidate {
             server: ServerId(at as u64 + 1),
             free: *free,
+            copied: u64::MAX,
             busy: 0,
         };
         free.iter().enumerate().map(one).collect()

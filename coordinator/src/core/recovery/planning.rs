@@ -12,15 +12,14 @@
 
 use std::collections::BTreeMap;
 
-use ramkeep_wire::coordinator::{
-    BackupStats, Heartbeat, MasterStats, ServerState, Tablet, TabletState,
-};
+use ramkeep_wire::coordinator::{Heartbeat, ServerState, Tablet, TabletState};
 use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::{ServerId, TableId};
 
 use super::View;
 use super::plan::{self, Candidate};
 use super::replay::Said;
+use super::room;
 use super::round::Act;
 use super::walk::Walk;
 use crate::command::Command;
@@ -115,33 +114,13 @@ impl View<'_> {
                 Candidate {
                     server: id,
                     free: room.min(expected).saturating_sub(less),
+                    copied: self.placeable_bytes(id),
                     busy: busy.get(&id).copied().unwrap_or(0).max(given),
                 }
             })
             .collect();
         plan::rank(&mut all);
         all
-    }
-
-    /// What a master has room for, as it reported last.
-    pub(super) fn room(&self, server: ServerId) -> Option<u64> {
-        let report = self.watches.get(&server)?.heartbeat.as_ref()?;
-        Some(report.master?.room)
-    }
-
-    /// Frames that are known to be free.
-    fn free_frames(&self) -> u64 {
-        let reports = self.watches.values().filter_map(|w| w.heartbeat.as_ref());
-        let free = |stats: BackupStats| u64::from(stats.frames.saturating_sub(stats.used));
-        reports.filter_map(|report| report.backup).map(free).sum()
-    }
-
-    /// Frames that copies of so many bytes take, replayed by so many masters.
-    fn frames_for(&self, bytes: u64, masters: usize) -> u64 {
-        let settings = self.state.constants().map(|constants| &constants.settings);
-        let Some(settings) = settings else { return 0 };
-        let segments = bytes.div_ceil(u64::from(settings.segment_size).max(1));
-        (segments + masters as u64) * u64::from(settings.replicas)
     }
 
     fn is_joined(&self) -> bool {
@@ -232,8 +211,7 @@ impl Walk {
             return self.wait(view, "masters are about to join".into());
         }
         let stats = report.and_then(|report| report.master);
-        let takes = |stats: MasterStats| stats.live + stats.reserved + stats.index;
-        let known = self.measured.or(stats.map(takes));
+        let known = self.measured.or(stats.map(room::takes));
         let bytes = known.unwrap_or(found.bytes);
         let bytes = bytes + (bytes >> (SLACK - self.refusals.min(MAX_REFUSALS)));
         let objects = stats.map_or(0, |stats| stats.objects);

@@ -1,8 +1,8 @@
 //! Partitions and their recovery masters: who says what, and who is next when one can't.
 //!
 //! # Invariants
-//! 1. A partition leaves its recovery master only when that one crashed, or said that it can't while
-//!    all of the log is there. While something of the log is missing, or can't be proved, nobody tries.
+//! 1. A partition leaves its recovery master only when that one crashed, has lacked backups or frames for
+//!    [`STARVED_WAIT`] while another lacks none, or said that it can't while all of the log is there. While something of the log is missing, or can't be proved, nobody tries.
 //! 2. What does not fit where it was to be replayed is given back, and planned anew when it would fit.
 //! 3. Every ready master had its turn before one that couldn't is tried anew. It is another try then, of
 //!    another number, and the more turns all had since servers came or went, the later it begins.
@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ramkeep_wire::order::{OrderReply, Recovery};
-use ramkeep_wire::{ClientId, EndedRound, SegmentId, ServerId, TryId, order};
+use ramkeep_wire::{ClientId, EndedRound, Micros, SegmentId, ServerId, TryId, order};
 
 use super::planning::Budget;
 use super::round::Act;
@@ -19,7 +19,7 @@ use super::{Recoveries, View};
 use crate::command::Command;
 use crate::core::duties::Duty;
 use crate::core::{Coordinator, Origin};
-use crate::limits::ASK_AGAIN;
+use crate::limits::{ASK_AGAIN, STARVED_WAIT};
 use crate::state::State;
 
 /// How often a recovery master says that it can't when no other is left, until all have another turn.
@@ -58,6 +58,8 @@ pub(super) struct Replay {
     tries: u32,
     /// The leases that have ended, as far as its recovery master was told by this leader.
     told: EndedRound,
+    /// Since when its recovery master lacks backups, or frames on them.
+    pub(super) starves: Option<Micros>,
     /// A command about it is under way.
     pub(super) proposed: bool,
 }
@@ -84,10 +86,17 @@ pub(super) fn reassign(
             continue;
         };
         let lives = view.state.living(part.by).is_ok();
+        replay.starves = match lives && view.lacks_backups(part.by).is_some() {
+            true => replay.starves.or(Some(view.now)),
+            false => None,
+        };
+        let starved = replay
+            .starves
+            .is_some_and(|since| since + STARVED_WAIT <= view.now);
         // Whether it is for the log that it can't is found out first: nobody can then.
         let is_known = match replay.cannot() {
             true => walk.checked,
-            false => !lives,
+            false => !lives || starved,
         };
         if replay.proposed || !is_known {
             continue;
@@ -98,7 +107,10 @@ pub(super) fn reassign(
         if lives {
             failed.insert(part.by);
         }
-        let candidates = view.candidates(budget, &BTreeMap::new());
+        let mut candidates = view.candidates(budget, &BTreeMap::new());
+        if starved {
+            candidates.retain(|one| one.copied > 0);
+        }
         let mut fresh = candidates
             .iter()
             .filter(|one| !failed.contains(&one.server));

@@ -3,13 +3,13 @@
 use std::collections::VecDeque;
 
 use ramkeep_wire::coordinator::{
-    AcceptedLoss, Answer, Loss, RecoveryMoments, RecoveryReport, Refused, Request,
+    AcceptedLoss, Answer, Loss, RecoveryMoments, RecoveryReport, Refused, Request, Shortage,
 };
 use ramkeep_wire::{Micros, ServerId};
 
-use super::Recoveries;
 use super::replay::Said;
 use super::walk::Walk;
+use super::{Recoveries, View};
 use crate::core::Coordinator;
 use crate::state::RecoveryRecord;
 
@@ -114,6 +114,11 @@ impl Coordinator {
             .collect()
     }
 
+    /// What is lacking, or would be should a server die.
+    pub(in crate::core) fn shortages(&self) -> Vec<Shortage> {
+        self.view().shortages()
+    }
+
     /// An operator gives up what is missing of a log. Refused unless it is all that is.
     pub(in crate::core) fn accept_loss(&mut self, token: u64, accepted: AcceptedLoss) {
         let AcceptedLoss { master, loss } = &accepted;
@@ -140,7 +145,7 @@ impl Coordinator {
             return (why.clone() + &set_aside(walk), true);
         }
         if let Some(record) = self.state.recoveries().by_master(master) {
-            return replays(record, walk);
+            return replays(record, walk, &self.view());
         }
         let phase = match &walk.search {
             _ if let Some(waits) = &walk.waits => waits.clone(),
@@ -184,12 +189,17 @@ fn set_aside(walk: &Walk) -> String {
     }
 }
 
-fn replays(record: &RecoveryRecord, walk: &Walk) -> (String, bool) {
+fn replays(record: &RecoveryRecord, walk: &Walk, view: &View<'_>) -> (String, bool) {
     let mut stuck = false;
     let mut texts = Vec::new();
     for part in &record.partitions {
         let by = part.by;
         let replay = walk.replays.get(&part.attempt);
+        if let Some(lacks) = view.lacks_backups(by) {
+            stuck = true;
+            texts.push(format!("{by:?} is to replay; {}", lacks.text));
+            continue;
+        }
         texts.push(match replay.map(|replay| &replay.said) {
             Some(Said::Cannot(why)) => {
                 stuck = true;

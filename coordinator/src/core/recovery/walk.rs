@@ -19,7 +19,7 @@ use super::report::Moments;
 use super::round::{Act, Round};
 use super::search::{self, Looked, Search};
 use crate::command::Command;
-use crate::limits::{ASK_AGAIN, ASK_AT_LEAST, ASK_SOON};
+use crate::limits::{ASK_AGAIN, ASK_AT_LEAST, ASK_SOON, LOOK_AGAIN};
 use crate::state::State;
 
 /// The wait of one that can't go on doubles so often.
@@ -56,6 +56,8 @@ pub(super) struct Walk {
     pub(super) allotted: Option<Allotted>,
     /// Not before this.
     pub(super) again: Micros,
+    /// When to look whether those who replay have what they need, if some do.
+    look_at: Option<Micros>,
     /// How often it could not go on since it last could.
     stops: u32,
     /// It waits for a backup that was there to hear of the crash.
@@ -91,6 +93,7 @@ impl Walk {
             less: BTreeMap::new(),
             allotted: None,
             again: now,
+            look_at: None,
             stops: 0,
             unknown: false,
             checked: false,
@@ -140,6 +143,11 @@ impl Walk {
     }
 
     pub(super) fn due(&self) -> Option<Micros> {
+        let look = self.look_at.filter(|_| self.proposed == 0);
+        self.step_due().into_iter().chain(look).min()
+    }
+
+    fn step_due(&self) -> Option<Micros> {
         // One that can't be replayed while all of its log is there waits for something to change.
         let searches = self.cannot() && !self.checked;
         let idle = self.down == 0 && !searches;
@@ -176,6 +184,8 @@ impl Walk {
         let view = round.view;
         replay::reassign(self, master, view, &round.budget, &mut round.acts);
         let record = view.state.recoveries().by_master(master);
+        let replays = record.is_some_and(|record| !record.partitions.is_empty());
+        self.look_at = replays.then_some(view.now + LOOK_AGAIN);
         // What can't be replayed is searched for again: something may have been lost since.
         let searches = record.map_or(self.found.is_none(), |_| self.cannot() && !self.checked);
         if (self.down == 0 && !searches) || self.again > view.now || self.proposed > 0 {
