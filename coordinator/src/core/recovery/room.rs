@@ -24,9 +24,9 @@ fn placeable(free: &[u64], copies: u64) -> u64 {
     while over - fits > 1 {
         let middle = fits + (over - fits) / 2;
         if fit(middle) {
-            fits = middle
+            fits = middle;
         } else {
-            over = middle
+            over = middle;
         }
     }
     fits
