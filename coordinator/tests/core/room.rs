@@ -83,7 +83,7 @@ pub(crate) fn who_lacks_frames_for_a_while_gives_its_part_to_one_that_does_not()
     // The full one finds frames for its copies on the others.
     world.server(first).behaviour = Behaviour::Goes;
     world.until_served();
-    assert!(world.server(full).recoveries.len() > 0);
+    assert!(!world.server(full).recoveries.is_empty());
 }
 
 #[test]
