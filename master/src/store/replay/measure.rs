@@ -6,8 +6,7 @@
 //! 2. Two keys are one only if their keyed hashes of 128 bits are: whoever chooses keys does not know the
 //!    hashes, for they are made under the secret that certifies the crashed master's segments.
 
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
+use std::collections::BTreeMap;
 
 use ramkeep_wire::certificate::CertificateKey;
 use ramkeep_wire::coordinator::MasterStats;
@@ -24,21 +23,6 @@ use crate::store::account::Need;
 /// for what the master serves.
 const KEPT_FREE: u64 = 8;
 
-/// A key's hash is spread already.
-#[derive(Debug, Default)]
-struct Hashed(u64);
-
-impl Hasher for Hashed {
-    fn write(&mut self, bytes: &[u8]) {
-        let word = bytes.first_chunk().copied().unwrap_or_default();
-        self.0 = u64::from_le_bytes(word);
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
-    }
-}
-
 /// What is known of a key.
 #[derive(Clone, Copy, Debug)]
 struct Winner {
@@ -51,7 +35,7 @@ struct Winner {
 #[derive(Debug)]
 pub(super) struct Winners {
     key: CertificateKey,
-    keys: HashMap<u128, Winner, BuildHasherDefault<Hashed>>,
+    keys: BTreeMap<u128, Winner>,
 }
 
 impl Winners {
@@ -113,7 +97,7 @@ impl Replay {
     pub(crate) fn measure(&mut self, key: &CertificateKey, segment: &VerifiedSegment<'_>) {
         let winners = self.winners.get_or_insert_with(|| Winners {
             key: *key,
-            keys: HashMap::default(),
+            keys: BTreeMap::new(),
         });
         for (at, entry) in segment.entries() {
             // A segment is shorter than 16 MiB.
