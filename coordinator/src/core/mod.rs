@@ -19,21 +19,22 @@ mod decided;
 mod detector;
 mod duties;
 mod follow;
+mod lot;
 mod recovery;
 mod requests;
 mod waiting;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use paxos::limits::Timing;
 use paxos::{Record, RestoreError, Setup, Snapshot, Stored};
 use ramkeep_wire::backup::BackupRequest;
 use ramkeep_wire::coordinator::{Answer, Once, Refused, Response, Settings, SuspicionCounts};
 use ramkeep_wire::mutants::{self, Mutant};
-use ramkeep_wire::order::{Command as OrderCommand, Order, OrderReply};
+use ramkeep_wire::order::{Command as OrderCommand, Order, OrderReply, TabletGrant};
 use ramkeep_wire::{
     Ballot, ClientId, ListVersion, MapVersion, Micros, PeerId, ReplicationEpoch, SegmentId,
-    ServerId, TableId,
+    ServerId,
 };
 
 use crate::command::Command;
@@ -44,7 +45,7 @@ use crate::state::State;
 use backlog::Backlog;
 use damaged::Damaged;
 use detector::Watch;
-use duties::Duties;
+use duties::{Duties, Duty};
 use recovery::Recoveries;
 use waiting::{Waiting, Wanted};
 
@@ -120,7 +121,8 @@ pub enum Output {
         /// answer instead. `None`: it counts whenever it is given.
         until: Option<Micros>,
     },
-    /// Send an order; its reply goes to [`Coordinator::handle_order_reply`]. May be lost.
+    /// Send an order; its reply goes to [`Coordinator::handle_order_reply`]. May be lost; where there is no
+    /// room for it, it goes to [`Coordinator::handle_no_room`].
     Order {
         /// To whom.
         server: ServerId,
@@ -178,6 +180,12 @@ enum Origin {
     Report(ServerId),
     /// A recovery of this master goes on.
     Recovery(ServerId),
+    /// A server has taken or dropped these pieces.
+    Confirmed(ServerId, Duty, BTreeSet<TabletGrant>),
+    /// A crashed server is fenced.
+    Fence(ServerId),
+    /// A client's lease has run out.
+    Expire(ClientId),
 }
 
 /// Things proposed on a server's behalf and not decided yet, so that no heartbeat proposes twice.
@@ -381,6 +389,22 @@ impl Coordinator {
         self.settle();
     }
 
+    /// There is no room for an order on its way to a server: it is given again when there is.
+    pub fn handle_no_room(&mut self, now: Micros, server: ServerId, command: &OrderCommand) {
+        self.wake(now);
+        if let Some(duty) = Duty::of(command) {
+            self.duties.no_room(server, duty);
+        }
+        self.settle();
+    }
+
+    /// There is room for orders to a server again.
+    pub fn handle_room(&mut self, now: Micros, server: ServerId) {
+        self.wake(now);
+        self.look |= self.duties.room(now, server);
+        self.settle();
+    }
+
     /// An order did not reach a server: `refused` when no process listens at its address, else it
     /// was lost or not answered in time.
     pub fn handle_probe_failed(&mut self, now: Micros, server: ServerId, refused: bool) {
@@ -528,24 +552,17 @@ impl Coordinator {
             (OrderCommand::TakeTablets(grants), OrderReply::Taken(positions))
                 if grants.len() == positions.len() =>
             {
-                let tables: Vec<TableId> = grants.iter().map(|grant| grant.table).collect();
-                let taken = grants.iter().copied().zip(positions).collect();
-                self.propose_taken(server, &tables, taken);
+                let taken = grants.iter().copied().zip(positions);
+                self.tablets_taken(server, Duty::Take, taken);
             }
             (OrderCommand::TakeRecovered(recovered), OrderReply::Taken(positions))
                 if recovered.len() == positions.len() =>
             {
-                let tables: Vec<TableId> = recovered.iter().map(|one| one.range.table).collect();
-                let ranges = recovered.iter().map(|one| one.range);
-                self.propose_taken(server, &tables, ranges.zip(positions).collect());
+                let taken = recovered.iter().map(|one| one.range).zip(positions);
+                self.tablets_taken(server, Duty::TakeRecovered, taken);
             }
-            (OrderCommand::DropTable(table), OrderReply::Done) => {
-                self.duties.done(server, duties::Duty::Drop(*table));
-                let dropped = Command::TableDropped {
-                    table: *table,
-                    owner: server,
-                };
-                self.propose(&dropped, Origin::Own);
+            (OrderCommand::DropTables(tables), OrderReply::Done) => {
+                self.tables_dropped(server, tables);
             }
             (OrderCommand::UpdateServers(list), OrderReply::Done) => {
                 self.list_confirmed(server, list.version);

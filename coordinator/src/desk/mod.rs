@@ -23,6 +23,8 @@ mod peers;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
+
 use paxos::{Record, Snapshot};
 use ramkeep_rpc::wires::{Calls, WireEnd, WireId, WireOutput};
 use ramkeep_wire::coordinator::{Request, Response};
@@ -87,6 +89,8 @@ pub struct Desk {
     core: Coordinator,
     callers: Callers,
     errands: Calls<ServerId, Errand>,
+    /// Servers for which an order was given that had no room.
+    crowded: BTreeSet<ServerId>,
     /// The server list by which the wires of errands were looked through last.
     errands_of: ListVersion,
     peers: PeerLines,
@@ -103,6 +107,7 @@ impl Desk {
             core,
             callers: Callers::default(),
             errands: errands::none(),
+            crowded: BTreeSet::new(),
             errands_of: ListVersion(0),
             peers: PeerLines::new(),
             cluster: ClusterId::default(),

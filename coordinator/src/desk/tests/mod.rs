@@ -363,6 +363,55 @@ fn crowd(lab: &mut Lab, server: ServerId) {
     lab.settle();
 }
 
+fn a_crowded_order_waits_for_room() {
+    let mut lab = Lab::new(1);
+    let server = lab.join(1);
+    lab.until(|lab| lab.servers.contains_key(&server));
+    lab.obey(server);
+    crowd(&mut lab, server);
+    let session = lab.session(Party::NONE);
+    let created = lab.ask(session, &create());
+    assert!(
+        take_order(&lab, server).is_none(),
+        "there is no room for it"
+    );
+    let now = lab.now;
+    lab.leads().handle_tick(now);
+    lab.settle();
+    let due = lab.leads().next_timeout();
+    assert!(
+        due.is_none_or(|due| due > lab.now),
+        "it waits without hurry"
+    );
+    // No time passes: only room comes.
+    lab.obey(server);
+    assert!(take_order(&lab, server).is_some());
+    lab.obey(server);
+    assert!(matches!(lab.answer(created), Some((_, Answer::Table(_)))));
+
+    // Room comes, too, when what is on its way is late, or its wire ends.
+    for late in [true, false] {
+        crowd(&mut lab, server);
+        let name = format!("late: {late}");
+        lab.ask(session, &Request::CreateTable { name, once: None });
+        assert!(take_order(&lab, server).is_none());
+        if late {
+            let wire = lab.servers[&server].wire;
+            lab.until(|lab| take_order(lab, server).is_some());
+            assert_eq!(lab.servers[&server].wire, wire);
+        } else {
+            lab.end_wire(server, &WireEnd::Closed("reset".into()));
+            assert!(take_order(&lab, server).is_some());
+        }
+        lab.obey(server);
+    }
+}
+
+#[test]
+fn an_order_without_room_leaves_as_soon_as_there_is_room() {
+    a_crowded_order_waits_for_room();
+}
+
 #[test]
 fn a_question_that_is_lost_is_asked_again() {
     questions_are_asked_again();
@@ -447,11 +496,12 @@ fn nothing_leaves_after_the_end() {
 #[test]
 fn planted_faults_of_the_desk_are_caught() {
     use ramkeep_wire::mutants::{self, Mutant};
-    let faults: [(Mutant, fn()); 4] = [
+    let faults: [(Mutant, fn()); 5] = [
         (Mutant::StaleReply, stale_replies_are_not_given),
         (Mutant::AnswerTheNewest, answers_go_to_whoever_asked),
         (Mutant::HearAnyPeer, peers_speak_for_themselves),
         (Mutant::LoseQuestions, questions_are_asked_again),
+        (Mutant::CrowdedOrdersAreLost, a_crowded_order_waits_for_room),
     ];
     for (mutant, story) in faults {
         assert!(mutants::fails(mutant, story), "{mutant:?}");
