@@ -121,6 +121,14 @@ pub enum Output {
         /// answer instead. `None`: it counts whenever it is given.
         until: Option<Micros>,
     },
+    /// The same, with the tablet map as it is when this is carried out: [`Coordinator::map_response`]. It may
+    /// be long and asked for by many, so that it is made once for each [`Coordinator::map_stamp`].
+    ReplyMap {
+        /// As given to [`Coordinator::handle_request`].
+        token: u64,
+        /// As above.
+        until: Option<Micros>,
+    },
     /// Send an order; its reply goes to [`Coordinator::handle_order_reply`]. May be lost; where there is no
     /// room for it, it goes to [`Coordinator::handle_no_room`].
     Order {
@@ -462,9 +470,36 @@ impl Coordinator {
 
     /// Answers from the state: counts while the lease runs.
     fn reply(&mut self, token: u64, answer: Answer) {
-        let until = Some(self.consensus.lease_until());
-        let until = until.filter(|_| !mutants::active(Mutant::AnswerWithoutLease));
+        let until = self.leased();
         self.push_reply(token, answer, until);
+    }
+
+    /// Answers with the tablet map: counts while the lease runs.
+    fn reply_map(&mut self, token: u64) {
+        let until = self.leased();
+        self.outputs.push_back(Output::ReplyMap { token, until });
+    }
+
+    /// Until when an answer from the state counts.
+    fn leased(&self) -> Option<Micros> {
+        let until = Some(self.consensus.lease_until());
+        until.filter(|_| !mutants::active(Mutant::AnswerWithoutLease))
+    }
+
+    /// The answer with the tablet map.
+    #[must_use]
+    pub fn map_response(&self) -> Response {
+        Response {
+            ballot: self.ballot(),
+            answer: Answer::Map(Some(self.state.tablet_map())),
+        }
+    }
+
+    /// As long as this is the same, [`Coordinator::map_response`] is.
+    #[must_use]
+    pub fn map_stamp(&self) -> (Ballot, ListVersion, MapVersion) {
+        let state = &self.state;
+        (self.ballot(), state.list_version(), state.map_version())
     }
 
     /// Answers by what was decided.

@@ -113,7 +113,8 @@ fn an_answer_that_fits_no_envelope_is_refused() {
     let token = desk.callers.ask(session, &parsed(&bytes).header).unwrap();
     let ballot = desk.core().ballot();
     let answer = Answer::Refused(Refused::Invalid("x".repeat(MAX_PAYLOAD)));
-    let reply = desk.callers.reply(token, &Response { ballot, answer });
+    let payload = super::callers::encode(&Response { ballot, answer });
+    let reply = desk.callers.reply(token, &payload);
     let (to, bytes) = reply.unwrap();
     assert_eq!(to, session);
     let envelope = parsed(&bytes);
@@ -361,6 +362,32 @@ fn crowd(lab: &mut Lab, server: ServerId) {
         desk.order(now, server, &addresses, probe.clone());
     }
     lab.settle();
+}
+
+#[test]
+fn a_map_is_made_once_for_all_who_ask() {
+    let mut lab = Lab::new(1);
+    let server = lab.join(1);
+    let session = lab.session(Party::NONE);
+    let map = |lab: &mut Lab| {
+        let asked = lab.ask(session, &MAP);
+        match lab.answer(asked) {
+            Some((_, Answer::Map(Some(map)))) => map,
+            other => panic!("{other:?}"),
+        }
+    };
+    let first = map(&mut lab);
+    for _ in 0..100 {
+        assert_eq!(map(&mut lab), first);
+    }
+    assert_eq!(lab.leads().maps.made, 1);
+    lab.ask(session, &create());
+    lab.until(|lab| take_order(lab, server).is_some());
+    lab.obey(server);
+    let second = map(&mut lab);
+    assert!(second.version > first.version && second.tables.len() == 1);
+    assert_eq!(second, lab.leads().core().state().tablet_map());
+    assert_eq!(lab.leads().maps.made, 2);
 }
 
 fn a_crowded_order_waits_for_room() {
