@@ -160,6 +160,7 @@ impl RunArgs {
         if let Some(parent) = self.parent {
             process::die_with(parent, Signal::KILL)?;
         }
+        process::allow_connections(1);
         let config = ShellConfig {
             listen: self.listen.clone(),
             directory: self.data.clone(),

@@ -1,10 +1,13 @@
-//! This process among others: its parent, its wish to stop, how it announces itself.
+//! This process among others: its parent, its wish to stop, how it announces itself, the files it may have.
 
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
+use ramkeep_wire::limits::{MAX_CONNECTIONS, RESERVED_CONNECTIONS};
+use rustix::process::{
+    Pid, Resource, Rlimit, Signal, getppid, getrlimit, set_parent_process_death_signal, setrlimit,
+};
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -24,6 +27,45 @@ pub(crate) fn die_with(parent: i32, signal: Signal) -> Result<(), Failure> {
         Err(Failure::new(
             "the process that started this one has ended; stopping too",
         ))
+    }
+}
+
+/// Files of one listener's connections.
+const FILES_OF_A_LISTENER: u64 = (MAX_CONNECTIONS + RESERVED_CONNECTIONS) as u64;
+/// Files for everything else.
+const FILES_BESIDE: u64 = 512;
+
+/// Raises the limit of open files as far as this process may; its children inherit it. How many files it may
+/// have open then.
+pub(crate) fn allow_files() -> Result<u64, Failure> {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let most = maximum.unwrap_or(u64::MAX);
+    if current.unwrap_or(u64::MAX) < most {
+        let raised = Rlimit {
+            current: maximum,
+            maximum,
+        };
+        setrlimit(Resource::Nofile, raised).map_err(|error| {
+            Failure::new(format_args!(
+                "cannot raise the limit of open files to {most}: {error}"
+            ))
+        })?;
+    }
+    Ok(most)
+}
+
+/// Raises the limit of open files, and says so if it is too low for all connections that so many listeners
+/// accept.
+pub(crate) fn allow_connections(listeners: u64) {
+    let needed = listeners * FILES_OF_A_LISTENER + FILES_BESIDE;
+    match allow_files() {
+        Ok(allowed) if allowed >= needed => {}
+        Ok(allowed) => tracing::warn!(
+            allowed,
+            needed,
+            "the limit of open files is lower than all connections need: raise the hard limit (ulimit -Hn)"
+        ),
+        Err(why) => tracing::warn!(%why, needed, "the limit of open files stays as it is"),
     }
 }
 

@@ -116,6 +116,7 @@ pub(crate) fn run(args: &ServerArgs, output: Output) -> Result<(), Failure> {
     if let Some(parent) = args.parent {
         process::die_with(parent, Signal::KILL)?;
     }
+    process::allow_connections(args.listen.len() as u64);
     let runtime = runtime::current_thread()?;
     let pool = WorkerPool::start(args.workers.into(), args.poll)
         .map_err(|error| Failure::new(format_args!("cannot start worker threads: {error}")))?;

@@ -77,7 +77,8 @@ pub enum Command {
         /// Runs once.
         once: Option<Once>,
     },
-    /// An owner serves nothing of a dropped table any more.
+    /// An owner serves nothing of a dropped table any more. In old journals: [`Command::TablesDropped`] has
+    /// taken its place.
     TableDropped {
         /// The table.
         table: TableId,
@@ -161,6 +162,13 @@ pub enum Command {
         master: ServerId,
         /// The try that is given up.
         attempt: u32,
+    },
+    /// An owner serves nothing of these dropped tables any more.
+    TablesDropped {
+        /// The owner.
+        owner: ServerId,
+        /// The tables, at most as many as one order drops.
+        tables: Vec<TableId>,
     },
 }
 

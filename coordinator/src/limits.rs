@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ramkeep_wire::limits::{
     MAX_ADDRESS, MAX_ASSERTED_DEAD, MAX_GIVEN_UP, MAX_PAYLOAD, MAX_REPLICAS, MAX_SEGMENTS_PER_LOG,
-    MAX_TABLE_NAME, MAX_TABLETS_PER_TABLE,
+    MAX_TABLE_NAME, MAX_TABLETS_PER_ORDER, MAX_TABLETS_PER_TABLE,
 };
 
 /// Addresses of one server.
@@ -133,6 +133,8 @@ const _: () = assert!(MAX_MAP_BYTES + MAX_LIST_BYTES + 1_024 < MAX_PAYLOAD);
 const _: () = assert!(MAX_TABLETS_PER_TABLE * TABLET_BYTES + 1_024 < MAX_MAP_BYTES);
 const _: () = assert!(SNAPSHOT_AFTER < MAX_RECORD);
 const _: () = assert!(CRASH_AFTER.as_millis() < NEWCOMER_WAIT.as_millis());
+// What a server confirms with one answer is one command.
+const _: () = assert!(MAX_TABLETS_PER_ORDER * TABLET_BYTES + COMMAND_BYTES <= MAX_COMMAND);
 // What a request may bring fits a command, and a full batch of the longest ones fits a record.
 const _: () = assert!(MAX_ADDRESSES * (MAX_ADDRESS + 2) + COMMAND_BYTES <= MAX_COMMAND);
 const _: () = assert!(MAX_TABLE_NAME + COMMAND_BYTES <= MAX_COMMAND);

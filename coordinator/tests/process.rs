@@ -100,16 +100,16 @@ impl Session for FakeServer {
             *self.ballot.lock() = order.ballot;
             let reply = match order.command {
                 OrderCommand::TakeTablets(grants) => {
-                    OrderReply::Taken(grants.iter().map(|_| LogPosition(9)).collect())
+                    OrderReply::Taken(grants.iter().map(|_| Some(LogPosition(9))).collect())
                 }
                 OrderCommand::TakeRecovered(recovered) => {
-                    OrderReply::Taken(recovered.iter().map(|one| one.takeover).collect())
+                    OrderReply::Taken(recovered.iter().map(|one| Some(one.takeover)).collect())
                 }
                 OrderCommand::Probe => {
                     self.probes.fetch_add(1, Ordering::Relaxed);
                     OrderReply::Done
                 }
-                OrderCommand::DropTable(_) | OrderCommand::UpdateServers(_) => OrderReply::Done,
+                OrderCommand::DropTables(_) | OrderCommand::UpdateServers(_) => OrderReply::Done,
                 OrderCommand::Recover(_) => OrderReply::NotReady,
             };
             let header = envelope.header.reply(Kind::OrderReply);

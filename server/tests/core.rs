@@ -113,7 +113,7 @@ fn only_a_coordinator_gives_orders_and_without_a_master_there_is_none_to_replay(
         OrderReply::NotReady
     );
     assert_eq!(
-        stage.order(5, Command::DropTable(TableId(1))),
+        stage.order(5, Command::DropTables(vec![TableId(1)])),
         OrderReply::Done
     );
     let reply = stage.order(5, Command::Recover(recovery()));

@@ -136,3 +136,38 @@ fn a_scan_that_finds_little_goes_on_when_nothing_else_happens() {
         assert_eq!(page[&0], (Status::Ok, 1), "an empty last page");
     });
 }
+
+#[test]
+fn an_order_takes_tablets_of_many_tables_and_one_that_is_refused_holds_up_no_other() {
+    run(async {
+        let server = server(PollMode::Never).await;
+        let other = |number: u32| TableId(10 + number);
+        let overlaps = TabletGrant {
+            last: KeyHash(u64::MAX / 2),
+            ..grant(FULL)
+        };
+        let mut grants: Vec<_> = (0..500).map(|number| grant(other(number))).collect();
+        grants.insert(7, overlaps);
+        for _ in 0..2 {
+            let OrderReply::Taken(taken) = server.order(Command::TakeTablets(grants.clone()))
+            else {
+                panic!("not taken");
+            };
+            let refused: Vec<_> = (0..).zip(&taken).filter(|(_, at)| at.is_none()).collect();
+            assert_eq!((taken.len(), refused), (501, vec![(7, &None)]));
+        }
+        let of = |table, id| item(Op::Write, id, table, b"k", b"v");
+        let written = [of(other(6), 0), of(other(499), 1), of(FULL, 2)];
+        let all_ok = |answers: BTreeMap<u32, (Status, usize)>| {
+            answers.values().all(|(status, _)| *status == Status::Ok)
+        };
+        assert!(all_ok(ask(&server, &[written.to_vec()]).await));
+
+        let dropped = (1..499).map(other).collect();
+        let reply = server.order(Command::DropTables(dropped));
+        assert_eq!(reply, OrderReply::Done);
+        let answers = ask(&server, &[written.to_vec()]).await;
+        assert_eq!(answers[&0].0, Status::WrongServer);
+        assert_eq!((answers[&1].0, answers[&2].0), (Status::Ok, Status::Ok));
+    });
+}

@@ -208,6 +208,7 @@ fn a_crashed_masters_tablet_is_fetched_replayed_and_served() {
             .await
             .unwrap();
         let taken = running.order(Command::TakeTablets(vec![whole()]));
+        let positions = positions.into_iter().map(Some).collect();
         assert_eq!(taken, OrderReply::Taken(positions));
         running
     });

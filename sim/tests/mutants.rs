@@ -113,6 +113,18 @@ const ELSEWHERE: &[(Mutant, &str)] = &[
         "master/tests/recovery: what a failed try leaves does no harm but for the memory that it takes",
     ),
     (
+        Mutant::CrowdedOrdersAreLost,
+        "coordinator/src/desk/tests: a simulated server has few orders on their way, and what is lost comes again",
+    ),
+    (
+        Mutant::RefusedIsTaken,
+        "coordinator/tests/core/orders.rs: no simulated server refuses a tablet",
+    ),
+    (
+        Mutant::OrdersOneByOne,
+        "coordinator/tests/core/orders.rs: what comes one by one comes later, and not wrong",
+    ),
+    (
         Mutant::ServeEndedClients,
         "master/tests/store/calls.rs: no simulated client outlives its lease",
     ),

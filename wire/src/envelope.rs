@@ -15,7 +15,7 @@ use crate::limits::MAX_PAYLOAD;
 /// "RKP1", little-endian.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"RKP1");
 /// The protocol that this build speaks. Changed with every change of any message's layout.
-pub const PROTOCOL_VERSION: u16 = 3;
+pub const PROTOCOL_VERSION: u16 = 4;
 /// Bytes before the payload.
 pub const HEADER_LEN: usize = 40;
 

@@ -67,6 +67,9 @@ pub const MAX_TABLE_NAME: usize = 255;
 pub const MAX_TABLES: usize = 16_384;
 /// Tablets one table may be cut into.
 pub const MAX_TABLETS_PER_TABLE: usize = 1_024;
+/// Tablets that one order gives to a server, of whatever tables, and tables that one order drops; who owes more
+/// gives several, one after the other.
+pub const MAX_TABLETS_PER_ORDER: usize = 1_024;
 /// Servers in a server list (living and kept as crashed).
 pub const MAX_SERVERS: usize = 4_096;
 /// Coordinators that a process can be given, and learns of.
@@ -87,4 +90,6 @@ const _: () = assert!(MAX_SEGMENTS_PER_LOG * 48 < SEGMENT_SIZE / 2);
 const _: () = assert!(MAX_INVENTORY * 128 < MAX_PAYLOAD);
 // A page of clients is never long beside what else an answer carries.
 const _: () = assert!(MAX_CLIENTS_NAMED * 10 + 64 < (64 << 10));
+// A tablet with a position takes at most 45 bytes.
+const _: () = assert!(MAX_TABLETS_PER_ORDER * 45 + 1_024 < MAX_PAYLOAD);
 const _: () = assert!(MAX_ITEMS <= MAX_IN_FLIGHT_ITEMS);

@@ -178,6 +178,12 @@ crate::named! {
     RestartOnNews = "restart-on-news",
     /// Recovery master: a try that has failed begins anew when its order is repeated.
     FailedTryBeginsAnew = "failed-try-begins-anew",
+    /// Coordinator: an order for which there is no room is lost, and repeated when its time comes.
+    CrowdedOrdersAreLost = "crowded-orders-are-lost",
+    /// Coordinator: a tablet that its owner can't take counts as taken with the others of its order.
+    RefusedIsTaken = "refused-is-taken",
+    /// Coordinator: each tablet and each table is an order of its own.
+    OrdersOneByOne = "orders-one-by-one",
 }
 
 #[cfg(feature = "mutants")]

@@ -114,17 +114,20 @@ impl Recovery {
 pub enum Command {
     /// Say that you are alive.
     Probe,
-    /// Serve these tablets from now on.
+    /// Serve these tablets from now on: of whatever tables, at most
+    /// [`MAX_TABLETS_PER_ORDER`](crate::limits::MAX_TABLETS_PER_ORDER).
     TakeTablets(Vec<TabletGrant>),
-    /// Serve nothing of this table from now on.
-    DropTable(TableId),
+    /// Serve nothing of these tables from now on: at most
+    /// [`MAX_TABLETS_PER_ORDER`](crate::limits::MAX_TABLETS_PER_ORDER).
+    DropTables(Vec<TableId>),
     /// The server list has changed.
     UpdateServers(ServerList),
     /// Replay these tablets of a crashed master. Repeated to ask how far it is, and to tell what was
     /// learned meanwhile: a try begins once, and fails once.
     Recover(Recovery),
-    /// Serve these tablets from now on, with what was replayed of them. Refused if the replay that
-    /// began there is not known any more: an empty tablet in its place would be a hole.
+    /// Serve these tablets from now on, with what was replayed of them; bounded as `TakeTablets`. One is not
+    /// taken if the replay that began there is not known any more: an empty tablet in its place would be a
+    /// hole.
     TakeRecovered(Vec<RecoveredTablet>),
 }
 
@@ -142,8 +145,9 @@ pub struct Order {
 pub enum OrderReply {
     /// Done (again).
     Done,
-    /// To `TakeTablets` and `TakeRecovered`: where the log stood at takeover, in the order of the grants.
-    Taken(Vec<LogPosition>),
+    /// To `TakeTablets` and `TakeRecovered`: where the log stood at takeover, for each tablet in the order of
+    /// the grants. None: this one can't be taken; the others are.
+    Taken(Vec<Option<LogPosition>>),
     /// Can't be done yet; the coordinator asks again.
     NotReady,
     /// A higher ballot was seen.

@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use ramkeep_client::{Client, PollMode, Table};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::task::JoinSet;
 
 use crate::drill::background::{Background, Stop};
 use crate::drill::workload::TABLE;
 use crate::failure::Failure;
+use crate::process;
 
 /// Clients that connect, or write, at the same time.
 const AT_ONCE: usize = 64;
@@ -154,23 +154,9 @@ async fn write_all(tables: Vec<Table>) -> Written {
     written
 }
 
-/// Raises this process's limit of open files, which its children inherit, as far as so many clients
-/// need and may be. How many clients it is enough for.
+/// Raises this process's limit of open files, which its children inherit. How many of so many clients it is
+/// enough for.
 pub(super) fn make_room(clients: u64) -> Result<u64, Failure> {
-    let needed = clients * FILES_EACH + FILES_BESIDE;
-    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    if current.is_none_or(|current| current >= needed) {
-        return Ok(clients);
-    }
-    let allowed = maximum.map_or(needed, |maximum| maximum.min(needed));
-    let raised = Rlimit {
-        current: Some(allowed),
-        maximum,
-    };
-    setrlimit(Resource::Nofile, raised).map_err(|error| {
-        Failure::new(format_args!(
-            "cannot raise the limit of open files to {allowed}: {error}"
-        ))
-    })?;
+    let allowed = process::allow_files()?;
     Ok(clients.min(allowed.saturating_sub(FILES_BESIDE) / FILES_EACH))
 }

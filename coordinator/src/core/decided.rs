@@ -182,6 +182,13 @@ impl Coordinator {
                 }
             }
             Origin::Recovery(master) => self.recovery_decided(*master, true),
+            Origin::Confirmed(server, duty, pieces) => {
+                self.duties.undecided(self.now, *server, *duty, pieces);
+                self.look = true;
+            }
+            // Waited for anew, and proposed again then.
+            Origin::Fence(server) => _ = self.fences.remove(server),
+            Origin::Expire(client) => _ = self.leases.insert(*client, self.now),
             Origin::Own => {}
         }
     }
@@ -189,10 +196,12 @@ impl Coordinator {
     /// A command of this leader is decided and applied: its own side of it.
     fn decided(&mut self, command: &Command, origin: Origin, outcome: Outcome) {
         match origin {
-            Origin::Own => {
-                if let Command::Fenced { server } = command {
-                    self.fences.remove(server);
-                }
+            Origin::Own | Origin::Expire(_) => {}
+            Origin::Fence(server) => _ = self.fences.remove(&server),
+            Origin::Confirmed(server, duty, pieces) => {
+                // What is owed of it now is what the state says.
+                self.duties.undecided(self.now, server, duty, &pieces);
+                self.followed = NOTHING_FOLLOWED;
             }
             Origin::Request(token) => self.answer_decided(token, command, outcome),
             Origin::Create(token, name, once) => self.create_decided(token, name, once, outcome),

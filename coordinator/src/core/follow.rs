@@ -1,5 +1,6 @@
 //! What the leader does outside, derived from the replicated state.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use ramkeep_wire::mutants::{self, Mutant};
@@ -9,7 +10,7 @@ use ramkeep_wire::{ListVersion, LogPosition, Micros, ServerId, TableId};
 use super::detector::{Verdict, Watch};
 use super::duties::{self, Duty};
 use super::waiting::Settled;
-use super::{Coordinator, Origin, Output};
+use super::{Coordinator, NOTHING_FOLLOWED, Origin, Output};
 use crate::command::Command;
 use crate::limits::{EXPIRED_AT_ONCE, LEASE_CHECK, PAUSE_SEEN};
 
@@ -141,20 +142,61 @@ impl Coordinator {
         }
     }
 
-    pub(super) fn propose_taken(
+    /// An owner says of each of these tablets where its log stood when it took it, if it did.
+    pub(super) fn tablets_taken(
         &mut self,
         owner: ServerId,
-        tables: &[TableId],
-        taken: Vec<(TabletGrant, LogPosition)>,
+        duty: Duty,
+        tablets: impl Iterator<Item = (TabletGrant, Option<LogPosition>)>,
     ) {
-        for table in tables {
-            self.duties.done(owner, Duty::Take(*table));
-            if self.state.table(*table).is_none() {
+        let (mut taken, mut refused) = (BTreeMap::new(), 0);
+        for (tablet, position) in tablets {
+            let position = match position {
+                None if mutants::active(Mutant::RefusedIsTaken) => Some(LogPosition::ZERO),
+                position => position,
+            };
+            match position {
+                Some(position) => _ = taken.insert(tablet, position),
+                None => refused += 1,
+            }
+            if position.is_some() && self.state.table(tablet.table).is_none() {
                 // A late take of a table that is gone by now: have it undone.
-                self.order(owner, OrderCommand::DropTable(*table));
+                self.duties.undo(owner, tablet.table);
+                self.followed = NOTHING_FOLLOWED;
             }
         }
-        self.propose(&Command::TabletsTaken { owner, taken }, Origin::Own);
+        if refused > 0 {
+            tracing::warn!(%owner, refused, "tablets were given that their owner can't take: its trace says why");
+        }
+        let pieces = taken.keys().copied().collect();
+        let fresh = self.confirmed(owner, duty, &pieces);
+        taken.retain(|tablet, _| fresh.contains(tablet));
+        if !taken.is_empty() {
+            let taken = taken.into_iter().collect();
+            let origin = Origin::Confirmed(owner, duty, fresh);
+            self.propose(&Command::TabletsTaken { owner, taken }, origin);
+        }
+    }
+
+    /// An owner serves nothing of these tables any more.
+    pub(super) fn tables_dropped(&mut self, owner: ServerId, tables: &[TableId]) {
+        let pieces = tables.iter().map(|table| duties::whole(*table)).collect();
+        let fresh = self.confirmed(owner, Duty::Drop, &pieces);
+        if !fresh.is_empty() {
+            let tables = fresh.iter().map(|piece| piece.table).collect();
+            let origin = Origin::Confirmed(owner, Duty::Drop, fresh);
+            self.propose(&Command::TablesDropped { owner, tables }, origin);
+        }
+    }
+
+    fn confirmed(
+        &mut self,
+        owner: ServerId,
+        duty: Duty,
+        pieces: &BTreeSet<TabletGrant>,
+    ) -> BTreeSet<TabletGrant> {
+        self.look = true;
+        self.duties.confirmed(self.now, owner, duty, pieces)
     }
 
     fn judge(&mut self) {
@@ -210,7 +252,7 @@ impl Coordinator {
             if at <= self.now && at != Micros(u64::MAX) {
                 // Proposed once: the command's decision takes the entry out.
                 self.fences.insert(server, Micros(u64::MAX));
-                self.propose(&Command::Fenced { server }, Origin::Own);
+                self.propose(&Command::Fenced { server }, Origin::Fence(server));
             }
         }
     }
@@ -243,13 +285,17 @@ impl Coordinator {
         for client in over.map(|(client, _)| *client).collect::<Vec<_>>() {
             // From here on a renewal is refused: the lease's end is as good as decided.
             self.leases.remove(&client);
-            self.propose(&Command::ExpireClientLease { client }, Origin::Own);
+            let over = Command::ExpireClientLease { client };
+            self.propose(&over, Origin::Expire(client));
         }
     }
 
     fn give_orders(&mut self) {
         for (server, duty) in self.duties.take_due(self.now) {
-            match duties::order(&self.state, &self.recoveries, server, duty) {
+            let order = self
+                .duties
+                .order(&self.state, &self.recoveries, server, duty);
+            match order {
                 Some(command) => self.order(server, command),
                 None => self.duties.done(server, duty),
             }

@@ -19,21 +19,22 @@ mod decided;
 mod detector;
 mod duties;
 mod follow;
+mod lot;
 mod recovery;
 mod requests;
 mod waiting;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use paxos::limits::Timing;
 use paxos::{Record, RestoreError, Setup, Snapshot, Stored};
 use ramkeep_wire::backup::BackupRequest;
 use ramkeep_wire::coordinator::{Answer, Once, Refused, Response, Settings, SuspicionCounts};
 use ramkeep_wire::mutants::{self, Mutant};
-use ramkeep_wire::order::{Command as OrderCommand, Order, OrderReply};
+use ramkeep_wire::order::{Command as OrderCommand, Order, OrderReply, TabletGrant};
 use ramkeep_wire::{
     Ballot, ClientId, ListVersion, MapVersion, Micros, PeerId, ReplicationEpoch, SegmentId,
-    ServerId, TableId,
+    ServerId,
 };
 
 use crate::command::Command;
@@ -44,7 +45,7 @@ use crate::state::State;
 use backlog::Backlog;
 use damaged::Damaged;
 use detector::Watch;
-use duties::Duties;
+use duties::{Duties, Duty};
 use recovery::Recoveries;
 use waiting::{Waiting, Wanted};
 
@@ -120,7 +121,16 @@ pub enum Output {
         /// answer instead. `None`: it counts whenever it is given.
         until: Option<Micros>,
     },
-    /// Send an order; its reply goes to [`Coordinator::handle_order_reply`]. May be lost.
+    /// The same, with the tablet map as it is when this is carried out: [`Coordinator::map_response`]. It may
+    /// be long and asked for by many, so that it is made once for each [`Coordinator::map_stamp`].
+    ReplyMap {
+        /// As given to [`Coordinator::handle_request`].
+        token: u64,
+        /// As above.
+        until: Option<Micros>,
+    },
+    /// Send an order; its reply goes to [`Coordinator::handle_order_reply`]. May be lost; where there is no
+    /// room for it, it goes to [`Coordinator::handle_no_room`].
     Order {
         /// To whom.
         server: ServerId,
@@ -178,6 +188,12 @@ enum Origin {
     Report(ServerId),
     /// A recovery of this master goes on.
     Recovery(ServerId),
+    /// A server has taken or dropped these pieces.
+    Confirmed(ServerId, Duty, BTreeSet<TabletGrant>),
+    /// A crashed server is fenced.
+    Fence(ServerId),
+    /// A client's lease has run out.
+    Expire(ClientId),
 }
 
 /// Things proposed on a server's behalf and not decided yet, so that no heartbeat proposes twice.
@@ -381,6 +397,22 @@ impl Coordinator {
         self.settle();
     }
 
+    /// There is no room for an order on its way to a server: it is given again when there is.
+    pub fn handle_no_room(&mut self, now: Micros, server: ServerId, command: &OrderCommand) {
+        self.wake(now);
+        if let Some(duty) = Duty::of(command) {
+            self.duties.no_room(server, duty);
+        }
+        self.settle();
+    }
+
+    /// There is room for orders to a server again.
+    pub fn handle_room(&mut self, now: Micros, server: ServerId) {
+        self.wake(now);
+        self.look |= self.duties.room(now, server);
+        self.settle();
+    }
+
     /// An order did not reach a server: `refused` when no process listens at its address, else it
     /// was lost or not answered in time.
     pub fn handle_probe_failed(&mut self, now: Micros, server: ServerId, refused: bool) {
@@ -438,9 +470,36 @@ impl Coordinator {
 
     /// Answers from the state: counts while the lease runs.
     fn reply(&mut self, token: u64, answer: Answer) {
-        let until = Some(self.consensus.lease_until());
-        let until = until.filter(|_| !mutants::active(Mutant::AnswerWithoutLease));
+        let until = self.leased();
         self.push_reply(token, answer, until);
+    }
+
+    /// Answers with the tablet map: counts while the lease runs.
+    fn reply_map(&mut self, token: u64) {
+        let until = self.leased();
+        self.outputs.push_back(Output::ReplyMap { token, until });
+    }
+
+    /// Until when an answer from the state counts.
+    fn leased(&self) -> Option<Micros> {
+        let until = Some(self.consensus.lease_until());
+        until.filter(|_| !mutants::active(Mutant::AnswerWithoutLease))
+    }
+
+    /// The answer with the tablet map.
+    #[must_use]
+    pub fn map_response(&self) -> Response {
+        Response {
+            ballot: self.ballot(),
+            answer: Answer::Map(Some(self.state.tablet_map())),
+        }
+    }
+
+    /// As long as this is the same, [`Coordinator::map_response`] is.
+    #[must_use]
+    pub fn map_stamp(&self) -> (Ballot, ListVersion, MapVersion) {
+        let state = &self.state;
+        (self.ballot(), state.list_version(), state.map_version())
     }
 
     /// Answers by what was decided.
@@ -528,24 +587,17 @@ impl Coordinator {
             (OrderCommand::TakeTablets(grants), OrderReply::Taken(positions))
                 if grants.len() == positions.len() =>
             {
-                let tables: Vec<TableId> = grants.iter().map(|grant| grant.table).collect();
-                let taken = grants.iter().copied().zip(positions).collect();
-                self.propose_taken(server, &tables, taken);
+                let taken = grants.iter().copied().zip(positions);
+                self.tablets_taken(server, Duty::Take, taken);
             }
             (OrderCommand::TakeRecovered(recovered), OrderReply::Taken(positions))
                 if recovered.len() == positions.len() =>
             {
-                let tables: Vec<TableId> = recovered.iter().map(|one| one.range.table).collect();
-                let ranges = recovered.iter().map(|one| one.range);
-                self.propose_taken(server, &tables, ranges.zip(positions).collect());
+                let taken = recovered.iter().map(|one| one.range).zip(positions);
+                self.tablets_taken(server, Duty::TakeRecovered, taken);
             }
-            (OrderCommand::DropTable(table), OrderReply::Done) => {
-                self.duties.done(server, duties::Duty::Drop(*table));
-                let dropped = Command::TableDropped {
-                    table: *table,
-                    owner: server,
-                };
-                self.propose(&dropped, Origin::Own);
+            (OrderCommand::DropTables(tables), OrderReply::Done) => {
+                self.tables_dropped(server, tables);
             }
             (OrderCommand::UpdateServers(list), OrderReply::Done) => {
                 self.list_confirmed(server, list.version);

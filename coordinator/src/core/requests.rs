@@ -41,9 +41,11 @@ impl Coordinator {
             Request::RenewClientLease { client } => self.renew(token, client),
             Request::CreateTable { name, once } => self.create_table(token, name, once),
             Request::Map { known } => {
-                let newer = known != self.state.map_version();
-                let map = newer.then(|| self.state.tablet_map());
-                self.reply(token, Answer::Map(map));
+                if known == self.state.map_version() {
+                    self.reply(token, Answer::Map(None));
+                } else {
+                    self.reply_map(token);
+                }
             }
             Request::Servers { known } => {
                 let newer = known != self.state.list_version();

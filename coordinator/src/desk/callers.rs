@@ -96,26 +96,21 @@ impl Callers {
     }
 
     /// The envelope of an answer, and whose it is, if who asked is still there.
-    pub(super) fn reply(
-        &mut self,
-        token: u64,
-        response: &Response,
-    ) -> Option<(SessionId, Vec<u8>)> {
+    pub(super) fn reply(&mut self, token: u64, payload: &[u8]) -> Option<(SessionId, Vec<u8>)> {
         let Asked { mut by, header } = self.asked.remove(&token)?;
         if mutants::active(Mutant::AnswerTheNewest) {
             by = *self.sessions.last_key_value()?.0;
         }
         let session = self.sessions.get_mut(&by)?;
         session.unanswered = session.unanswered.saturating_sub(1);
-        let payload = encode(response);
         let mut bytes = Vec::with_capacity(envelope::HEADER_LEN + payload.len());
-        envelope::append(&mut bytes, header, &payload);
+        envelope::append(&mut bytes, header, payload);
         Some((by, bytes))
     }
 }
 
 /// The answer, or why there is none if it fits no envelope.
-fn encode(response: &Response) -> Vec<u8> {
+pub(super) fn encode(response: &Response) -> Vec<u8> {
     let payload = postcards::encode(response);
     if payload.len() <= MAX_PAYLOAD {
         return payload;

@@ -5,6 +5,8 @@
 //!    core repeats them.
 //! 2. The core hears of the end of each wire once, whatever was on it, and with what that proves.
 //! 3. There are no wires to servers that are not living.
+//! 4. Nothing is dropped at a bound unsaid: the core hears that there is no room for an order, and when there
+//!    is again.
 
 use std::time::Duration;
 
@@ -20,7 +22,7 @@ use super::Desk;
 
 /// The room of wires to servers.
 const ROOM: u8 = 1;
-/// Orders and questions on their way to one server; more are dropped.
+/// Orders and questions on their way to one server; the core keeps what is more.
 const MAX_IN_FLIGHT: usize = 32;
 /// How long a server may take to answer.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -84,8 +86,22 @@ impl Desk {
     ) {
         let to = Party::server(server);
         let errands = &mut self.errands;
-        if let Err(errand) = errands.call(now, &server, addresses, to, kind, payload, errand) {
-            self.comes_to_nothing(now, server, &errand);
+        let Err(errand) = errands.call(now, &server, addresses, to, kind, payload, errand) else {
+            return;
+        };
+        if let Errand::Order(command) = &errand
+            && !mutants::active(Mutant::CrowdedOrdersAreLost)
+        {
+            self.crowded.insert(server);
+            self.core.handle_no_room(now, server, command);
+        }
+        self.comes_to_nothing(now, server, &errand);
+    }
+
+    /// Less is on its way to a server.
+    fn has_room(&mut self, now: Micros, server: ServerId) {
+        if self.crowded.remove(&server) {
+            self.core.handle_room(now, server);
         }
     }
 
@@ -108,6 +124,7 @@ impl Desk {
         if let Err(error) = taken {
             self.unreadable(now, server, &errand, &error);
         }
+        self.has_room(now, server);
     }
 
     fn unreadable(&mut self, now: Micros, server: ServerId, errand: &Errand, error: &Malformed) {
@@ -126,6 +143,7 @@ impl Desk {
         for errand in ended.calls {
             self.comes_to_nothing(now, ended.key, &errand);
         }
+        self.has_room(now, ended.key);
         true
     }
 
@@ -135,6 +153,7 @@ impl Desk {
             tracing::debug!(%server, ?errand, "no reply");
             self.tell_lost(now, server, CallLost::Late);
             self.comes_to_nothing(now, server, &errand);
+            self.has_room(now, server);
         }
     }
 
@@ -148,6 +167,7 @@ impl Desk {
         let known = self.errands.wires().keys().copied();
         let dead: Vec<ServerId> = known.filter(|id| state.living(*id).is_err()).collect();
         for server in dead {
+            self.crowded.remove(&server);
             for errand in self.errands.forget(&server) {
                 self.comes_to_nothing(now, server, &errand);
             }

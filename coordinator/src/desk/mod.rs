@@ -19,13 +19,16 @@
 
 mod callers;
 mod errands;
+mod maps;
 mod peers;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
+
 use paxos::{Record, Snapshot};
 use ramkeep_rpc::wires::{Calls, WireEnd, WireId, WireOutput};
-use ramkeep_wire::coordinator::{Request, Response};
+use ramkeep_wire::coordinator::Request;
 use ramkeep_wire::envelope::{Envelope, Kind};
 use ramkeep_wire::hello::Refusal;
 use ramkeep_wire::limits::MAX_UNSENT;
@@ -37,6 +40,7 @@ use crate::core::{Coordinator, Output};
 use callers::Callers;
 pub use callers::{MAX_UNANSWERED, SessionId};
 use errands::Errand;
+use maps::EncodedMap;
 use peers::PeerLines;
 
 /// What must happen outside, in this order.
@@ -87,9 +91,12 @@ pub struct Desk {
     core: Coordinator,
     callers: Callers,
     errands: Calls<ServerId, Errand>,
+    /// Servers for which an order was given that had no room.
+    crowded: BTreeSet<ServerId>,
     /// The server list by which the wires of errands were looked through last.
     errands_of: ListVersion,
     peers: PeerLines,
+    maps: EncodedMap,
     /// As it was told.
     cluster: ClusterId,
     ended: bool,
@@ -103,8 +110,10 @@ impl Desk {
             core,
             callers: Callers::default(),
             errands: errands::none(),
+            crowded: BTreeSet::new(),
             errands_of: ListVersion(0),
             peers: PeerLines::new(),
+            maps: EncodedMap::default(),
             cluster: ClusterId::default(),
             ended: false,
         }
@@ -300,7 +309,21 @@ impl Desk {
                 token,
                 response,
                 until,
-            } => self.reply(now, token, response, until),
+            } => {
+                let payload = match self.counts(now, until) {
+                    true => callers::encode(&response),
+                    false => callers::encode(&self.core.not_leader()),
+                };
+                self.reply(token, &payload)
+            }
+            Output::ReplyMap { token, until } => {
+                if !self.counts(now, until) {
+                    let payload = callers::encode(&self.core.not_leader());
+                    return self.reply(token, &payload);
+                }
+                let map = self.maps.current(&self.core);
+                self.reply(token, &map)
+            }
             Output::Order {
                 server,
                 addresses,
@@ -328,20 +351,13 @@ impl Desk {
         DeskOutput::End(why)
     }
 
-    fn reply(
-        &mut self,
-        now: Micros,
-        token: u64,
-        response: Response,
-        until: Option<Micros>,
-    ) -> Option<DeskOutput> {
-        let late = until.is_some_and(|until| now >= until);
-        let response = if late && !mutants::active(Mutant::StaleReply) {
-            self.core.not_leader()
-        } else {
-            response
-        };
-        let (session, bytes) = self.callers.reply(token, &response)?;
+    /// Whether an answer that counts until then may be given.
+    fn counts(&self, now: Micros, until: Option<Micros>) -> bool {
+        until.is_none_or(|until| now < until) || mutants::active(Mutant::StaleReply)
+    }
+
+    fn reply(&mut self, token: u64, payload: &[u8]) -> Option<DeskOutput> {
+        let (session, bytes) = self.callers.reply(token, payload)?;
         Some(DeskOutput::Reply { session, bytes })
     }
 

@@ -28,6 +28,7 @@ pub(crate) use losses::check_loss;
 pub use recoveries::{Partition, Recoveries, RecoveryRecord};
 pub(crate) use servers::check_enlist;
 pub use servers::{RecordedEpoch, Server, Servers};
+pub(crate) use tables::grant;
 pub use tables::{TableRecord, Tables};
 
 /// What never changes in a cluster.
@@ -77,7 +78,7 @@ impl State {
             Command::DropTable { name, once } => {
                 self.run_once(*once, true, |state| state.drop_table(name))
             }
-            Command::TableDropped { table, owner } => self.table_dropped(*table, *owner),
+            Command::TableDropped { table, owner } => self.tables_dropped(*owner, &[*table]),
             Command::RecordEpoch {
                 master,
                 segment,
@@ -112,6 +113,7 @@ impl State {
             Command::GiveBackPartition { master, attempt } => {
                 self.give_back_partition(*master, *attempt)
             }
+            Command::TablesDropped { owner, tables } => self.tables_dropped(*owner, tables),
         }
     }
 

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ramkeep_wire::coordinator::{Refused, Table, Tablet, TabletState};
 use ramkeep_wire::limits::{MAX_TABLE_NAME, MAX_TABLES, MAX_TABLETS_PER_TABLE};
-use ramkeep_wire::order::{RecoveredTablet, TabletGrant};
+use ramkeep_wire::order::TabletGrant;
 use ramkeep_wire::{KeyHash, LogPosition, ServerId, TableId};
 use serde::{Deserialize, Serialize};
 
@@ -45,29 +45,6 @@ impl TableRecord {
         self.table.tablets.iter().any(is_lost)
     }
 
-    /// The new tablets that `owner` was given and has not confirmed.
-    pub fn assigning(&self, owner: ServerId) -> impl Iterator<Item = TabletGrant> + '_ {
-        let given = self.given(owner);
-        given
-            .filter(|tablet| tablet.takeover == LogPosition::ZERO)
-            .map(grant)
-    }
-
-    /// The tablets that `owner` has recovered, was given, and has not confirmed.
-    pub fn recovered(&self, owner: ServerId) -> impl Iterator<Item = RecoveredTablet> + '_ {
-        let given = self.given(owner);
-        let known = given.filter(|tablet| tablet.takeover != LogPosition::ZERO);
-        known.map(|tablet| RecoveredTablet {
-            range: grant(tablet),
-            takeover: tablet.takeover,
-        })
-    }
-
-    fn given(&self, owner: ServerId) -> impl Iterator<Item = &Tablet> + '_ {
-        let tablets = self.table.tablets.iter();
-        tablets.filter(move |t| t.owner == owner && t.state == TabletState::Assigning)
-    }
-
     fn map_bytes(&self) -> usize {
         map_bytes(&self.table.name, self.table.tablets.len())
     }
@@ -78,7 +55,8 @@ pub(super) fn is_lost(tablet: &Tablet) -> bool {
     matches!(tablet.state, TabletState::Down | TabletState::Recovering)
 }
 
-pub(super) fn grant(tablet: &Tablet) -> TabletGrant {
+/// The tablet as its owner is given it.
+pub(crate) fn grant(tablet: &Tablet) -> TabletGrant {
     TabletGrant {
         table: tablet.table,
         first: tablet.first,
@@ -338,9 +316,13 @@ impl State {
         Ok(Applied::Table(table))
     }
 
-    pub(super) fn table_dropped(&mut self, table: TableId, owner: ServerId) -> Outcome {
+    pub(super) fn tables_dropped(&mut self, owner: ServerId, tables: &[TableId]) -> Outcome {
         self.servers.living(owner)?;
-        if self.tables.let_go(table, owner) {
+        let mut gone = false;
+        for table in tables {
+            gone |= self.tables.let_go(*table, owner);
+        }
+        if gone {
             self.map_changed();
         }
         Ok(Applied::Done)

@@ -362,6 +362,36 @@ fn a_table_is_gone_when_every_owner_let_go_or_is_fenced() {
     assert!(matches!(again, Ok(Applied::Table(new)) if new > table));
 }
 
+#[test]
+fn tables_are_gone_together_when_their_owners_let_go_of_them_together() {
+    let mut state = bootstrapped();
+    let (one, two) = (up(&mut state, 1), up(&mut state, 2));
+    let tables: Vec<TableId> = ["a", "b", "c"]
+        .map(|name| match state.apply(&create(name)) {
+            Ok(Applied::Table(table)) => table,
+            other => panic!("{other:?}"),
+        })
+        .to_vec();
+    for name in ["a", "b"] {
+        state.apply(&drop_once(name, None)).unwrap();
+    }
+    let dropped = |owner| Command::TablesDropped {
+        owner,
+        tables: tables.clone(),
+    };
+    let before = state.map_version();
+    assert_eq!(state.apply(&dropped(one)), Ok(Applied::Done));
+    assert_eq!(
+        state.map_version(),
+        before,
+        "the other may still serve them"
+    );
+    assert_eq!(state.apply(&dropped(two)), Ok(Applied::Done));
+    assert_eq!(state.map_version().0, before.0 + 1, "one change");
+    let left: Vec<TableId> = state.tables().iter().map(|r| r.table.table).collect();
+    assert_eq!(left, tables[2..], "nobody has asked for c to be dropped");
+}
+
 /// All owners let go of a table.
 fn let_go(state: &mut State, table: TableId) {
     for (owner, _) in grants(state, table) {
@@ -578,6 +608,10 @@ fn golden_commands_never_change() {
         Command::GiveBackPartition {
             master: ServerId(2),
             attempt: 3,
+        },
+        Command::TablesDropped {
+            owner: ServerId(2),
+            tables: vec![TableId(1), TableId(300)],
         },
     ];
     let hex: String = commands

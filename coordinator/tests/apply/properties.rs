@@ -27,6 +27,10 @@ fn any_command() -> impl Strategy<Value = Command> {
             table: TableId(table),
             owner,
         }),
+        2 => (any_server(), prop::collection::vec(1..6_u32, 0..4)).prop_map(|(owner, tables)| {
+            let tables = tables.into_iter().map(TableId).collect();
+            Command::TablesDropped { owner, tables }
+        }),
         3 => (any_server(), 1..6_u32, 1..4_u128, 0..4_u128).prop_map(|(owner, table, of, piece)| {
             let bound = |n: u128| (n << 64) / of;
             taken(owner, TabletGrant {

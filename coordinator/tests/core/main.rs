@@ -5,6 +5,7 @@ mod budgets;
 mod damage;
 mod group;
 mod newcomers;
+mod orders;
 mod recovery;
 mod room;
 mod stepping;

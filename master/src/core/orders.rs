@@ -25,15 +25,15 @@ impl Master {
                 OrderReply::Done
             }
             Command::TakeTablets(grants) => {
-                self.take_tablets(&control, || self.store.take_tablets(&grants))
+                self.take_tablets(&control, &grants, |grants| self.store.take_tablets(grants))
             }
             Command::TakeRecovered(recovered) => {
-                self.take_tablets(&control, || self.store.take_recovered(&recovered))
+                self.take_tablets(&control, &recovered, |some| self.store.take_recovered(some))
             }
             Command::Recover(order) => self.recover(&control, order),
-            Command::DropTable(table) => {
-                // Nothing was served of it if the order came before.
-                let _ = self.store.drop_table(table);
+            Command::DropTables(tables) => {
+                // Nothing was served of them if the order came before.
+                let _ = self.store.drop_tables(&tables);
                 OrderReply::Done
             }
         }
@@ -49,21 +49,29 @@ impl Master {
             .handle_order(&self.store, order, &control.list)
     }
 
-    fn take_tablets(
+    /// Takes all together. Where one can't be taken each is on its own, so that it holds up no other.
+    fn take_tablets<T>(
         &self,
         control: &Control,
-        take: impl FnOnce() -> Result<Vec<LogPosition>, NotTaken>,
+        given: &[T],
+        take: impl Fn(&[T]) -> Result<Vec<LogPosition>, NotTaken>,
     ) -> OrderReply {
         if self.is_fenced() || !control.replication.ready() {
             return OrderReply::NotReady;
         }
-        match take() {
-            Ok(positions) => OrderReply::Taken(positions),
-            Err(why) => {
-                tracing::error!(%why, "tablets were given that can't be taken");
-                OrderReply::NotReady
-            }
+        if let Ok(positions) = take(given) {
+            return OrderReply::Taken(positions.into_iter().map(Some).collect());
         }
+        let alone = given
+            .iter()
+            .map(|one| match take(std::slice::from_ref(one)) {
+                Ok(positions) => positions.first().copied(),
+                Err(why) => {
+                    tracing::error!(%why, "a tablet was given that can't be taken");
+                    None
+                }
+            });
+        OrderReply::Taken(alone.collect())
     }
 
     /// Takes in a server list, unless one as new was.

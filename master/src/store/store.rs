@@ -220,8 +220,8 @@ impl Store {
         let mut writer = self.writer();
         let tablets = self.tablets.load();
         for RecoveredTablet { range, takeover } in recovered {
-            let owned = tablets.iter().find(|owned| owned.range == *range);
-            let known = match owned {
+            let owned = tablets.tablet_of(range.table, range.first);
+            let known = match owned.filter(|owned| owned.range == *range) {
                 Some(owned) => Some(owned.takeover),
                 None => writer.replays.takeover(range)?,
             };
@@ -259,20 +259,32 @@ impl Store {
     /// Serves nothing of a table from now on; false if nothing was served of it. Its objects are
     /// gone at once for clients, their memory after [`sweep`](Self::sweep).
     pub fn drop_table(&self, table: TableId) -> bool {
+        self.drop_tables(&[table])
+    }
+
+    /// The same for several; false if nothing was served of any.
+    pub fn drop_tables(&self, tables: &[TableId]) -> bool {
         let mut writer = self.writer();
-        writer.drop_replays(table);
-        let mut tablets = Tablets::clone(&self.tablets.load());
-        let dropped = tablets.drop_table(table);
-        if dropped {
-            writer.completions.forget_where(&[TabletGrant {
-                table,
-                first: KeyHash(0),
-                last: KeyHash(u64::MAX),
-            }]);
-            self.tablets.store(Arc::new(tablets));
+        for table in tables {
+            writer.drop_replays(*table);
+        }
+        let mut served = Tablets::clone(&self.tablets.load());
+        let dropped = served.drop_tables(tables);
+        if dropped.is_empty() {
+            return false;
+        }
+        let whole = |table: &TableId| TabletGrant {
+            table: *table,
+            first: KeyHash(0),
+            last: KeyHash(u64::MAX),
+        };
+        let ranges: Vec<TabletGrant> = dropped.iter().map(whole).collect();
+        writer.completions.forget_where(&ranges);
+        self.tablets.store(Arc::new(served));
+        for table in dropped {
             writer.sweep.add(table);
         }
-        dropped
+        true
     }
 
     /// These clients' leases have ended: what they did may be forgotten, and nothing of theirs runs any

@@ -5,6 +5,8 @@
 //! 2. An [`Owned`] exists only for a table and key hash that lay in a tablet when it was made.
 //!    Operations take one instead of table and hash, so that none can skip the lookup.
 
+use std::collections::BTreeSet;
+
 use ramkeep_wire::order::TabletGrant;
 use ramkeep_wire::{KeyHash, LogPosition, TableId, key_hash};
 
@@ -135,31 +137,38 @@ impl Tablets {
         grant: TabletGrant,
         position: LogPosition,
     ) -> Result<LogPosition, Overlap> {
-        match self
+        if grant.first > grant.last {
+            return Err(Overlap { grant });
+        }
+        // Tablets are in order and do not overlap: of those with a hash of the grant this is the first.
+        let place = |owned: &OwnedTablet| {
+            (owned.range.table, owned.range.last) < (grant.table, grant.first)
+        };
+        let at = self.owned.partition_point(place);
+        let other = self
             .owned
-            .iter()
-            .find(|other| overlap(&other.range, &grant))
-        {
-            Some(same) if same.range == grant => Ok(same.takeover),
+            .get(at)
+            .map(|other| (other.range, other.takeover));
+        match other.filter(|(range, _)| overlap(range, &grant)) {
+            Some((range, takeover)) if range == grant => Ok(takeover),
             Some(_) => Err(Overlap { grant }),
-            None if grant.first > grant.last => Err(Overlap { grant }),
             None => {
-                self.owned.push(OwnedTablet {
+                let tablet = OwnedTablet {
                     range: grant,
                     takeover: position,
-                });
-                self.owned
-                    .sort_by_key(|tablet| (tablet.range.table, tablet.range.first));
+                };
+                self.owned.insert(at, tablet);
                 Ok(position)
             }
         }
     }
 
-    /// Gives up all tablets of a table; false if there were none.
-    pub(super) fn drop_table(&mut self, table: TableId) -> bool {
-        let before = self.owned.len();
-        self.owned.retain(|tablet| tablet.range.table != table);
-        self.owned.len() != before
+    /// Gives up all tablets of these tables; those of which there were some.
+    pub(super) fn drop_tables(&mut self, tables: &[TableId]) -> BTreeSet<TableId> {
+        let wanted: BTreeSet<_> = tables.iter().collect();
+        let gone = |tablet: &mut OwnedTablet| wanted.contains(&tablet.range.table);
+        let dropped = self.owned.extract_if(.., gone);
+        dropped.map(|tablet| tablet.range.table).collect()
     }
 }
 
@@ -235,8 +244,9 @@ mod tests {
         tablets
             .take(grant(1, 5, 1), at(9))
             .expect_err("an empty range is not a tablet");
-        assert!(tablets.drop_table(TableId(1)));
-        assert!(!tablets.drop_table(TableId(1)));
+        let tables = [TableId(1), TableId(2)];
+        assert_eq!(tablets.drop_tables(&tables), BTreeSet::from([TableId(1)]));
+        assert_eq!(tablets.drop_tables(&tables), BTreeSet::new());
         assert_eq!(tablets.take(grant(1, 20, 30), at(9)), Ok(at(9)));
     }
 }

@@ -106,7 +106,7 @@ impl<S: FrameStore, C: LinkCarrier> Enlisted<S, C> {
 
 fn without_a_master(command: &Command) -> OrderReply {
     match command {
-        Command::Probe | Command::DropTable(_) | Command::UpdateServers(_) => OrderReply::Done,
+        Command::Probe | Command::DropTables(_) | Command::UpdateServers(_) => OrderReply::Done,
         Command::TakeTablets(_) | Command::TakeRecovered(_) => OrderReply::NotReady,
         Command::Recover(_) => OrderReply::CannotRecover("there is no master here".into()),
     }

@@ -295,7 +295,7 @@ impl Lab {
         let given: Order = postcards::decode(order.payload).unwrap();
         let reply = match given.command {
             Command::TakeTablets(grants) => {
-                OrderReply::Taken(grants.iter().map(|_| LogPosition(9)).collect())
+                OrderReply::Taken(grants.iter().map(|_| Some(LogPosition(9))).collect())
             }
             _ => OrderReply::Done,
         };

@@ -113,7 +113,8 @@ fn an_answer_that_fits_no_envelope_is_refused() {
     let token = desk.callers.ask(session, &parsed(&bytes).header).unwrap();
     let ballot = desk.core().ballot();
     let answer = Answer::Refused(Refused::Invalid("x".repeat(MAX_PAYLOAD)));
-    let reply = desk.callers.reply(token, &Response { ballot, answer });
+    let payload = super::callers::encode(&Response { ballot, answer });
+    let reply = desk.callers.reply(token, &payload);
     let (to, bytes) = reply.unwrap();
     assert_eq!(to, session);
     let envelope = parsed(&bytes);
@@ -364,6 +365,81 @@ fn crowd(lab: &mut Lab, server: ServerId) {
 }
 
 #[test]
+fn a_map_is_made_once_for_all_who_ask() {
+    let mut lab = Lab::new(1);
+    let server = lab.join(1);
+    let session = lab.session(Party::NONE);
+    let map = |lab: &mut Lab| {
+        let asked = lab.ask(session, &MAP);
+        match lab.answer(asked) {
+            Some((_, Answer::Map(Some(map)))) => map,
+            other => panic!("{other:?}"),
+        }
+    };
+    let first = map(&mut lab);
+    for _ in 0..100 {
+        assert_eq!(map(&mut lab), first);
+    }
+    assert_eq!(lab.leads().maps.made, 1);
+    lab.ask(session, &create());
+    lab.until(|lab| take_order(lab, server).is_some());
+    lab.obey(server);
+    let second = map(&mut lab);
+    assert!(second.version > first.version && second.tables.len() == 1);
+    assert_eq!(second, lab.leads().core().state().tablet_map());
+    assert_eq!(lab.leads().maps.made, 2);
+}
+
+fn a_crowded_order_waits_for_room() {
+    let mut lab = Lab::new(1);
+    let server = lab.join(1);
+    lab.until(|lab| lab.servers.contains_key(&server));
+    lab.obey(server);
+    crowd(&mut lab, server);
+    let session = lab.session(Party::NONE);
+    let created = lab.ask(session, &create());
+    assert!(
+        take_order(&lab, server).is_none(),
+        "there is no room for it"
+    );
+    let now = lab.now;
+    lab.leads().handle_tick(now);
+    lab.settle();
+    let due = lab.leads().next_timeout();
+    assert!(
+        due.is_none_or(|due| due > lab.now),
+        "it waits without hurry"
+    );
+    // No time passes: only room comes.
+    lab.obey(server);
+    assert!(take_order(&lab, server).is_some());
+    lab.obey(server);
+    assert!(matches!(lab.answer(created), Some((_, Answer::Table(_)))));
+
+    // Room comes, too, when what is on its way is late, or its wire ends.
+    for late in [true, false] {
+        crowd(&mut lab, server);
+        let name = format!("late: {late}");
+        lab.ask(session, &Request::CreateTable { name, once: None });
+        assert!(take_order(&lab, server).is_none());
+        if late {
+            let wire = lab.servers[&server].wire;
+            lab.until(|lab| take_order(lab, server).is_some());
+            assert_eq!(lab.servers[&server].wire, wire);
+        } else {
+            lab.end_wire(server, &WireEnd::Closed("reset".into()));
+            assert!(take_order(&lab, server).is_some());
+        }
+        lab.obey(server);
+    }
+}
+
+#[test]
+fn an_order_without_room_leaves_as_soon_as_there_is_room() {
+    a_crowded_order_waits_for_room();
+}
+
+#[test]
 fn a_question_that_is_lost_is_asked_again() {
     questions_are_asked_again();
 }
@@ -447,11 +523,12 @@ fn nothing_leaves_after_the_end() {
 #[test]
 fn planted_faults_of_the_desk_are_caught() {
     use ramkeep_wire::mutants::{self, Mutant};
-    let faults: [(Mutant, fn()); 4] = [
+    let faults: [(Mutant, fn()); 5] = [
         (Mutant::StaleReply, stale_replies_are_not_given),
         (Mutant::AnswerTheNewest, answers_go_to_whoever_asked),
         (Mutant::HearAnyPeer, peers_speak_for_themselves),
         (Mutant::LoseQuestions, questions_are_asked_again),
+        (Mutant::CrowdedOrdersAreLost, a_crowded_order_waits_for_room),
     ];
     for (mutant, story) in faults {
         assert!(mutants::fails(mutant, story), "{mutant:?}");

@@ -302,13 +302,17 @@ fn a_take_that_comes_after_the_drop_is_undone() {
     world.create("t");
     let (_, take) = world.orders(is_take)[0].clone();
     world.drop_table("t");
-    world.tell(server, &Command::DropTable(TableId(1)), OrderReply::Done);
+    world.tell(
+        server,
+        &Command::DropTables(vec![TableId(1)]),
+        OrderReply::Done,
+    );
     assert!(world.state().table(TableId(1)).is_none());
     world.only().orders.clear();
     world.tell(server, &take, done(&take));
     assert_eq!(
         world.orders(is_drop),
-        [(server, Command::DropTable(TableId(1)))]
+        [(server, Command::DropTables(vec![TableId(1)]))]
     );
 }
 

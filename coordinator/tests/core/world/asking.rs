@@ -137,10 +137,10 @@ impl World {
 pub fn done(command: &Command) -> OrderReply {
     match command {
         Command::TakeTablets(grants) => {
-            OrderReply::Taken(grants.iter().map(|_| LogPosition(42)).collect())
+            OrderReply::Taken(grants.iter().map(|_| Some(LogPosition(42))).collect())
         }
         Command::TakeRecovered(recovered) => {
-            OrderReply::Taken(recovered.iter().map(|one| one.takeover).collect())
+            OrderReply::Taken(recovered.iter().map(|one| Some(one.takeover)).collect())
         }
         _ => OrderReply::Done,
     }
@@ -189,5 +189,5 @@ pub fn is_take(command: &Command) -> bool {
 }
 
 pub fn is_drop(command: &Command) -> bool {
-    matches!(command, Command::DropTable(_))
+    matches!(command, Command::DropTables(_))
 }

@@ -62,6 +62,11 @@ impl World {
                 assert!(self.answered.insert(token), "answered twice");
                 machine.answers.insert(token, (response, until));
             }
+            Output::ReplyMap { token, until } => {
+                assert!(!alone || until.is_none_or(|until| until > now), "alone");
+                assert!(self.answered.insert(token), "answered twice");
+                machine.answers.insert(token, (core.map_response(), until));
+            }
             Output::Order { server, order, .. } => {
                 assert_eq!(order.ballot, core.ballot());
                 match &mut self.mail {
