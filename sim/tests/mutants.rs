@@ -23,6 +23,10 @@ const ELSEWHERE: &[(Mutant, &str)] = &[
         "coordinator/src/desk/tests: who gets another's answer asks again",
     ),
     (
+        Mutant::HideTheGroup,
+        "coordinator/src/desk/tests: only a replaced group shows it, see sim/src/faults/group.rs",
+    ),
+    (
         Mutant::HearAnyPeer,
         "coordinator/src/desk/tests: no simulated coordinator lies",
     ),
@@ -122,6 +126,10 @@ const ELSEWHERE: &[(Mutant, &str)] = &[
     ),
     (
         Mutant::JoinOnAnyWord,
+        "control/tests/planted_faults.rs: a story",
+    ),
+    (
+        Mutant::OnlyLearnCoordinators,
         "control/tests/planted_faults.rs: a story",
     ),
     (

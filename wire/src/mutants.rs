@@ -86,6 +86,8 @@ crate::named! {
     RetryAsAnotherCall = "retry-as-another-call",
     /// Control: a process is of the cluster of whoever answers first, leader or not.
     JoinOnAnyWord = "join-on-any-word",
+    /// Control: what a leader says of the group is only added to what is known.
+    OnlyLearnCoordinators = "only-learn-coordinators",
     /// Control: coordinators that name each other as the leader are followed without a rest.
     RedirectWithoutRest = "redirect-without-rest",
     /// Control: a retry forgets that the request may have been applied before.
@@ -96,6 +98,8 @@ crate::named! {
     ResendAsAnother = "resend-as-another",
     /// Control: takes the answer to a send that was given up.
     TakeOldCorrelation = "take-old-correlation",
+    /// Coordinator: a leader does not say who the coordinators are.
+    HideTheGroup = "hide-the-group",
     /// Coordinator: answers before its journal is synced.
     AnswerBeforeSync = "answer-before-sync",
     /// Coordinator: takes an epoch that is not above the recorded one.

@@ -28,7 +28,10 @@ use std::collections::{BTreeMap, VecDeque};
 use paxos::limits::Timing;
 use paxos::{Record, RestoreError, Setup, Snapshot, Stored};
 use ramkeep_wire::backup::BackupRequest;
-use ramkeep_wire::coordinator::{Answer, Once, Refused, Response, Settings, SuspicionCounts};
+use ramkeep_wire::coordinator::{
+    Answer, GroupFacts, Once, Refused, Response, Settings, SuspicionCounts,
+};
+use ramkeep_wire::limits::MAX_COORDINATORS;
 use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::order::{Command as OrderCommand, Order, OrderReply};
 use ramkeep_wire::{
@@ -452,7 +455,7 @@ impl Coordinator {
         let ballot = self.ballot();
         self.outputs.push_back(Output::Reply {
             token,
-            response: Response { ballot, answer },
+            response: Response::new(ballot, answer),
             until,
         });
     }
@@ -482,13 +485,37 @@ impl Coordinator {
         if coordinators.is_empty() {
             coordinators = self.config.peers.iter().map(|(_, at)| at.clone()).collect();
         }
-        Response {
-            ballot: self.ballot(),
-            answer: Answer::Refused(Refused::NotLeader {
-                leader,
-                coordinators,
-            }),
+        let refused = Refused::NotLeader {
+            leader,
+            coordinators,
+            why: None,
+        };
+        Response::new(self.ballot(), Answer::Refused(refused))
+    }
+
+    /// Who the coordinators are and where each may be reached, from one who leads.
+    #[must_use]
+    pub fn group_facts(&self) -> Option<GroupFacts> {
+        let node = self.consensus.node();
+        let group = node.group().filter(|_| self.leads())?;
+        let own = self.config.address.as_str();
+        let mut coordinators: Vec<String> = Vec::new();
+        for member in &group.members {
+            let addresses = match member.id == peer(self.config.peer) {
+                true => vec![own],
+                false => node.addresses_of(member.id),
+            };
+            for address in addresses {
+                if !coordinators.iter().any(|known| known == address) {
+                    coordinators.push(address.to_owned());
+                }
+            }
         }
+        coordinators.truncate(MAX_COORDINATORS);
+        Some(GroupFacts {
+            generation: group.generation,
+            coordinators,
+        })
     }
 
     /// Whoever asked is to ask the leader.

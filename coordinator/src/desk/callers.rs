@@ -2,11 +2,12 @@
 //!
 //! # Invariants
 //! 1. A reply goes to the session that asked, with the correlation of its request, or nowhere.
-//! 2. At most [`MAX_UNANSWERED`] requests of one session wait for their answer.
+//! 2. A leader's answer says who the coordinators are, unless that session was told just that (SAFETY 28).
+//! 3. At most [`MAX_UNANSWERED`] requests of one session wait for their answer.
 
 use std::collections::BTreeMap;
 
-use ramkeep_wire::coordinator::{Answer, Refused, Response};
+use ramkeep_wire::coordinator::{Answer, GroupFacts, Refused, Response};
 use ramkeep_wire::envelope::{self, Header, Kind};
 use ramkeep_wire::limits::{MAX_PAYLOAD, MAX_UNSENT};
 use ramkeep_wire::mutants::{self, Mutant};
@@ -33,6 +34,8 @@ struct Session {
     /// Whose it is: as it said hello, or as its heartbeats say.
     server: Option<ServerId>,
     unanswered: usize,
+    /// What it was told of the group last.
+    told: Option<GroupFacts>,
 }
 
 /// A request without an answer yet.
@@ -58,6 +61,7 @@ impl Callers {
             party,
             server: party.as_server(),
             unanswered: 0,
+            told: None,
         };
         self.sessions.insert(id, session);
     }
@@ -95,11 +99,13 @@ impl Callers {
         Some(self.last)
     }
 
-    /// The envelope of an answer, and whose it is, if who asked is still there.
+    /// The envelope of an answer, and whose it is, if who asked is still there. `facts`: of the group, from
+    /// a leader.
     pub(super) fn reply(
         &mut self,
         token: u64,
-        response: &Response,
+        mut response: Response,
+        facts: Option<GroupFacts>,
     ) -> Option<(SessionId, Vec<u8>)> {
         let Asked { mut by, header } = self.asked.remove(&token)?;
         if mutants::active(Mutant::AnswerTheNewest) {
@@ -107,7 +113,11 @@ impl Callers {
         }
         let session = self.sessions.get_mut(&by)?;
         session.unanswered = session.unanswered.saturating_sub(1);
-        let payload = encode(response);
+        if facts.is_some() && session.told != facts && !mutants::active(Mutant::HideTheGroup) {
+            session.told.clone_from(&facts);
+            response.group = facts;
+        }
+        let payload = encode(&response);
         let mut bytes = Vec::with_capacity(envelope::HEADER_LEN + payload.len());
         envelope::append(&mut bytes, header, &payload);
         Some((by, bytes))
@@ -123,5 +133,6 @@ fn encode(response: &Response) -> Vec<u8> {
     postcards::encode(&Response {
         ballot: response.ballot,
         answer: Answer::Refused(Refused::Limit("an answer's size".into())),
+        group: response.group.clone(),
     })
 }

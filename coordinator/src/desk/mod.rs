@@ -341,7 +341,8 @@ impl Desk {
         } else {
             response
         };
-        let (session, bytes) = self.callers.reply(token, &response)?;
+        let facts = self.core.group_facts();
+        let (session, bytes) = self.callers.reply(token, response, facts)?;
         Some(DeskOutput::Reply { session, bytes })
     }
 

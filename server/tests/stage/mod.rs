@@ -264,7 +264,7 @@ impl Stage {
         };
         self.requests.push(request);
         let ballot = self.ballot;
-        let payload = postcards::encode(&Response { ballot, answer });
+        let payload = postcards::encode(&Response::new(ballot, answer));
         self.receive(wire, header.reply(Kind::CoordinatorResponse), &payload);
     }
 

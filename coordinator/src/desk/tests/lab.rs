@@ -6,7 +6,7 @@ use std::time::Duration;
 use paxos::Stored;
 use paxos::limits::Timing;
 use ramkeep_rpc::wires::{WireEnd, WireId, WireOutput};
-use ramkeep_wire::coordinator::{Answer, Enlist, Heartbeat, Request, Response, Roles};
+use ramkeep_wire::coordinator::{Answer, Enlist, GroupFacts, Heartbeat, Request, Response, Roles};
 use ramkeep_wire::envelope::{self, Envelope, Header, Kind};
 use ramkeep_wire::hello::Refusal;
 use ramkeep_wire::order::{Command, Order, OrderReply};
@@ -260,6 +260,13 @@ impl Lab {
         let mut found = self.replies.iter();
         let (session, _, response) = found.find(|(_, of, _)| *of == correlation)?;
         Some((*session, response.answer.clone()))
+    }
+
+    /// What an answer said of the group.
+    pub(super) fn told(&self, correlation: u64) -> Option<GroupFacts> {
+        let mut found = self.replies.iter();
+        let (_, _, response) = found.find(|(_, of, _)| *of == correlation)?;
+        response.group.clone()
     }
 
     /// A server enlists and is ready.

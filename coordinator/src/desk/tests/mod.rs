@@ -113,7 +113,9 @@ fn an_answer_that_fits_no_envelope_is_refused() {
     let token = desk.callers.ask(session, &parsed(&bytes).header).unwrap();
     let ballot = desk.core().ballot();
     let answer = Answer::Refused(Refused::Invalid("x".repeat(MAX_PAYLOAD)));
-    let reply = desk.callers.reply(token, &Response { ballot, answer });
+    let reply = desk
+        .callers
+        .reply(token, Response::new(ballot, answer), None);
     let (to, bytes) = reply.unwrap();
     assert_eq!(to, session);
     let envelope = parsed(&bytes);
@@ -123,6 +125,25 @@ fn an_answer_that_fits_no_envelope_is_refused() {
     let limit = Answer::Refused(Refused::Limit("an answer's size".into()));
     assert_eq!((response.ballot, response.answer), (ballot, limit));
     assert_eq!(lab.leads().unanswered(session), 0);
+}
+
+/// Whether each of two answers on one connection says who the coordinators are, and one on another.
+fn told_of_the_group() -> [bool; 3] {
+    let mut lab = Lab::new(3);
+    let (one, other) = (lab.session(Party::NONE), lab.session(Party::NONE));
+    [one, one, other].map(|session| {
+        let asked = lab.ask(session, &MAP);
+        let Some(facts) = lab.told(asked) else {
+            return false;
+        };
+        assert_eq!(facts.coordinators.len(), 3);
+        true
+    })
+}
+
+#[test]
+fn each_connection_is_told_once_who_the_coordinators_are() {
+    assert_eq!(told_of_the_group(), [true, false, true]);
 }
 
 fn stale_replies_are_not_given() {
@@ -447,7 +468,11 @@ fn nothing_leaves_after_the_end() {
 #[test]
 fn planted_faults_of_the_desk_are_caught() {
     use ramkeep_wire::mutants::{self, Mutant};
-    let faults: [(Mutant, fn()); 4] = [
+    let faults: [(Mutant, fn()); 5] = [
+        (
+            Mutant::HideTheGroup,
+            each_connection_is_told_once_who_the_coordinators_are,
+        ),
         (Mutant::StaleReply, stale_replies_are_not_given),
         (Mutant::AnswerTheNewest, answers_go_to_whoever_asked),
         (Mutant::HearAnyPeer, peers_speak_for_themselves),
