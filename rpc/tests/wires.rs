@@ -46,7 +46,7 @@ impl Caller {
         };
         let caller = Self {
             calls: Mutex::new(Calls::new(1, wires, rules)),
-            wiring: Wiring::new(Identity::new(None), PollMode::Never, Handle::current()),
+            wiring: Wiring::new(common::member(None), PollMode::Never, Handle::current()),
             heard,
         };
         (Arc::new(caller), hears)

@@ -23,6 +23,14 @@ const ELSEWHERE: &[(Mutant, &str)] = &[
         "coordinator/src/desk/tests: who gets another's answer asks again",
     ),
     (
+        Mutant::KeepOldSessions,
+        "coordinator/src/desk/tests: as above; all simulated coordinators are of one cluster",
+    ),
+    (
+        Mutant::HelloUnknownCluster,
+        "rpc/src/hello/tests.rs: in whole runs all are of one cluster",
+    ),
+    (
         Mutant::HideTheGroup,
         "coordinator/src/desk/tests: only a replaced group shows it, see sim/src/faults/group.rs",
     ),

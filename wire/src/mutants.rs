@@ -68,6 +68,10 @@ crate::named! {
     IgnoreServerId = "ignore-server-id",
     /// Connections: a hello of another cluster is welcomed.
     HelloAnyCluster = "hello-any-cluster",
+    /// Connections: a link between servers is made though one side does not know its cluster.
+    HelloUnknownCluster = "hello-unknown-cluster",
+    /// Coordinator: who connected while it had no cluster is heard also if it is of another.
+    KeepOldSessions = "keep-old-sessions",
     /// Server: an order under an old ballot is carried out.
     ObeyOldBallots = "obey-old-ballots",
     /// Server: a link to a backup of an older life is kept as current.

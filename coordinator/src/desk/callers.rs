@@ -11,7 +11,7 @@ use ramkeep_wire::coordinator::{Answer, GroupFacts, Refused, Response};
 use ramkeep_wire::envelope::{self, Header, Kind};
 use ramkeep_wire::limits::{MAX_PAYLOAD, MAX_UNSENT};
 use ramkeep_wire::mutants::{self, Mutant};
-use ramkeep_wire::{Party, ServerId, postcards};
+use ramkeep_wire::{ClusterId, Party, ServerId, postcards};
 
 use crate::limits::MAX_LIST_BYTES;
 
@@ -31,6 +31,8 @@ pub struct SessionId(pub u64);
 struct Session {
     /// Who said hello.
     party: Party,
+    /// Of which cluster, as it said.
+    cluster: ClusterId,
     /// Whose it is: as it said hello, or as its heartbeats say.
     server: Option<ServerId>,
     unanswered: usize,
@@ -56,9 +58,10 @@ pub(super) struct Callers {
 }
 
 impl Callers {
-    pub(super) fn open(&mut self, id: SessionId, party: Party) {
+    pub(super) fn open(&mut self, id: SessionId, party: Party, cluster: ClusterId) {
         let session = Session {
             party,
+            cluster,
             server: party.as_server(),
             unanswered: 0,
             told: None,
@@ -75,6 +78,10 @@ impl Callers {
 
     pub(super) fn party(&self, id: SessionId) -> Option<Party> {
         self.sessions.get(&id).map(|session| session.party)
+    }
+
+    pub(super) fn cluster(&self, id: SessionId) -> Option<ClusterId> {
+        self.sessions.get(&id).map(|session| session.cluster)
     }
 
     pub(super) fn unanswered(&self, id: SessionId) -> usize {

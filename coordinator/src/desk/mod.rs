@@ -15,7 +15,8 @@
 //! 2. A reply that counts while a lease runs is given only if a clock that is read after the core
 //!    made it says so.
 //! 3. A coordinator is heard only on its own connections.
-//! 4. After the end nothing leaves any more.
+//! 4. Nobody is heard who is of another cluster.
+//! 5. After the end nothing leaves any more.
 
 mod callers;
 mod errands;
@@ -116,9 +117,9 @@ impl Desk {
         &self.core
     }
 
-    /// Another process has connected, and said hello.
-    pub fn open_session(&mut self, session: SessionId, party: Party) {
-        self.callers.open(session, party);
+    /// Another process has connected, and said hello: who it is, and of which cluster if it knows that.
+    pub fn open_session(&mut self, session: SessionId, party: Party, cluster: ClusterId) {
+        self.callers.open(session, party, cluster);
     }
 
     /// A session is over; its answers go nowhere.
@@ -151,11 +152,24 @@ impl Desk {
         session: SessionId,
         envelope: &Envelope<'_>,
     ) -> Result<(), Refusal> {
+        self.check_cluster(session)?;
         match envelope.header.kind {
             Kind::CoordinatorRequest => self.request(now, session, envelope),
             Kind::Group => self.hear(now, session, envelope),
             kind => Err(Refusal::Malformed(format!("{kind:?} is not served here"))),
         }
+    }
+
+    /// Who connected while this coordinator had no cluster may turn out to be of another (SAFETY 30).
+    fn check_cluster(&self, session: SessionId) -> Result<(), Refusal> {
+        let unknown = ClusterId::default();
+        let ours = (self.core.state().constants()).map_or(unknown, |constants| constants.cluster);
+        let theirs = self.callers.cluster(session).unwrap_or(unknown);
+        let differ = ours != unknown && theirs != unknown && ours != theirs;
+        if differ && !mutants::active(Mutant::KeepOldSessions) {
+            return Err(Refusal::Cluster(ours));
+        }
+        Ok(())
     }
 
     fn request(

@@ -10,7 +10,7 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use ramkeep_rpc::wires::{WireEnd, WireId};
-use ramkeep_rpc::{Batch, Identity, PollMode, Wake, WireHandler, Wiring, clock};
+use ramkeep_rpc::{Batch, Identity, Peer, PollMode, Wake, WireHandler, Wiring, clock};
 use ramkeep_wire::envelope::Envelope;
 use ramkeep_wire::hello::Refusal;
 use ramkeep_wire::{ClusterId, Micros, Party};
@@ -95,12 +95,12 @@ impl Hub {
     }
 
     /// Makes room for a session's replies.
-    pub(super) fn open_session(&self, party: Party, wake: Wake) -> (SessionId, Arc<Mutex<Outbox>>) {
+    pub(super) fn open_session(&self, peer: &Peer, wake: Wake) -> (SessionId, Arc<Mutex<Outbox>>) {
         let outbox = Arc::new(Mutex::new(Outbox::default()));
         let mut inner = self.inner.lock();
         inner.last += 1;
         let session = SessionId(inner.last);
-        inner.desk.open_session(session, party);
+        inner.desk.open_session(session, peer.party, peer.cluster);
         let entry = SessionEntry {
             outbox: outbox.clone(),
             wake,

@@ -154,8 +154,13 @@ impl CoordinatorNode {
                 Happening::Down { wire, end } => {
                     self.desk.handle_wire_down(context.now, wire, &end);
                 }
-                Happening::Accepted { inbound, peer } => {
-                    self.desk.open_session(SessionId(inbound.0), peer);
+                Happening::Accepted {
+                    inbound,
+                    peer,
+                    cluster,
+                } => {
+                    let session = SessionId(inbound.0);
+                    self.desk.open_session(session, peer, cluster);
                 }
                 Happening::Request { inbound, bytes } => {
                     let left = self.left.entry(SessionId(inbound.0)).or_default();

@@ -10,7 +10,7 @@ use ramkeep_wire::coordinator::{Answer, Enlist, GroupFacts, Heartbeat, Request, 
 use ramkeep_wire::envelope::{self, Envelope, Header, Kind};
 use ramkeep_wire::hello::Refusal;
 use ramkeep_wire::order::{Command, Order, OrderReply};
-use ramkeep_wire::{BootId, LogPosition, Micros, Party, PeerId, ServerId, postcards};
+use ramkeep_wire::{BootId, ClusterId, LogPosition, Micros, Party, PeerId, ServerId, postcards};
 
 use super::super::{Desk, DeskOutput, SessionId};
 use crate::core::{Config, Coordinator, default_settings};
@@ -192,7 +192,8 @@ impl Lab {
             match reached.find(|(id, _)| there(*id)) {
                 Some((_, other)) => {
                     let session = self.next_session();
-                    self.desks[other].open_session(session, me);
+                    let cluster = self.desks[at].cluster;
+                    self.desks[other].open_session(session, me, cluster);
                     self.lines.insert((at, wire), (other, session));
                 }
                 None => up = false,
@@ -235,7 +236,8 @@ impl Lab {
     /// Opens a session of somebody with the leader.
     pub(super) fn session(&mut self, party: Party) -> SessionId {
         let session = self.next_session();
-        self.leads().open_session(session, party);
+        self.leads()
+            .open_session(session, party, ClusterId::default());
         session
     }
 

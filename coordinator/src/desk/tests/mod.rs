@@ -13,7 +13,7 @@ use ramkeep_wire::envelope::Kind;
 use ramkeep_wire::hello::Refusal;
 use ramkeep_wire::limits::{MAX_ADDRESS, MAX_PAYLOAD, MAX_UNSENT};
 use ramkeep_wire::order::{Command, Order};
-use ramkeep_wire::{ListVersion, MapVersion, Party, PeerId, ServerId, postcards};
+use ramkeep_wire::{ClusterId, ListVersion, MapVersion, Party, PeerId, ServerId, postcards};
 
 use super::{DeskEnd, DeskOutput, MAX_UNANSWERED, SessionId};
 use crate::limits::MAX_ADDRESSES;
@@ -144,6 +144,24 @@ fn told_of_the_group() -> [bool; 3] {
 #[test]
 fn each_connection_is_told_once_who_the_coordinators_are() {
     assert_eq!(told_of_the_group(), [true, false, true]);
+}
+
+fn who_is_of_another_cluster_is_not_heard() {
+    let mut lab = Lab::new(1);
+    let session = SessionId(u64::MAX);
+    let now = lab.now;
+    let desk = lab.leads();
+    let ours = desk.core().state().constants().unwrap().cluster;
+    // As it said before this coordinator had a cluster.
+    desk.open_session(session, Party::NONE, ClusterId([9; 16]));
+    let bytes = request(1, Party::NONE, &MAP);
+    let heard = desk.handle_envelope(now, session, &parsed(&bytes));
+    assert_eq!(heard, Err(Refusal::Cluster(ours)));
+}
+
+#[test]
+fn a_session_of_another_cluster_ends_once_the_own_is_known() {
+    who_is_of_another_cluster_is_not_heard();
 }
 
 fn stale_replies_are_not_given() {
@@ -454,7 +472,7 @@ fn nothing_leaves_after_the_end() {
     let now = lab.now + Duration::from_secs(1);
     let gone = &mut lab.desks[lost];
     let session = SessionId(u64::MAX);
-    gone.open_session(session, Party::NONE);
+    gone.open_session(session, Party::NONE, ClusterId::default());
     let bytes = request(1, Party::NONE, &MAP);
     gone.handle_envelope(now, session, &parsed(&bytes)).unwrap();
     gone.handle_tick(now);
@@ -468,7 +486,11 @@ fn nothing_leaves_after_the_end() {
 #[test]
 fn planted_faults_of_the_desk_are_caught() {
     use ramkeep_wire::mutants::{self, Mutant};
-    let faults: [(Mutant, fn()); 5] = [
+    let faults: [(Mutant, fn()); 6] = [
+        (
+            Mutant::KeepOldSessions,
+            who_is_of_another_cluster_is_not_heard,
+        ),
         (
             Mutant::HideTheGroup,
             each_connection_is_told_once_who_the_coordinators_are,
