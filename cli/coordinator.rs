@@ -57,6 +57,10 @@ struct RunArgs {
     /// Silence of the leader after which another coordinator asks to lead; the same for all
     #[arg(long, default_value = "250ms", value_parser = units::duration)]
     election_timeout: Duration,
+    /// Make a new cluster if the directories of this one and of all its peers are empty. Without it an empty
+    /// one waits to be taken into the group of its peers
+    #[arg(long)]
+    new_cluster: bool,
     /// Copies of each write beside the master's own. This and the durations count when the cluster
     /// is made; they are kept with it
     #[arg(long, default_value_t = 2,
@@ -168,6 +172,7 @@ impl RunArgs {
             timing: self.timing()?,
             key: shared_key(self.key_file.as_deref())?,
             settings: self.settings()?,
+            new_cluster: self.new_cluster,
         };
         runtime::current_thread()?.block_on(async {
             let mut signals = StopSignals::listen()?;

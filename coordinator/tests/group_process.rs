@@ -73,6 +73,7 @@ impl Group {
             timing: Timing::default(),
             key: None,
             settings: default_settings(),
+            new_cluster: true,
         };
         let running = Running::start(&config)?;
         let (stop, stopped) = tokio::sync::oneshot::channel();

@@ -31,6 +31,10 @@ const ELSEWHERE: &[(Mutant, &str)] = &[
         "rpc/src/hello/tests.rs: in whole runs all are of one cluster",
     ),
     (
+        Mutant::FoundUnasked,
+        "coordinator/tests/core/lost_disks.rs: no run loses the disks of all coordinators",
+    ),
+    (
         Mutant::HideTheGroup,
         "coordinator/src/desk/tests: only a replaced group shows it, see sim/src/faults/group.rs",
     ),

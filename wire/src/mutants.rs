@@ -102,6 +102,8 @@ crate::named! {
     ResendAsAnother = "resend-as-another",
     /// Control: takes the answer to a send that was given up.
     TakeOldCorrelation = "take-old-correlation",
+    /// Coordinator: an empty group makes a new cluster although nobody asked for one.
+    FoundUnasked = "found-unasked",
     /// Coordinator: a leader does not say who the coordinators are.
     HideTheGroup = "hide-the-group",
     /// Coordinator: answers before its journal is synced.

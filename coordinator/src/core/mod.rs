@@ -67,6 +67,8 @@ pub struct Config {
     pub settings: Settings,
     /// The times of the group.
     pub timing: Timing,
+    /// Whether this start may make a cluster: if its disk is empty, and so are those of all its peers.
+    pub founds: bool,
     /// 32 random bytes, fresh for this start.
     pub entropy: [u8; 32],
 }
@@ -258,6 +260,7 @@ impl Coordinator {
             address: config.address.clone(),
             peers: peers.map(|(id, at)| (peer(*id), at.clone())).collect(),
             timing: config.timing,
+            founds: config.founds || mutants::active(Mutant::FoundUnasked),
             seed: entropy.draw(),
         };
         let mut core = Self {

@@ -20,13 +20,14 @@
 
 mod callers;
 mod errands;
+mod leaderless;
 mod peers;
 #[cfg(test)]
 mod tests;
 
 use paxos::{Record, Snapshot};
 use ramkeep_rpc::wires::{Calls, WireEnd, WireId, WireOutput};
-use ramkeep_wire::coordinator::{Request, Response};
+use ramkeep_wire::coordinator::{Answer, Refused, Request, Response};
 use ramkeep_wire::envelope::{Envelope, Kind};
 use ramkeep_wire::hello::Refusal;
 use ramkeep_wire::limits::MAX_UNSENT;
@@ -93,6 +94,8 @@ pub struct Desk {
     peers: PeerLines,
     /// As it was told.
     cluster: ClusterId,
+    /// Since when it knows nobody who leads, and whether why was said.
+    leaderless: Option<(Micros, bool)>,
     ended: bool,
 }
 
@@ -107,6 +110,7 @@ impl Desk {
             errands_of: ListVersion(0),
             peers: PeerLines::new(),
             cluster: ClusterId::default(),
+            leaderless: None,
             ended: false,
         }
     }
@@ -237,6 +241,7 @@ impl Desk {
     /// Time has passed.
     pub fn handle_tick(&mut self, now: Micros) {
         self.core.handle_tick(now);
+        self.tell_why(now);
         self.errands_late(now);
         self.peers.handle_tick(now);
     }
@@ -355,6 +360,13 @@ impl Desk {
         } else {
             response
         };
+        let mut response = response;
+        if let Answer::Refused(Refused::NotLeader {
+            leader: None, why, ..
+        }) = &mut response.answer
+        {
+            *why = self.why_nobody_leads();
+        }
         let facts = self.core.group_facts();
         let (session, bytes) = self.callers.reply(token, response, facts)?;
         Some(DeskOutput::Reply { session, bytes })

@@ -56,6 +56,8 @@ pub struct ShellConfig {
     pub key: Option<SharedKey>,
     /// Constants of the cluster, in case this start makes it.
     pub settings: Settings,
+    /// Whether this start may make one, if the directory is empty and so are those of all peers.
+    pub new_cluster: bool,
 }
 
 /// Why a coordinator process can't start, or can't go on.
@@ -178,6 +180,7 @@ fn recover(config: &ShellConfig) -> Result<(Coordinator, Files), ShellError> {
         peers: peers.map(|(id, at)| (*id, at.to_string())).collect(),
         settings: config.settings.clone(),
         timing: config.timing,
+        founds: config.new_cluster,
         entropy: random()?,
     };
     let core = stored(&recovered)

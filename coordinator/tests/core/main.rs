@@ -4,6 +4,7 @@
 mod budgets;
 mod damage;
 mod group;
+mod lost_disks;
 mod newcomers;
 mod recovery;
 mod room;

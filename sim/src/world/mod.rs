@@ -256,6 +256,7 @@ impl World {
                 peers: peers.clone(),
                 settings: self.config.settings.clone(),
                 timing: self.config.timing,
+                founds: true,
                 entropy: [0; 32],
             };
             let config = CoordinatorConfig {

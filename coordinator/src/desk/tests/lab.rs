@@ -32,6 +32,10 @@ pub(super) fn parsed(bytes: &[u8]) -> Envelope<'_> {
 }
 
 pub(super) fn core(peer: u32, members: u32) -> Coordinator {
+    core_that(peer, members, true)
+}
+
+pub(super) fn core_that(peer: u32, members: u32, founds: bool) -> Coordinator {
     let address = |peer: u32| format!("coordinator-{peer}");
     let seed = u8::try_from(peer).unwrap();
     let config = Config {
@@ -41,6 +45,7 @@ pub(super) fn core(peer: u32, members: u32) -> Coordinator {
         peers: (1..=members).map(|id| (PeerId(id), address(id))).collect(),
         settings: default_settings(),
         timing: Timing::default(),
+        founds,
         entropy: [seed; 32],
     };
     Coordinator::new(Micros(1_000_000), config, Stored::default()).unwrap()

@@ -8,16 +8,18 @@ use std::time::Duration;
 use paxos::{Body, Incarnation};
 use ramkeep_rpc::Batch;
 use ramkeep_rpc::wires::WireEnd;
-use ramkeep_wire::coordinator::{Answer, Refused, Request};
+use ramkeep_wire::coordinator::{Answer, Refused, Request, Response};
 use ramkeep_wire::envelope::Kind;
 use ramkeep_wire::hello::Refusal;
 use ramkeep_wire::limits::{MAX_ADDRESS, MAX_PAYLOAD, MAX_UNSENT};
 use ramkeep_wire::order::{Command, Order};
-use ramkeep_wire::{ClusterId, ListVersion, MapVersion, Party, PeerId, ServerId, postcards};
+use ramkeep_wire::{
+    ClusterId, ListVersion, MapVersion, Micros, Party, PeerId, ServerId, postcards,
+};
 
-use super::{DeskEnd, DeskOutput, MAX_UNANSWERED, SessionId};
+use super::{Desk, DeskEnd, DeskOutput, MAX_UNANSWERED, SessionId};
 use crate::limits::MAX_ADDRESSES;
-use lab::{Lab, parsed, request};
+use lab::{Lab, core_that, parsed, request};
 
 const LEASE: Request = Request::OpenClientLease { nonce: [1; 16] };
 const MAP: Request = Request::Map {
@@ -105,7 +107,6 @@ fn the_next_request_is_taken_when_one_is_answered() {
 
 #[test]
 fn an_answer_that_fits_no_envelope_is_refused() {
-    use ramkeep_wire::coordinator::Response;
     let mut lab = Lab::new(1);
     let session = lab.session(Party::NONE);
     let desk = lab.leads();
@@ -162,6 +163,59 @@ fn who_is_of_another_cluster_is_not_heard() {
 #[test]
 fn a_session_of_another_cluster_ends_once_the_own_is_known() {
     who_is_of_another_cluster_is_not_heard();
+}
+
+/// What a coordinator that has no leader says why, and how the desks of two others are to be.
+fn why(desk: &mut Desk) -> String {
+    let session = SessionId(u64::MAX);
+    desk.open_session(session, Party::NONE, ClusterId::default());
+    let now = Micros(2_000_000);
+    let bytes = request(1, Party::NONE, &MAP);
+    desk.handle_envelope(now, session, &parsed(&bytes)).unwrap();
+    while let Some(output) = desk.poll_output(|| now) {
+        let DeskOutput::Reply { bytes, .. } = output else {
+            continue;
+        };
+        let response: Response = postcards::decode(parsed(&bytes).payload).unwrap();
+        let Answer::Refused(Refused::NotLeader { why, .. }) = response.answer else {
+            panic!("{response:?}");
+        };
+        return why.expect("it says why");
+    }
+    panic!("no answer");
+}
+
+#[test]
+fn one_with_an_empty_directory_says_what_it_waits_for_and_what_leads_out() {
+    let mut desk = Desk::new(core_that(2, 3, false));
+    let said = why(&mut desk);
+    for part in [
+        "its directory is empty",
+        "coordinator-1, coordinator-3",
+        "--new-cluster",
+    ] {
+        assert!(said.contains(part), "{said}");
+    }
+}
+
+#[test]
+fn the_last_of_a_group_says_who_is_missing_and_what_leads_out() {
+    let mut lab = Lab::new(3);
+    let leader = lab.leader();
+    for other in (0..3).filter(|other| *other != leader) {
+        lab.away.insert(u32::try_from(other).unwrap() + 1);
+        lab.part(leader, other);
+    }
+    lab.until(|lab| !lab.desks[leader].core().leads());
+    lab.until(|lab| lab.desks[leader].why_nobody_leads().is_some());
+    let said = lab.desks[leader].why_nobody_leads().unwrap();
+    for part in [
+        "2 of the 3",
+        "does not answer",
+        "ramkeep coordinator rescue",
+    ] {
+        assert!(said.contains(part), "{said}");
+    }
 }
 
 fn stale_replies_are_not_given() {
