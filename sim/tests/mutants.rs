@@ -31,6 +31,10 @@ const ELSEWHERE: &[(Mutant, &str)] = &[
         "rpc/src/hello/tests.rs: in whole runs all are of one cluster",
     ),
     (
+        Mutant::KillTheOriginal,
+        "coordinator/tests/core/claims.rs: no run starts a copy beside its original",
+    ),
+    (
         Mutant::FoundUnasked,
         "coordinator/tests/core/lost_disks.rs: no run loses the disks of all coordinators",
     ),

@@ -410,6 +410,17 @@ pub enum Refused {
     /// The request makes no sense.
     #[error("invalid request: {0}")]
     Invalid(String),
+    /// The server whose directory this one has still runs: this one has a copy.
+    #[error(
+        "its directory is that of {server}, which runs at {address}: a copy of a directory is no server \
+         of its own. Stop that one first, or start this one with an empty directory"
+    )]
+    Claimed {
+        /// Who runs.
+        server: ServerId,
+        /// Where.
+        address: String,
+    },
 }
 
 fn because(why: Option<&str>) -> String {

@@ -102,6 +102,8 @@ crate::named! {
     ResendAsAnother = "resend-as-another",
     /// Control: takes the answer to a send that was given up.
     TakeOldCorrelation = "take-old-correlation",
+    /// Coordinator: a living server is decided crashed by whoever has a copy of its directory.
+    KillTheOriginal = "kill-the-original",
     /// Coordinator: an empty group makes a new cluster although nobody asked for one.
     FoundUnasked = "found-unasked",
     /// Coordinator: a leader does not say who the coordinators are.

@@ -54,6 +54,7 @@ impl Coordinator {
             self.settle_waiting();
         }
         self.judge();
+        self.look_into_claims();
         self.fence();
         self.see_to_recoveries();
         self.expire_leases();
@@ -74,6 +75,7 @@ impl Coordinator {
             .chain(self.duties.due())
             .chain(self.recoveries.due())
             .chain(self.waiting.due())
+            .chain(self.claims_due())
             .chain(leases)
             .chain(awake)
             .min()

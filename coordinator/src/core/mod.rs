@@ -14,6 +14,7 @@
 //! 4. A new leader starts all timers afresh (SAFETY 8).
 
 mod backlog;
+mod claims;
 mod damaged;
 mod decided;
 mod detector;
@@ -45,6 +46,7 @@ use crate::entropy::Entropy;
 use crate::limits::{PAUSE_SEEN, STARVED};
 use crate::state::State;
 use backlog::Backlog;
+use claims::Claim;
 use damaged::Damaged;
 use detector::Watch;
 use duties::Duties;
@@ -239,6 +241,7 @@ pub struct Coordinator {
     damaged: Damaged,
     waiting: Waiting,
     replacing: Vec<Replacing>,
+    claims: Vec<Claim>,
     /// The versions of servers, tables and recoveries that were followed last.
     followed: (ListVersion, MapVersion, u64),
     /// Something happened that may need action beyond what `next_look` waits for.
@@ -289,6 +292,7 @@ impl Coordinator {
             damaged: Damaged::default(),
             waiting: Waiting::default(),
             replacing: Vec::new(),
+            claims: Vec::new(),
             followed: NOTHING_FOLLOWED,
             look: false,
             next_look: None,
@@ -382,6 +386,9 @@ impl Coordinator {
         self.wake(now);
         if let Some(watch) = self.watches.get_mut(&server) {
             watch.hear(now);
+            if *command == OrderCommand::Probe {
+                self.claim_is_refused(server);
+            }
             self.order_answered(server, command, reply);
         }
         self.settle();
@@ -396,6 +403,7 @@ impl Coordinator {
         {
             watch.refused(now);
             self.look = true;
+            self.claim_is_free(server);
         }
         self.settle();
     }

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests panic like tests")]
 
 mod budgets;
+mod claims;
 mod damage;
 mod group;
 mod lost_disks;
