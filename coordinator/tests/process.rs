@@ -40,6 +40,7 @@ fn config(directory: &Path) -> ShellConfig {
         key: None,
         settings: default_settings(),
         new_cluster: true,
+        moved: false,
     }
 }
 

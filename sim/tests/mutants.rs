@@ -35,6 +35,10 @@ const ELSEWHERE: &[(Mutant, &str)] = &[
         "coordinator/tests/core/claims.rs: no run starts a copy beside its original",
     ),
     (
+        Mutant::StartCopies,
+        "coordinator/src/desk/tests/moved.rs: no run starts a copy beside its original",
+    ),
+    (
         Mutant::FoundUnasked,
         "coordinator/tests/core/lost_disks.rs: no run loses the disks of all coordinators",
     ),

@@ -104,6 +104,8 @@ crate::named! {
     TakeOldCorrelation = "take-old-correlation",
     /// Coordinator: a living server is decided crashed by whoever has a copy of its directory.
     KillTheOriginal = "kill-the-original",
+    /// Coordinator: a copy of a coordinator's directory takes part beside its original.
+    StartCopies = "start-copies",
     /// Coordinator: an empty group makes a new cluster although nobody asked for one.
     FoundUnasked = "found-unasked",
     /// Coordinator: a leader does not say who the coordinators are.

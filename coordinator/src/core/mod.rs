@@ -69,6 +69,8 @@ pub struct Config {
     pub settings: Settings,
     /// The times of the group.
     pub timing: Timing,
+    /// Its directory was moved here for good, whoever answers where it was.
+    pub moved: bool,
     /// Whether this start may make a cluster: if its disk is empty, and so are those of all its peers.
     pub founds: bool,
     /// 32 random bytes, fresh for this start.
@@ -309,6 +311,25 @@ impl Coordinator {
             }),
             _ => Ok(core),
         }
+    }
+
+    /// Which coordinator this is.
+    #[must_use]
+    pub fn peer_id(&self) -> PeerId {
+        self.config.peer
+    }
+
+    /// Where this very disk was when it became a member of its group, if that is not here: another process
+    /// may have it there (SAFETY 30).
+    #[must_use]
+    pub fn was_elsewhere(&self) -> Option<String> {
+        let setup = self.consensus.node().setup();
+        let group = self.consensus.node().group()?;
+        let member = group.member(setup.me)?;
+        let own = member.incarnation == setup.incarnation;
+        let elsewhere = own && member.address != setup.address;
+        let asks = elsewhere && !self.config.moved && !mutants::active(Mutant::StartCopies);
+        asks.then(|| member.address.clone())
     }
 
     /// The replicated state.

@@ -21,6 +21,7 @@
 mod callers;
 mod errands;
 mod leaderless;
+mod moved;
 mod peers;
 #[cfg(test)]
 mod tests;
@@ -39,6 +40,7 @@ use crate::core::{Coordinator, Output};
 use callers::Callers;
 pub use callers::{MAX_UNANSWERED, SessionId};
 use errands::Errand;
+use moved::Moved;
 use peers::PeerLines;
 
 /// What must happen outside, in this order.
@@ -78,6 +80,13 @@ pub enum DeskEnd {
     /// Another coordinator took this one's place.
     #[error("another coordinator took this one's place; its directory is of no more use")]
     Removed,
+    /// This one has a copy of the directory of a coordinator that runs.
+    #[error(
+        "the coordinator whose directory this is runs at {0}: this is a copy of it, and takes part in \
+         nothing. Stop that one before this one is started in its place. If what answers there is a copy \
+         itself, and this one is to go on: --moved"
+    )]
+    Copy(String),
     /// The group has decided what this build can't read.
     #[error(transparent)]
     Unreadable(#[from] Unreadable),
@@ -96,6 +105,10 @@ pub struct Desk {
     cluster: ClusterId,
     /// Since when it knows nobody who leads, and whether why was said.
     leaderless: Option<(Micros, bool)>,
+    /// As long as it is not known whether this coordinator runs where it was before.
+    moved: Option<Moved>,
+    /// Why it is to end.
+    last: Option<DeskEnd>,
     ended: bool,
 }
 
@@ -103,7 +116,11 @@ impl Desk {
     /// Around a core that was just made.
     #[must_use]
     pub fn new(core: Coordinator) -> Self {
+        let me = core.peer_id();
+        let moved = core.was_elsewhere().map(|at| Moved::from(me, at));
         Self {
+            moved,
+            last: None,
             core,
             callers: Callers::default(),
             errands: errands::none(),
@@ -156,6 +173,9 @@ impl Desk {
         session: SessionId,
         envelope: &Envelope<'_>,
     ) -> Result<(), Refusal> {
+        if self.moved.is_some() {
+            return Err(Refusal::Busy);
+        }
         self.check_cluster(session)?;
         match envelope.header.kind {
             Kind::CoordinatorRequest => self.request(now, session, envelope),
@@ -214,7 +234,11 @@ impl Desk {
 
     /// A wire is up, between these parties.
     pub fn handle_wire_up(&mut self, wire: WireId, local: Party, peer: Party) {
-        if !self.peers.handle_up(wire, local, peer) {
+        if let Some(moved) = &mut self.moved {
+            if moved.is_there(wire, local, peer) {
+                self.last = Some(DeskEnd::Copy(moved.address().to_owned()));
+            }
+        } else if !self.peers.handle_up(wire, local, peer) {
             self.errands.handle_up(wire, local, peer);
         }
     }
@@ -226,7 +250,13 @@ impl Desk {
 
     /// A wire has ended, or could not be made.
     pub fn handle_wire_down(&mut self, now: Micros, wire: WireId, end: &WireEnd) {
-        if !self.errands_ended(now, wire, end)
+        if let Some(moved) = &mut self.moved {
+            match moved.ended(now, wire, end) {
+                None => {}
+                Some(true) => self.last = Some(DeskEnd::Copy(moved.address().to_owned())),
+                Some(false) => self.goes_on(now),
+            }
+        } else if !self.errands_ended(now, wire, end)
             && let Some(gone) = self.peers.handle_down(now, wire, end)
         {
             self.core.handle_peer_gone(now, gone);
@@ -240,6 +270,12 @@ impl Desk {
 
     /// Time has passed.
     pub fn handle_tick(&mut self, now: Micros) {
+        if let Some(moved) = &self.moved {
+            if moved.until().is_some_and(|until| until <= now) {
+                self.goes_on(now);
+            }
+            return;
+        }
         self.core.handle_tick(now);
         self.tell_why(now);
         self.errands_late(now);
@@ -249,6 +285,9 @@ impl Desk {
     /// When [`Desk::handle_tick`] is due.
     #[must_use]
     pub fn next_timeout(&self) -> Option<Micros> {
+        if let Some(moved) = &self.moved {
+            return moved.until().filter(|_| !self.ended);
+        }
         let due = [
             self.core.next_timeout(),
             self.errands.next_timeout(),
@@ -270,6 +309,16 @@ impl Desk {
             if self.ended {
                 return self.drop_outputs();
             }
+            if let Some(why) = self.last.take() {
+                return Some(self.ends(why));
+            }
+            if self.moved.is_some() {
+                // Who is there is asked as one of this cluster.
+                let cluster = self.know_cluster();
+                let moved = self.moved.as_mut();
+                let asks = || Some(DeskOutput::Wire(moved?.poll_output(now)?));
+                return cluster.or_else(asks);
+            }
             if let Some(output) = self.poll_wires() {
                 return Some(DeskOutput::Wire(output));
             }
@@ -283,6 +332,20 @@ impl Desk {
                 None => return self.know_cluster(),
             }
         }
+    }
+
+    /// Whether it is not known yet whether this coordinator runs where it was before.
+    #[must_use]
+    pub fn is_asking_where_it_was(&self) -> bool {
+        self.moved.is_some() && !self.ended && self.last.is_none()
+    }
+
+    /// It is not where it was: it has moved, and takes part from here.
+    fn goes_on(&mut self, now: Micros) {
+        if let Some(moved) = self.moved.take() {
+            tracing::info!(was = moved.address(), "this coordinator has moved");
+        }
+        self.core.handle_tick(now);
     }
 
     fn drop_outputs(&mut self) -> Option<DeskOutput> {

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Weak};
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use ramkeep_rpc::wires::{WireEnd, WireId};
 use ramkeep_rpc::{Batch, Identity, Peer, PollMode, Wake, WireHandler, Wiring, clock};
 use ramkeep_wire::envelope::Envelope;
@@ -52,6 +52,8 @@ pub(super) struct Hub {
     identity: Identity,
     jobs: Sender<Job>,
     timer: Notify,
+    /// It may be known now whether this coordinator runs where it was.
+    asked: Condvar,
     failure: Mutex<Option<ShellError>>,
     failed: Notify,
 }
@@ -75,6 +77,7 @@ impl Hub {
             identity,
             jobs: sender,
             timer: Notify::new(),
+            asked: Condvar::new(),
             failure: Mutex::new(None),
             failed: Notify::new(),
         });
@@ -92,6 +95,31 @@ impl Hub {
     /// Carries out what the desk wanted done when it was made.
     pub(super) fn begin(&self) {
         self.input(|_, _| ());
+    }
+
+    /// Waits until it is known that this coordinator does not run where its directory says that it was.
+    /// Blocks for as long as a silent address is given.
+    ///
+    /// # Errors
+    /// When it does: this one has a copy.
+    pub(super) fn ask_where_it_was(&self) -> Result<(), ShellError> {
+        let mut inner = self.inner.lock();
+        if !inner.desk.is_asking_where_it_was() {
+            return Ok(());
+        }
+        while inner.desk.is_asking_where_it_was() {
+            self.carry_out(&mut inner);
+            let Some(due) = inner.desk.next_timeout() else {
+                break;
+            };
+            let late = self.asked.wait_for(&mut inner, due.since(clock::now()));
+            if late.timed_out() {
+                inner.desk.handle_tick(clock::now());
+            }
+        }
+        self.carry_out(&mut inner);
+        drop(inner);
+        self.failure.lock().take().map_or(Ok(()), Err)
     }
 
     /// Makes room for a session's replies.
@@ -148,6 +176,7 @@ impl Hub {
                 DeskOutput::End(why) => self.failed_by(why.into()),
             }
         }
+        self.asked.notify_all();
         let due = inner.desk.next_timeout();
         if due.is_some_and(|due| inner.armed.is_none_or(|armed| due < armed)) {
             self.timer.notify_one();

@@ -256,6 +256,7 @@ impl World {
                 peers: peers.clone(),
                 settings: self.config.settings.clone(),
                 timing: self.config.timing,
+                moved: false,
                 founds: true,
                 entropy: [0; 32],
             };

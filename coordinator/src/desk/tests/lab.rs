@@ -36,19 +36,34 @@ pub(super) fn core(peer: u32, members: u32) -> Coordinator {
 }
 
 pub(super) fn core_that(peer: u32, members: u32, founds: bool) -> Coordinator {
-    let address = |peer: u32| format!("coordinator-{peer}");
+    core_from(peer, members, founds, &address(peer), Stored::default())
+}
+
+fn address(peer: u32) -> String {
+    format!("coordinator-{peer}")
+}
+
+/// One that is at this address, with this on its disk.
+pub(super) fn core_from(
+    peer: u32,
+    members: u32,
+    founds: bool,
+    at: &str,
+    stored: Stored,
+) -> Coordinator {
     let seed = u8::try_from(peer).unwrap();
     let config = Config {
         peer: PeerId(peer),
         incarnation: [seed; 16],
-        address: address(peer),
+        address: at.to_owned(),
         peers: (1..=members).map(|id| (PeerId(id), address(id))).collect(),
         settings: default_settings(),
         timing: Timing::default(),
+        moved: false,
         founds,
         entropy: [seed; 32],
     };
-    Coordinator::new(Micros(1_000_000), config, Stored::default()).unwrap()
+    Coordinator::new(Micros(1_000_000), config, stored).unwrap()
 }
 
 /// A server that the test plays.

@@ -1,6 +1,7 @@
 //! The desk, driven by hand: sessions by bytes, wires by their events.
 
 mod lab;
+mod moved;
 mod peers;
 
 use std::time::Duration;
@@ -540,7 +541,11 @@ fn nothing_leaves_after_the_end() {
 #[test]
 fn planted_faults_of_the_desk_are_caught() {
     use ramkeep_wire::mutants::{self, Mutant};
-    let faults: [(Mutant, fn()); 6] = [
+    let faults: [(Mutant, fn()); 7] = [
+        (
+            Mutant::StartCopies,
+            moved::a_copy_beside_its_original_takes_part_in_nothing,
+        ),
         (
             Mutant::KeepOldSessions,
             who_is_of_another_cluster_is_not_heard,
