@@ -20,6 +20,7 @@ use crate::coordinators::Coordinators;
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::process::{self, Announcement, Role, StopSignals};
+use crate::rescue::RescueArgs;
 use crate::{runtime, units};
 
 /// `coordinator`: run one, or replace one.
@@ -36,6 +37,8 @@ pub(crate) struct CoordinatorArgs {
 enum Action {
     /// Put a coordinator that has asked to join in the place of one that is lost
     Replace(ReplaceArgs),
+    /// Go on from the directory of one when most coordinators are lost for good
+    Rescue(RescueArgs),
 }
 
 /// Flags of `coordinator`.
@@ -152,10 +155,11 @@ fn micros(flag: &str, duration: Duration) -> Result<u32, Failure> {
     }
 }
 
-/// Runs a coordinator until a signal, or replaces one.
+/// Runs a coordinator until a signal, replaces one, or rescues a group.
 pub(crate) fn run(args: &CoordinatorArgs, output: Output) -> Result<(), Failure> {
     match (&args.action, &args.run) {
         (Some(Action::Replace(replace)), _) => replace.run(output),
+        (Some(Action::Rescue(rescue)), _) => rescue.run(output),
         (None, Some(args)) => args.run(output),
         (None, None) => Err(Failure::usage(
             "coordinator: --listen and --data are needed",

@@ -39,6 +39,14 @@ const ELSEWHERE: &[(Mutant, &str)] = &[
         "coordinator/src/desk/tests/moved.rs: no run starts a copy beside its original",
     ),
     (
+        Mutant::RescueForgets,
+        "coordinator/tests/core/rescue.rs: no run loses most coordinators for good",
+    ),
+    (
+        Mutant::RescueKeepsGeneration,
+        "coordinator/tests/core/rescue.rs: as above",
+    ),
+    (
         Mutant::FoundUnasked,
         "coordinator/tests/core/lost_disks.rs: no run loses the disks of all coordinators",
     ),

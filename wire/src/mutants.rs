@@ -106,6 +106,10 @@ crate::named! {
     KillTheOriginal = "kill-the-original",
     /// Coordinator: a copy of a coordinator's directory takes part beside its original.
     StartCopies = "start-copies",
+    /// Coordinator: a rescue leaves out what the last one had accepted.
+    RescueForgets = "rescue-forgets",
+    /// Coordinator: a rescue makes a group that those who were lost can outvote.
+    RescueKeepsGeneration = "rescue-keeps-generation",
     /// Coordinator: an empty group makes a new cluster although nobody asked for one.
     FoundUnasked = "found-unasked",
     /// Coordinator: a leader does not say who the coordinators are.

@@ -12,6 +12,7 @@
 pub mod files;
 mod hub;
 mod journal_thread;
+pub mod rescue;
 mod service;
 
 use std::future::Future;

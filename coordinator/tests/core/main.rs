@@ -8,6 +8,7 @@ mod group;
 mod lost_disks;
 mod newcomers;
 mod recovery;
+mod rescue;
 mod room;
 mod stepping;
 mod tries;

@@ -110,6 +110,18 @@ pub fn is_blank(directory: &Path) -> Result<bool, FilesError> {
     Ok(read.after == 0 && read.records.is_empty())
 }
 
+/// Whose a directory is; none if it has no journal. Looks only.
+///
+/// # Errors
+/// When it can't be read, or is damaged.
+pub fn owner(directory: &Path) -> Result<Option<Owner>, FilesError> {
+    let path = directory.join(JOURNAL);
+    let Some(bytes) = disk::read(&path)? else {
+        return Ok(None);
+    };
+    Ok(Some(bad(&path, journal::read(&bytes))?.owner))
+}
+
 /// A peer's directory, open and locked.
 #[derive(Debug)]
 pub struct Files {
