@@ -32,11 +32,11 @@ const ELSEWHERE: &[(Mutant, &str)] = &[
     ),
     (
         Mutant::KillTheOriginal,
-        "coordinator/tests/core/claims.rs: no run starts a copy beside its original",
+        "coordinator/tests/core/claims.rs: no seed starts a copy beside its original, a story does",
     ),
     (
         Mutant::StartCopies,
-        "coordinator/src/desk/tests/moved.rs: no run starts a copy beside its original",
+        "coordinator/src/desk/tests/moved.rs: as above",
     ),
     (
         Mutant::RescueForgets,
@@ -52,7 +52,7 @@ const ELSEWHERE: &[(Mutant, &str)] = &[
     ),
     (
         Mutant::HideTheGroup,
-        "coordinator/src/desk/tests: only a replaced group shows it, see sim/src/faults/group.rs",
+        "coordinator/src/desk/tests: no seed replaces coordinators, a story does",
     ),
     (
         Mutant::HearAnyPeer,

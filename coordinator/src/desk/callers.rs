@@ -2,7 +2,8 @@
 //!
 //! # Invariants
 //! 1. A reply goes to the session that asked, with the correlation of its request, or nowhere.
-//! 2. A leader's answer says who the coordinators are, unless that session was told just that (SAFETY 28).
+//! 2. A leader's answer says who the coordinators are, unless that session was told just that; and when they
+//!    change, every session that was told before is told anew, also one that asks nothing (SAFETY 28).
 //! 3. At most [`MAX_UNANSWERED`] requests of one session wait for their answer.
 
 use std::collections::BTreeMap;
@@ -11,7 +12,7 @@ use ramkeep_wire::coordinator::{Answer, GroupFacts, Refused, Response};
 use ramkeep_wire::envelope::{self, Header, Kind};
 use ramkeep_wire::limits::{MAX_PAYLOAD, MAX_UNSENT};
 use ramkeep_wire::mutants::{self, Mutant};
-use ramkeep_wire::{ClusterId, Party, ServerId, postcards};
+use ramkeep_wire::{Ballot, ClusterId, Party, ServerId, postcards};
 
 use crate::limits::MAX_LIST_BYTES;
 
@@ -20,6 +21,9 @@ pub const MAX_UNANSWERED: usize = 48;
 
 // The largest answers that are not given at once carry the server list.
 const _: () = assert!(MAX_UNANSWERED * (MAX_LIST_BYTES + 1_024) <= 2 * MAX_UNSENT);
+
+/// The correlation of what nobody asked for: no request has it.
+const UNASKED: u64 = u64::MAX;
 
 /// Names a connection that another process made to this one. Later ones have higher numbers, and none
 /// comes twice.
@@ -36,8 +40,8 @@ struct Session {
     /// Whose it is: as it said hello, or as its heartbeats say.
     server: Option<ServerId>,
     unanswered: usize,
-    /// What it was told of the group last.
-    told: Option<GroupFacts>,
+    /// What it was told of the group last, and with which header.
+    told: Option<(GroupFacts, Header)>,
 }
 
 /// A request without an answer yet.
@@ -120,14 +124,39 @@ impl Callers {
         }
         let session = self.sessions.get_mut(&by)?;
         session.unanswered = session.unanswered.saturating_sub(1);
-        if facts.is_some() && session.told != facts && !mutants::active(Mutant::HideTheGroup) {
-            session.told.clone_from(&facts);
-            response.group = facts;
+        let told = session.told.as_ref().map(|(told, _)| told);
+        if let Some(facts) = facts.filter(|facts| told != Some(facts))
+            && !mutants::active(Mutant::HideTheGroup)
+        {
+            session.told = Some((facts.clone(), header));
+            response.group = Some(facts);
         }
         let payload = encode(&response);
         let mut bytes = Vec::with_capacity(envelope::HEADER_LEN + payload.len());
         envelope::append(&mut bytes, header, &payload);
         Some((by, bytes))
+    }
+}
+
+impl Callers {
+    /// What a session is told that asked before, and was not told this of the group; none if all were.
+    pub(super) fn tell(
+        &mut self,
+        ballot: Ballot,
+        facts: &GroupFacts,
+    ) -> Option<(SessionId, Vec<u8>)> {
+        let mut sessions = self.sessions.iter_mut();
+        let behind = |session: &Session| matches!(&session.told, Some((told, _)) if told != facts);
+        let (id, session) = sessions.find(|(_, session)| behind(session))?;
+        let (told, header) = session.told.as_mut()?;
+        told.clone_from(facts);
+        let mut header = *header;
+        header.correlation = UNASKED;
+        let mut response = Response::new(ballot, Answer::Noted);
+        response.group = Some(facts.clone());
+        let mut bytes = Vec::new();
+        envelope::append(&mut bytes, header, &postcards::encode(&response));
+        Some((*id, bytes))
     }
 }
 

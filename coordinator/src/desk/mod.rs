@@ -107,6 +107,8 @@ pub struct Desk {
     leaderless: Option<(Micros, bool)>,
     /// As long as it is not known whether this coordinator runs where it was before.
     moved: Option<Moved>,
+    /// The generation of the group that all who asked before were told.
+    told_generation: Option<u32>,
     /// Why it is to end.
     last: Option<DeskEnd>,
     ended: bool,
@@ -121,6 +123,7 @@ impl Desk {
         Self {
             moved,
             last: None,
+            told_generation: None,
             core,
             callers: Callers::default(),
             errands: errands::none(),
@@ -329,9 +332,25 @@ impl Desk {
                     }
                 }
                 None if self.forget_the_dead(now) => {}
-                None => return self.know_cluster(),
+                None => return self.know_cluster().or_else(|| self.tell_of_the_group()),
             }
         }
+    }
+
+    /// Who asked a leader before hears when the members change, though it asks nothing meanwhile: by the time
+    /// that it does, all whom it knew may be gone.
+    fn tell_of_the_group(&mut self) -> Option<DeskOutput> {
+        let generation = self.core.node().group().map(|group| group.generation);
+        if !self.core.leads() || generation == self.told_generation {
+            return None;
+        }
+        let facts = self.core.group_facts()?;
+        let told = self.callers.tell(self.core.ballot(), &facts);
+        if told.is_none() {
+            self.told_generation = generation;
+        }
+        let (session, bytes) = told?;
+        Some(DeskOutput::Reply { session, bytes })
     }
 
     /// Whether it is not known yet whether this coordinator runs where it was before.

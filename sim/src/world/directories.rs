@@ -2,7 +2,7 @@
 //! started twice.
 
 use ramkeep_backup::{FrameStore, MemoryStore};
-use ramkeep_wire::{BootId, ServerId};
+use ramkeep_wire::{BootId, PeerId, ServerId};
 
 use super::{Disk, Role, World};
 use crate::disk::CoordinatorDisk;
@@ -57,6 +57,32 @@ impl World {
         config.core.address = format!("copy{}", self.machines.len());
         let address = config.core.address.clone();
         let (role, disk) = (Role::Coordinator(config), Disk::Journal(disk));
+        Some(self.add(role, address, disk, BootId::default()))
+    }
+
+    /// Starts a server with another's frames, at an address of its own and beside the original if that runs.
+    pub fn start_frames(&mut self, original: usize, frames: MemoryStore) -> usize {
+        let (boot, role) = (
+            self.machines[original].boot,
+            self.machines[original].role.clone(),
+        );
+        let address = format!("copy{}", self.machines.len());
+        self.add(role, address, Disk::Frames(frames), boot)
+    }
+
+    /// Starts a coordinator of this number with an empty directory, at an address of its own, with the flags
+    /// of another; its machine.
+    pub fn add_newcomer(&mut self, like: usize, peer: PeerId) -> Option<usize> {
+        let Role::Coordinator(config) = &self.machines[like].role else {
+            return None;
+        };
+        let mut config: CoordinatorConfig = config.clone();
+        let address = format!("newcomer{}", peer.0);
+        (config.core.peer, config.core.address) = (peer, address.clone());
+        config.core.founds = false;
+        let takes = self.config.sync[0];
+        let disk = Disk::Journal(CoordinatorDisk::new(self.rng.bytes(), takes));
+        let role = Role::Coordinator(config);
         Some(self.add(role, address, disk, BootId::default()))
     }
 
