@@ -5,7 +5,7 @@ use std::time::Duration;
 use ramkeep_rpc::Identity;
 use ramkeep_rpc::wires::WireEnd;
 use ramkeep_wire::hello::{Refusal, SharedKey};
-use ramkeep_wire::{ClientId, Party};
+use ramkeep_wire::{ClientId, Party, PeerId};
 
 use super::{Manner, StrangerConfig, StrangerNode};
 use crate::connections::Happening;
