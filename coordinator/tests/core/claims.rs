@@ -72,7 +72,7 @@ fn what_the_original_said_before_it_died_does_not_keep_its_directory_from_going_
 
 #[cfg(feature = "mutants")]
 #[test]
-fn a_copy_that_kills_its_original_shows() {
+fn planted_faults_of_claims_are_caught() {
     use ramkeep_wire::mutants::{self, Mutant};
     assert!(mutants::fails(
         Mutant::KillTheOriginal,

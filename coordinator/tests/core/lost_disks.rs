@@ -45,7 +45,7 @@ fn one_that_lost_its_disk_is_taken_in_again_without_being_told_anything() {
 
 #[cfg(feature = "mutants")]
 #[test]
-fn a_cluster_that_nobody_asked_for_shows() {
+fn planted_faults_of_new_clusters_are_caught() {
     use ramkeep_wire::mutants::{self, Mutant};
     assert!(mutants::fails(
         Mutant::FoundUnasked,
