@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use clap::Args;
 use ramkeep_client::{Client, Error, Table};
-use ramkeep_wire::hello::SharedKey;
+use ramkeep_rpc::{Address, ConnectError, Identity, Link, PollMode};
+use ramkeep_wire::Party;
+use ramkeep_wire::hello::{Refusal, SharedKey};
 
 use crate::failure::Failure;
 use crate::units;
@@ -94,6 +96,25 @@ pub(crate) fn no_answer(addresses: &str, reason: impl Display) -> Failure {
         "no cluster answers at {addresses} ({reason}); start one with `ramkeep up`, or name its \
          coordinators with --coordinators"
     ))
+}
+
+/// A connection to a server, which talks to processes of its own cluster only: where no coordinator says
+/// which that is, its refusal does.
+pub(crate) async fn link_to_server(
+    address: &Address,
+    identity: &Identity,
+    to: Party,
+) -> Result<Link, ConnectError> {
+    let refused = match Link::connect(address, identity, to, PollMode::Never).await {
+        Err(error) => error,
+        link => return link,
+    };
+    match refused.refusal() {
+        Some(Refusal::Cluster(cluster)) if identity.join(*cluster) => {
+            Link::connect(address, identity, to, PollMode::Never).await
+        }
+        _ => Err(refused),
+    }
 }
 
 /// The shared key in a key file.

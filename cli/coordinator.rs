@@ -20,6 +20,7 @@ use crate::coordinators::Coordinators;
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::process::{self, Announcement, Role, StopSignals};
+use crate::rescue::RescueArgs;
 use crate::{runtime, units};
 
 /// `coordinator`: run one, or replace one.
@@ -36,6 +37,8 @@ pub(crate) struct CoordinatorArgs {
 enum Action {
     /// Put a coordinator that has asked to join in the place of one that is lost
     Replace(ReplaceArgs),
+    /// Go on from the directory of one when most coordinators are lost for good
+    Rescue(RescueArgs),
 }
 
 /// Flags of `coordinator`.
@@ -57,6 +60,14 @@ struct RunArgs {
     /// Silence of the leader after which another coordinator asks to lead; the same for all
     #[arg(long, default_value = "250ms", value_parser = units::duration)]
     election_timeout: Duration,
+    /// Make a new cluster if the directories of this one and of all its peers are empty. Without it an empty
+    /// one waits to be taken into the group of its peers
+    #[arg(long)]
+    new_cluster: bool,
+    /// Its directory was moved to this address for good: start although a coordinator answers where it was,
+    /// which then has a copy of it
+    #[arg(long)]
+    moved: bool,
     /// Copies of each write beside the master's own. This and the durations count when the cluster
     /// is made; they are kept with it
     #[arg(long, default_value_t = 2,
@@ -144,10 +155,11 @@ fn micros(flag: &str, duration: Duration) -> Result<u32, Failure> {
     }
 }
 
-/// Runs a coordinator until a signal, or replaces one.
+/// Runs a coordinator until a signal, replaces one, or rescues a group.
 pub(crate) fn run(args: &CoordinatorArgs, output: Output) -> Result<(), Failure> {
     match (&args.action, &args.run) {
         (Some(Action::Replace(replace)), _) => replace.run(output),
+        (Some(Action::Rescue(rescue)), _) => rescue.run(output),
         (None, Some(args)) => args.run(output),
         (None, None) => Err(Failure::usage(
             "coordinator: --listen and --data are needed",
@@ -169,6 +181,8 @@ impl RunArgs {
             timing: self.timing()?,
             key: shared_key(self.key_file.as_deref())?,
             settings: self.settings()?,
+            new_cluster: self.new_cluster,
+            moved: self.moved,
         };
         runtime::current_thread()?.block_on(async {
             let mut signals = StopSignals::listen()?;

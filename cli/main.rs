@@ -19,6 +19,7 @@ mod load;
 mod output;
 mod process;
 mod recovery;
+mod rescue;
 mod runtime;
 mod scan;
 mod server;

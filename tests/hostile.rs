@@ -148,20 +148,39 @@ fn hello(to: Party, from: Party, cluster: ClusterId) -> Vec<u8> {
     enveloped(Kind::Hello, to, from, &postcards::encode(&hello))
 }
 
-/// A connection that has opened as it should.
-fn greeted(member: &Member, from: Party) -> TcpStream {
-    let mut stream = connect(member);
-    let to = party_of(member);
-    stream
-        .write_all(&hello(to, from, ClusterId::default()))
-        .unwrap();
+/// The next envelope, whole.
+fn receive(stream: &mut TcpStream) -> (Kind, Vec<u8>) {
     let mut answer = vec![0; HEADER_LEN];
     stream.read_exact(&mut answer).unwrap();
     let header = envelope::parse_header(&answer).unwrap().unwrap();
-    assert_eq!(header.kind, Kind::Welcome);
     answer.resize(HEADER_LEN + header.len as usize, 0);
     stream.read_exact(&mut answer[HEADER_LEN..]).unwrap();
-    let welcome: Welcome = postcards::decode(&answer[HEADER_LEN..]).unwrap();
+    (header.kind, answer.split_off(HEADER_LEN))
+}
+
+/// The cluster of a process, as it says to one who knows none: a server by its refusal.
+fn cluster_of(member: &Member) -> ClusterId {
+    let mut stream = connect(member);
+    let nobody = hello(party_of(member), Party::NONE, ClusterId::default());
+    stream.write_all(&nobody).unwrap();
+    match receive(&mut stream) {
+        (Kind::Welcome, welcome) => postcards::decode::<Welcome>(&welcome).unwrap().cluster,
+        (_, refusal) => match postcards::decode(&refusal).unwrap() {
+            Refusal::Cluster(cluster) => cluster,
+            other => panic!("{other}"),
+        },
+    }
+}
+
+/// A connection that has opened as it should.
+fn greeted(member: &Member, from: Party) -> TcpStream {
+    let cluster = cluster_of(member);
+    let mut stream = connect(member);
+    let to = party_of(member);
+    stream.write_all(&hello(to, from, cluster)).unwrap();
+    let (kind, welcome) = receive(&mut stream);
+    assert_eq!(kind, Kind::Welcome);
+    let welcome: Welcome = postcards::decode(&welcome).unwrap();
     assert_eq!(welcome.party, to);
     let proof = postcards::encode(&Proof { mac: [0; 32] });
     stream
@@ -219,7 +238,7 @@ fn who_does_not_say_hello_properly_is_told_so_and_let_go() {
     let mut noise = Noise(0x5eed);
     for member in target.members() {
         let (to, nobody) = (party_of(member), Party::NONE);
-        let good = hello(to, nobody, ClusterId::default());
+        let good = hello(to, nobody, cluster_of(member));
         for _ in 0..20 {
             let len = noise.next() as usize % 3_000 + 4;
             assert_malformed(&send(connect(member), &noise.bytes(len)), "noise");
@@ -259,7 +278,7 @@ fn who_does_not_say_hello_properly_is_told_so_and_let_go() {
             send(connect(member), &stranger),
             Some(Refusal::Cluster(_))
         ));
-        let astray = hello(Party::server(ServerId(4_711)), nobody, ClusterId::default());
+        let astray = hello(Party::server(ServerId(4_711)), nobody, cluster_of(member));
         assert_eq!(send(connect(member), &astray), Some(Refusal::Party(to)));
         for kind in KINDS
             .into_iter()
@@ -268,7 +287,7 @@ fn who_does_not_say_hello_properly_is_told_so_and_let_go() {
             let rude = enveloped(kind, to, nobody, b"no hello before");
             assert_malformed(&send(connect(member), &rude), "no hello");
         }
-        let mut keyed = hello(to, nobody, ClusterId::default());
+        let mut keyed = hello(to, nobody, cluster_of(member));
         keyed.extend(enveloped(
             Kind::Proof,
             to,

@@ -31,6 +31,7 @@ fn enlisted(directory: &Path, server: ServerId) -> BackupService {
 fn session(backup: &BackupService) -> Box<dyn Session> {
     let peer = Peer {
         party: Party::server(MASTER),
+        cluster: CLUSTER,
         address: "test".to_owned(),
     };
     Service::open(backup, &peer, Wake::new())

@@ -108,6 +108,7 @@ fn args(at: usize, addresses: &[SocketAddr], data: &Path) -> Vec<OsString> {
     let mut args: Vec<OsString> = vec![
         "coordinator".into(),
         "--json".into(),
+        "--new-cluster".into(),
         "--id".into(),
         id.to_string().into(),
         "--listen".into(),

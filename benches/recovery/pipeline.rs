@@ -184,10 +184,7 @@ impl Cluster {
             self.mail.bytes.clear();
             while let Some(request) = master.poll_request() {
                 assert!(matches!(request, Request::RecordEpoch { .. }));
-                let response = Response {
-                    ballot: Ballot::default(),
-                    answer: Answer::EpochRecorded,
-                };
+                let response = Response::new(Ballot::default(), Answer::EpochRecorded);
                 master.handle_answer(now, now, &request, Some(&response));
                 is_quiet = false;
             }

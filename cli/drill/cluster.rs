@@ -318,6 +318,7 @@ impl Member {
 fn up(shape: Shape) -> Result<UpArgs, Failure> {
     Ok(UpArgs {
         coordinators: shape.coordinators,
+        new_cluster: false,
         servers: shape.servers,
         backups: shape.backups,
         replicas: shape.replicas,

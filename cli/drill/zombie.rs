@@ -4,13 +4,14 @@
 use std::time::Duration;
 
 use ramkeep_client::TableId;
-use ramkeep_rpc::{Address, Caller, Identity, Link, PollMode};
+use ramkeep_rpc::{Address, Caller, Identity};
 use ramkeep_wire::bytes::Reader;
 use ramkeep_wire::data::{Item, Op, RejectRules, ResponseItem, Status, begin_request, set_count};
 use ramkeep_wire::envelope::Kind;
 use ramkeep_wire::{ClientId, Party, RpcId, ServerId};
 use tokio::task::JoinSet;
 
+use crate::connect::link_to_server;
 use crate::failure::Failure;
 
 /// How long an answer may take; a stopped process takes as long as it is stopped.
@@ -118,7 +119,7 @@ impl OldMap {
 async fn open(address: &Address, server: ServerId) -> Option<Caller> {
     let identity = Identity::new(None);
     let to = Party::server(server);
-    let link = Link::connect(address, &identity, to, PollMode::Never).await;
+    let link = link_to_server(address, &identity, to).await;
     link.ok().map(Caller::new)
 }
 

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use ramkeep_rpc::{Address, Caller, Identity, Link, PollMode};
+use ramkeep_rpc::{Address, Caller, Identity};
 use ramkeep_wire::envelope::Kind;
 use ramkeep_wire::order::ServerStatus;
 use ramkeep_wire::{Party, postcards};
 use serde_json::{Value, json};
 
 use super::overhead_per_object;
+use crate::connect::link_to_server;
 use crate::failure::Failure;
 use crate::units::Size;
 
@@ -21,7 +22,7 @@ pub(super) async fn ask(
     let no_answer = |error: &dyn std::fmt::Display| {
         Failure::new(format_args!("no server answers at {address}: {error}"))
     };
-    let link = Link::connect(address, identity, Party::NONE, PollMode::Never)
+    let link = link_to_server(address, identity, Party::NONE)
         .await
         .map_err(|error| no_answer(&error))?;
     let answer = Caller::new(link)

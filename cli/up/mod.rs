@@ -56,6 +56,9 @@ pub(crate) struct UpArgs {
     /// Directory to keep frames and journals in; without it, memory, gone when `up` ends
     #[arg(long, value_name = "DIR")]
     pub(crate) data: Option<PathBuf>,
+    /// Make a new cluster although --data holds servers' frames of one whose coordinators' journals are lost
+    #[arg(long)]
+    pub(crate) new_cluster: bool,
     /// File with the key that all processes and clients share
     #[arg(long, value_name = "FILE")]
     pub(crate) key_file: Option<PathBuf>,

@@ -12,6 +12,7 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 
 use paxos::limits::GROUP_SIZES;
+use ramkeep_coordinator::shell::files;
 use ramkeep_wire::limits::{MAX_REPLICAS, SEGMENT_SIZE};
 
 use super::UpArgs;
@@ -89,9 +90,10 @@ impl Plan {
             .map(|((id, host), port)| (id, host, port))
             .collect();
         let peers = peers(&coordinator_at);
+        let makes = makes_cluster(args)?;
         let coordinators = coordinator_at
             .into_iter()
-            .map(|at| coordinator((args, global), at, &peers, &place))
+            .map(|at| coordinator((args, global), at, &peers, makes, &place))
             .collect::<Result<_, _>>()?;
         let masters = (1..=args.servers).map(|n| (Role::Server, n));
         let backups = (1..=args.backups).map(|n| (Role::Backup, n));
@@ -202,6 +204,46 @@ fn frames_each(args: &UpArgs) -> u64 {
 }
 
 /// What the frames take if every one is used to the end.
+/// Whether there is no cluster yet: no coordinator has anything in its journal, and no server frames.
+fn makes_cluster(args: &UpArgs) -> Result<bool, Failure> {
+    let Some(data) = &args.data else {
+        return Ok(true);
+    };
+    let unreadable = |error: std::io::Error| {
+        Failure::new(format_args!("cannot read {}: {error}", data.display()))
+    };
+    let entries = match std::fs::read_dir(data) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(true),
+        entries => entries.map_err(unreadable)?,
+    };
+    let (mut journals, mut frames) = (false, false);
+    for entry in entries {
+        let path = entry.map_err(unreadable)?.path();
+        let name = path.file_name().and_then(|name| name.to_str());
+        match name.and_then(|name| name.split_once('-')) {
+            Some(("coordinator", _)) => {
+                journals |= !files::is_blank(&path).map_err(Failure::new)?;
+            }
+            Some(("server" | "backup", _)) => {
+                frames |= std::fs::read_dir(&path)
+                    .map_err(unreadable)?
+                    .next()
+                    .is_some();
+            }
+            _ => {}
+        }
+    }
+    if frames && !journals && !args.new_cluster {
+        return Err(Failure::new(format_args!(
+            "{0} holds servers' frames, but no coordinator's journal: what they knew of the cluster is not \
+             there. Put {0}/coordinator-1 and the others back from a copy; or, to give up what the frames \
+             hold, empty {0}/server-1 and the others and start with --new-cluster",
+            data.display()
+        )));
+    }
+    Ok(!journals)
+}
+
 fn bytes_of_frames(args: &UpArgs) -> u64 {
     let copies = args.memory.0 * u64::from(args.replicas) * u64::from(args.servers);
     copies + SEGMENT_SIZE as u64 * u64::from(args.servers + args.backups)
@@ -211,9 +253,13 @@ fn coordinator(
     (args, global): (&UpArgs, &Global),
     (id, host, port): (u32, Host, u16),
     peers: &str,
+    makes_cluster: bool,
     place: &Place,
 ) -> Result<Planned, Failure> {
     let mut line = Line::new("coordinator", global);
+    if makes_cluster {
+        line.0.push("--new-cluster".into());
+    }
     line.flag("--listen", format!("{}:{port}", host.ip))
         .flag("--id", id.to_string())
         .flag("--peers", peers)

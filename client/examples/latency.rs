@@ -76,7 +76,7 @@ impl Session for Player {
                     peer: PeerId(1),
                 };
                 let answer = Answer::Map(Some(self.map()));
-                let payload = postcards::encode(&Response { ballot, answer });
+                let payload = postcards::encode(&Response::new(ballot, answer));
                 envelope::append(
                     out,
                     request.header.reply(Kind::CoordinatorResponse),

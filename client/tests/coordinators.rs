@@ -148,9 +148,10 @@ impl World {
             Answer::Refused(Refused::NotLeader {
                 leader: Some(self.addresses[self.leader].clone()),
                 coordinators: self.addresses.clone(),
+                why: None,
             })
         };
-        Some(Response { ballot, answer })
+        Some(Response::new(ballot, answer))
     }
 
     fn lead(&mut self, request: Request) -> Option<Answer> {

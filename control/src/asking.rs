@@ -13,6 +13,7 @@ use ramkeep_rpc::Identity;
 use ramkeep_rpc::wires::{WireEnd, WireId, WireOutput, WireRules, Wires};
 use ramkeep_wire::coordinator::Request;
 use ramkeep_wire::envelope::{Envelope, Kind};
+use ramkeep_wire::hello::Refusal;
 use ramkeep_wire::{ClusterId, Micros, Party, postcards};
 
 use crate::conversation::{Answered, Conversation, Sequencing};
@@ -131,6 +132,9 @@ impl<O: PartialEq> Asking<O> {
         let Some((peer, _)) = self.wires.handle_down(now, wire) else {
             return false;
         };
+        if let WireEnd::Refused(Refusal::Cluster(cluster)) = end {
+            self.conversation.met(*cluster);
+        }
         self.conversation.link_down(now, peer, &end.to_string());
         self.pump(now);
         true

@@ -2,16 +2,19 @@
 //! command line follow the same rules.
 //!
 //! # Invariants
-//! 1. A coordinator keeps its number. The list only grows, up to [`MAX_COORDINATORS`].
-//! 2. An answer under a lower ballot than one that was taken before is not taken.
-//! 3. Between two rests at most as many are left as are known: two that name each other as the
+//! 1. A coordinator keeps its number as long as it is listed, and no other ever gets that number.
+//! 2. What a leader says of the group takes the place of what was known, unless an earlier one of a later
+//!    generation said more (SAFETY 28). Addresses that this process was started with stay, but are
+//!    tried only when none of the known members answers.
+//! 3. An answer under a lower ballot than one that was taken before is not taken.
+//! 4. Between two rests at most as many are left as are known: two that name each other as the
 //!    leader don't keep the asker busy, and a group without a leader is asked at a bounded pace.
-//! 4. One that was silent is asked again only after [`AVOID`], unless all others are like that.
+//! 5. One that was silent is asked again only after [`AVOID`], unless all others are like that.
 
 use std::time::Duration;
 
 use ramkeep_rpc::Identity;
-use ramkeep_wire::coordinator::{Answer, Refused, Response};
+use ramkeep_wire::coordinator::{Answer, GroupFacts, Refused, Response};
 use ramkeep_wire::limits::MAX_COORDINATORS;
 use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::{Ballot, ClusterId, Micros};
@@ -28,6 +31,8 @@ pub const ELECTION_REST: Duration = Duration::from_millis(20);
 const FIRST_REST: Duration = Duration::from_millis(1);
 /// Longest rest while none answers.
 const LONGEST_REST: Duration = Duration::from_millis(128);
+/// Rest while nobody answers but coordinators of another cluster: that may last.
+const FOREIGN_REST: Duration = Duration::from_secs(1);
 /// Enough to get from the first to the longest.
 const MAX_DOUBLINGS: u32 = 7;
 
@@ -35,7 +40,14 @@ const _: () = assert!(FIRST_REST.as_millis() << MAX_DOUBLINGS == LONGEST_REST.as
 
 #[derive(Debug)]
 struct Peer {
+    number: usize,
     address: String,
+    /// This process was started with it.
+    configured: bool,
+    /// The leader names it.
+    member: bool,
+    /// It did not answer, since the leader answered last.
+    silent: bool,
     /// Of the process that its connection leads to, as far as that knew it.
     cluster: ClusterId,
     /// Since when a connection is being opened.
@@ -50,6 +62,14 @@ struct Peer {
 pub struct Peers {
     identity: Identity,
     all: Vec<Peer>,
+    /// So many numbers were given.
+    numbers: usize,
+    /// The group as the leader says.
+    known: Option<GroupFacts>,
+    /// Those that are listed no more, whose connections are to be closed.
+    gone: Vec<usize>,
+    /// Another cluster was met where the coordinators are, since the leader answered last.
+    foreign: Option<ClusterId>,
     current: usize,
     /// The last one taken in turn, not on another's word.
     turn: usize,
@@ -70,9 +90,13 @@ impl Peers {
     /// At these addresses, for this process.
     #[must_use]
     pub fn new(identity: Identity, addresses: Vec<String>) -> Self {
-        Self {
+        let mut peers = Self {
             identity,
-            all: addresses.into_iter().map(Peer::new).collect(),
+            all: Vec::new(),
+            numbers: 0,
+            known: None,
+            gone: Vec::new(),
+            foreign: None,
             current: 0,
             turn: 0,
             resting: None,
@@ -82,7 +106,26 @@ impl Peers {
             answered: false,
             ballot: Ballot::default(),
             trouble: None,
+        };
+        for address in addresses {
+            peers.add(address).configured = true;
         }
+        peers
+    }
+
+    fn add(&mut self, address: String) -> &mut Peer {
+        let number = self.numbers;
+        self.numbers += 1;
+        self.all.push(Peer::new(number, address));
+        self.all.last_mut().expect("it was just put there")
+    }
+
+    fn get(&self, number: usize) -> Option<&Peer> {
+        self.all.iter().find(|peer| peer.number == number)
+    }
+
+    fn get_mut(&mut self, number: usize) -> Option<&mut Peer> {
+        self.all.iter_mut().find(|peer| peer.number == number)
     }
 
     /// Whose turn it is.
@@ -100,7 +143,7 @@ impl Peers {
     /// Where the coordinator of this number listens.
     #[must_use]
     pub fn address(&self, peer: usize) -> Option<&String> {
-        self.all.get(peer).map(|peer| &peer.address)
+        self.get(peer).map(|peer| &peer.address)
     }
 
     /// What each one said that was asked in vain since the leader answered last.
@@ -118,7 +161,7 @@ impl Peers {
     #[must_use]
     pub fn is_usable(&self) -> bool {
         let connecting = |peer: &Peer| peer.connecting.is_some();
-        self.resting.is_none() && !self.all.get(self.current).is_none_or(connecting)
+        self.resting.is_none() && !self.get(self.current).is_none_or(connecting)
     }
 
     /// The current one, if it can be sent to.
@@ -129,15 +172,16 @@ impl Peers {
 
     /// A connection to this one is being opened, since it was ready.
     pub fn connecting(&mut self, peer: usize) {
-        if let Some(peer) = self.all.get_mut(peer) {
-            peer.connecting = Some(self.looked);
+        let looked = self.looked;
+        if let Some(peer) = self.get_mut(peer) {
+            peer.connecting = Some(looked);
         }
     }
 
     /// The connection that was being opened is up, to a process of this cluster.
     pub fn link_up(&mut self, peer: usize, cluster: ClusterId) {
         self.ended_connecting(peer);
-        if let Some(peer) = self.all.get_mut(peer) {
+        if let Some(peer) = self.get_mut(peer) {
             peer.cluster = cluster;
         }
         if peer == self.current {
@@ -149,7 +193,28 @@ impl Peers {
     /// one, and is left.
     pub fn link_down(&mut self, now: Micros, peer: usize, reason: &str) -> bool {
         self.ended_connecting(peer);
+        self.is_silent(peer);
         self.leave(now, peer, now + ELECTION_REST, reason)
+    }
+
+    /// A process of this cluster was met where a coordinator is.
+    pub fn met(&mut self, cluster: ClusterId) {
+        let known = [ClusterId::default(), self.identity.cluster()];
+        if !known.contains(&cluster) {
+            self.foreign = Some(cluster);
+        }
+    }
+
+    /// The cluster that was met where the coordinators of this process's own were, as long as none of
+    /// those answers as the leader.
+    #[must_use]
+    pub fn foreign(&self) -> Option<ClusterId> {
+        self.foreign
+    }
+
+    /// One that is listed no more: its connection is to be closed.
+    pub fn pop_gone(&mut self) -> Option<usize> {
+        self.gone.pop()
     }
 
     /// This side has closed the connection to this one, or the attempt to open it.
@@ -158,8 +223,14 @@ impl Peers {
     }
 
     fn ended_connecting(&mut self, peer: usize) {
-        if let Some(peer) = self.all.get_mut(peer) {
+        if let Some(peer) = self.get_mut(peer) {
             peer.connecting = None;
+        }
+    }
+
+    fn is_silent(&mut self, peer: usize) {
+        if let Some(peer) = self.get_mut(peer) {
+            peer.silent = true;
         }
     }
 
@@ -170,18 +241,22 @@ impl Peers {
 
     /// Whether an answer comes from this process's cluster. The first leader that answers says which that
     /// is: whoever else is met at a known address may be of any.
-    pub fn is_ours(&self, peer: usize, response: &Response) -> bool {
-        let Some(cluster) = self.all.get(peer).map(|peer| peer.cluster) else {
+    pub fn is_ours(&mut self, peer: usize, response: &Response) -> bool {
+        let Some(cluster) = self.get(peer).map(|peer| peer.cluster) else {
             return false;
         };
-        match response.answer {
+        let ours = match response.answer {
             Answer::Refused(Refused::NotLeader { .. })
                 if !mutants::active(Mutant::JoinOnAnyWord) =>
             {
                 self.identity.may_join(cluster)
             }
             _ => self.identity.join(cluster),
+        };
+        if !ours {
+            self.met(cluster);
         }
+        ours
     }
 
     /// Takes what an answer of this coordinator says about who leads. Returns whether it is the
@@ -189,17 +264,22 @@ impl Peers {
     pub fn judge(&mut self, now: Micros, peer: usize, response: &Response) -> bool {
         let older = response.ballot < self.ballot;
         let stale = older && !mutants::active(Mutant::TakeOldBallot);
+        if let Some(peer) = self.get_mut(peer) {
+            peer.silent = false;
+        }
         match &response.answer {
             Answer::Refused(Refused::NotLeader {
                 leader,
                 coordinators,
+                why,
             }) => {
                 // It may know a ballot under which nobody leads: that is not held against others.
                 let leader = leader.as_deref().filter(|_| !stale);
-                coordinators.iter().for_each(|address| self.learn(address));
-                leader.iter().for_each(|address| self.learn(address));
+                for address in coordinators.iter().map(String::as_str).chain(leader) {
+                    self.learn(address, MAX_COORDINATORS);
+                }
                 if peer == self.current {
-                    self.redirect(now, leader);
+                    self.redirect(now, leader, why.as_deref());
                 }
                 false
             }
@@ -211,39 +291,90 @@ impl Peers {
                 self.ballot = response.ballot;
                 self.current = peer;
                 self.recover();
+                if let Some(facts) = &response.group {
+                    self.replace(facts);
+                }
                 true
             }
         }
     }
 
-    fn learn(&mut self, address: &str) {
-        let room = self.all.len() < MAX_COORDINATORS;
+    /// Takes what an answer says of the group that answers nothing any more: it is said once.
+    pub fn hear_facts(&mut self, peer: usize, response: &Response) {
+        let ours = |peer: &Peer| peer.cluster == self.identity.cluster();
+        let known = self.get(peer).is_some_and(ours);
+        if let Some(facts) = &response.group
+            && known
+            && response.ballot >= self.ballot
+        {
+            self.replace(facts);
+        }
+    }
+
+    /// The leader says who the coordinators are: what was known before counts no more. Whoever this
+    /// process was started with stays, and the one that says so.
+    fn replace(&mut self, facts: &GroupFacts) {
+        let older = |known: &GroupFacts| facts.generation < known.generation;
+        if self.known.as_ref().is_some_and(older) {
+            return;
+        }
+        let named = |peer: &Peer| facts.coordinators.contains(&peer.address);
+        let current = self.current;
+        self.all
+            .iter_mut()
+            .for_each(|peer| peer.member = named(peer));
+        if !mutants::active(Mutant::OnlyLearnCoordinators) {
+            let gone = self.all.extract_if(.., |peer| {
+                !peer.member && !peer.configured && peer.number != current
+            });
+            self.gone.extend(gone.map(|peer| peer.number));
+        }
+        for address in facts.coordinators.iter().take(MAX_COORDINATORS) {
+            self.learn(address, 2 * MAX_COORDINATORS);
+            if let Some(peer) = self.number(address).and_then(|number| self.get_mut(number)) {
+                peer.member = true;
+            }
+        }
+        self.known = Some(facts.clone());
+    }
+
+    fn learn(&mut self, address: &str, most: usize) {
+        let room = self.all.len() < most;
         if room && !address.is_empty() && self.number(address).is_none() {
-            self.all.push(Peer::new(address.to_owned()));
+            self.add(address.to_owned());
         }
     }
 
     fn number(&self, address: &str) -> Option<usize> {
-        self.all.iter().position(|peer| peer.address == address)
+        let found = self.all.iter().find(|peer| peer.address == address);
+        found.map(|peer| peer.number)
     }
 
     /// The current one does not lead: on to the one that it names, or to the next.
-    fn redirect(&mut self, now: Micros, leader: Option<&str>) {
+    fn redirect(&mut self, now: Micros, leader: Option<&str>, why: Option<&str>) {
         self.answered = true;
         let named = leader.and_then(|address| self.number(address));
-        let fit = |&peer: &usize| peer != self.current && self.all[peer].avoided_until <= now;
-        self.go(now, named.filter(fit), "it does not lead");
+        let fit = |&number: &usize| {
+            let rested = |peer: &Peer| peer.avoided_until <= now;
+            number != self.current && self.get(number).is_some_and(rested)
+        };
+        let named = named.filter(fit);
+        match why {
+            None => self.go(now, named, "it does not lead"),
+            Some(why) => self.go(now, named, &format!("it does not lead: {why}")),
+        }
     }
 
     /// This one is silent: if it is the current one, on to the next, and not back soon.
     pub fn give_up(&mut self, now: Micros, peer: usize, reason: &str) {
+        self.is_silent(peer);
         self.leave(now, peer, now + AVOID, reason);
     }
 
     fn leave(&mut self, now: Micros, peer: usize, avoid: Micros, reason: &str) -> bool {
         let is_current = peer == self.current;
         if is_current {
-            if let Some(peer) = self.all.get_mut(peer) {
+            if let Some(peer) = self.get_mut(peer) {
                 peer.avoided_until = peer.avoided_until.max(avoid);
             }
             self.go(now, None, reason);
@@ -252,7 +383,7 @@ impl Peers {
     }
 
     fn go(&mut self, now: Micros, named: Option<usize>, reason: &str) {
-        if let Some(peer) = self.all.get_mut(self.current) {
+        if let Some(peer) = self.get_mut(self.current) {
             peer.trouble = Some(reason.to_owned());
         }
         self.trouble = Some(self.troubles());
@@ -261,7 +392,9 @@ impl Peers {
             None => self.take_turn(now),
         };
         self.left += 1;
-        if self.left >= self.all.len() && !mutants::active(Mutant::RedirectWithoutRest) {
+        let wide = self.none_answers();
+        let in_turn = self.all.iter().filter(|peer| wide || self.counts(peer));
+        if self.left >= in_turn.count() && !mutants::active(Mutant::RedirectWithoutRest) {
             self.left = 0;
             self.rests += 1;
             let longest = if self.answered {
@@ -271,18 +404,37 @@ impl Peers {
             };
             self.answered = false;
             let doubled = FIRST_REST * 2_u32.pow((self.rests - 1).min(MAX_DOUBLINGS));
-            self.resting = Some(now + doubled.min(longest));
+            let alone = self.foreign.is_some() && doubled == LONGEST_REST;
+            let rest = if alone {
+                FOREIGN_REST
+            } else {
+                doubled.min(longest)
+            };
+            self.resting = Some(now + rest);
         }
     }
 
     fn take_turn(&mut self, now: Micros) -> usize {
-        let count = self.all.len();
-        let others = || (1..=count).map(|step| (self.turn + step) % count);
-        let mut others_now = others().filter(|&peer| peer != self.current);
-        let fit = others_now.find(|&peer| self.all[peer].avoided_until <= now);
-        let next = fit.or_else(|| others().find(|&peer| peer != self.current));
+        let (count, wide) = (self.all.len(), self.none_answers());
+        let last = self.all.iter().position(|peer| peer.number == self.turn);
+        let in_order = (1..=count).map(|step| &self.all[(last.unwrap_or(0) + step) % count]);
+        let others = in_order.filter(|peer| peer.number != self.current);
+        let others = || others.clone().filter(|peer| wide || self.counts(peer));
+        let fit = others().find(|peer| peer.avoided_until <= now);
+        let next = fit.or_else(|| others().next()).map(|peer| peer.number);
         self.turn = next.unwrap_or(self.current);
         self.turn
+    }
+
+    /// Whether one is asked in turn as long as any such one answers.
+    fn counts(&self, peer: &Peer) -> bool {
+        self.known.is_none() || peer.member || !peer.configured
+    }
+
+    /// None of those who count has answered, since the leader answered last.
+    fn none_answers(&self) -> bool {
+        let mut counted = self.all.iter().filter(|peer| self.counts(peer));
+        counted.all(|peer| peer.silent)
     }
 
     fn troubles(&self) -> String {
@@ -297,12 +449,15 @@ impl Peers {
     /// The current one answers as the leader does.
     fn recover(&mut self) {
         self.turn = self.current;
+        self.foreign = None;
         if self.trouble.is_none() && self.left == 0 && self.rests == 0 {
             return;
         }
         (self.left, self.rests, self.answered) = (0, 0, false);
         self.trouble = None;
-        self.all.iter_mut().for_each(|peer| peer.trouble = None);
+        for peer in &mut self.all {
+            (peer.trouble, peer.silent) = (None, false);
+        }
     }
 
     /// Lets time pass. Returns whether the current one was left, as it takes too long to connect.
@@ -327,15 +482,19 @@ impl Peers {
         if self.resting.is_some() {
             return None;
         }
-        let since = self.all.get(self.current)?.connecting?;
+        let since = self.get(self.current)?.connecting?;
         Some(since + PATIENCE)
     }
 }
 
 impl Peer {
-    fn new(address: String) -> Self {
+    fn new(number: usize, address: String) -> Self {
         Self {
+            number,
             address,
+            configured: false,
+            member: false,
+            silent: false,
             cluster: ClusterId::default(),
             connecting: None,
             avoided_until: Micros(0),
@@ -361,7 +520,7 @@ mod tests {
     fn under(round: u64, answer: Answer) -> Response {
         let peer = PeerId(1);
         let ballot = Ballot { round, peer };
-        Response { ballot, answer }
+        Response::new(ballot, answer)
     }
 
     fn led(round: u64) -> Response {
@@ -372,6 +531,7 @@ mod tests {
         let refused = Refused::NotLeader {
             leader: leader.map(str::to_owned),
             coordinators: Vec::new(),
+            why: None,
         };
         under(round, Answer::Refused(refused))
     }

@@ -63,6 +63,7 @@ fn answer(asking: &mut Asking<u8>, wire: WireId, kind: Kind, correlation: u64) -
     let response = Response {
         ballot: Ballot { round: 1, peer },
         answer: Answer::Servers(None),
+        group: None,
     };
     let header = Header::new(kind, correlation, ME, Party::coordinator(peer));
     let payload = postcards::encode(&response);

@@ -8,6 +8,8 @@ mod bench;
 mod clusters;
 #[path = "conversation/finding_the_leader.rs"]
 mod finding_the_leader;
+#[path = "conversation/group.rs"]
+mod group;
 #[path = "conversation/mutations.rs"]
 mod mutations;
 #[path = "conversation/random.rs"]
@@ -97,4 +99,11 @@ fn a_cluster_joined_on_any_word_shows() {
         clusters::first_met_is_another_clusters,
     );
     assert_eq!(with, None, "the own coordinators are strangers now");
+}
+
+#[test]
+fn a_group_that_is_only_added_to_shows() {
+    let play = group::known_after_many_replacements;
+    assert_eq!(play(), 3);
+    assert!(with(Mutant::OnlyLearnCoordinators, play) > 3);
 }

@@ -45,13 +45,14 @@ impl Session for Part {
                     let refused = Refused::NotLeader {
                         leader,
                         coordinators,
+                        why: None,
                     };
                     (0, Answer::Refused(refused))
                 }
             };
             let peer = PeerId(1);
             let ballot = Ballot { round, peer };
-            let payload = postcards::encode(&Response { ballot, answer });
+            let payload = postcards::encode(&Response::new(ballot, answer));
             let header = request.header.reply(Kind::CoordinatorResponse);
             envelope::append(out, header, &payload);
         }

@@ -22,6 +22,7 @@ pub mod desk;
 mod entropy;
 pub mod journal;
 pub mod limits;
+pub mod rescue;
 #[cfg(feature = "shell")]
 pub mod shell;
 pub mod state;

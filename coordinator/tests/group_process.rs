@@ -73,6 +73,8 @@ impl Group {
             timing: Timing::default(),
             key: None,
             settings: default_settings(),
+            new_cluster: true,
+            moved: false,
         };
         let running = Running::start(&config)?;
         let (stop, stopped) = tokio::sync::oneshot::channel();

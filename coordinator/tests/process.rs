@@ -39,6 +39,8 @@ fn config(directory: &Path) -> ShellConfig {
         timing: Timing::default(),
         key: None,
         settings: default_settings(),
+        new_cluster: true,
+        moved: false,
     }
 }
 

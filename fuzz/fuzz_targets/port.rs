@@ -153,7 +153,7 @@ impl Session for Leader {
                 _ => Answer::Noted,
             };
             let ballot = Ballot::default();
-            let response = postcards::encode(&Response { ballot, answer });
+            let response = postcards::encode(&Response::new(ballot, answer));
             let header = asked.header.reply(Kind::CoordinatorResponse);
             envelope::append(out, header, &response);
         }

@@ -167,6 +167,7 @@ fn a_master_asks_for_one_page_of_ended_clients_after_the_other() {
         let living = (from.0.max(1)..=many).map(ClientId);
         let heard = Response {
             ballot: Ballot::default(),
+            group: None,
             answer: Answer::Heard {
                 list: None,
                 lease_us: 0,
@@ -189,6 +190,7 @@ fn without_backups_the_coordinator_grants_the_lease_from_when_it_was_asked() {
     let report = Request::Heartbeat(master.heartbeat());
     let heard = |lease_us| Response {
         ballot: Ballot::default(),
+        group: None,
         answer: Answer::Heard {
             list: None,
             lease_us,

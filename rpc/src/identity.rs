@@ -6,7 +6,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use ramkeep_wire::hello::SharedKey;
+use ramkeep_wire::hello::{Refusal, SharedKey};
 use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::{ClusterId, Party};
 
@@ -58,7 +58,8 @@ impl Identity {
     /// Whether the process is of this cluster, or may become so: one side does not know its own yet.
     #[must_use]
     pub fn may_join(&self, cluster: ClusterId) -> bool {
-        same_cluster(self.cluster(), cluster)
+        let (ours, unknown) = (self.cluster(), ClusterId::default());
+        ours == cluster || ours == unknown || cluster == unknown
     }
 
     /// The same with the party set, for building one in an expression.
@@ -82,10 +83,50 @@ impl Identity {
     }
 }
 
-/// Whether two sides can be of the same cluster: equal, or one does not know its own yet.
-pub(crate) fn same_cluster(ours: ClusterId, theirs: ClusterId) -> bool {
+/// One side of a connection, as it says or as it is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Side {
+    pub(crate) party: Party,
+    pub(crate) cluster: ClusterId,
+}
+
+/// Why one side may not connect to another, whatever they want of each other (SAFETY 30). A side that does
+/// not know its cluster may only be, or ask, a coordinator: one that forms a group or finds it, or one that
+/// says of which cluster who asks is. A server asks as a server only those of its own cluster.
+pub(crate) fn may_meet(connecting: Side, accepting: Side) -> Result<(), Apart> {
     let unknown = ClusterId::default();
-    ours == theirs || ours == unknown || theirs == unknown
+    if connecting.cluster != unknown && accepting.cluster != unknown {
+        return if connecting.cluster == accepting.cluster {
+            Ok(())
+        } else {
+            Err(Apart::Cluster)
+        };
+    }
+    let asks = accepting.party.as_coordinator().is_some() && connecting.party.as_server().is_none();
+    if asks || mutants::active(Mutant::HelloUnknownCluster) {
+        Ok(())
+    } else {
+        Err(Apart::Unknown)
+    }
+}
+
+/// Why two sides may not connect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Apart {
+    /// They are of different clusters.
+    Cluster,
+    /// One does not know its cluster.
+    Unknown,
+}
+
+impl Apart {
+    /// What a side of this cluster tells the other: who has to know it may learn it from that.
+    pub(crate) fn refusal(self, ours: ClusterId) -> Refusal {
+        match self {
+            Self::Unknown if ours == ClusterId::default() => Refusal::NoCluster,
+            Self::Cluster | Self::Unknown => Refusal::Cluster(ours),
+        }
+    }
 }
 
 /// Whether what is meant for `to` is for `me`: by name, or for whoever is there (SAFETY 6).

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ramkeep_wire::envelope::Kind;
 use ramkeep_wire::hello::Refusal;
-use ramkeep_wire::{Micros, Party};
+use ramkeep_wire::{ClusterId, Micros, Party};
 
 use crate::receive::{Batch, KIND_CODES};
 use crate::wake::Wake;
@@ -14,6 +14,8 @@ use crate::wake::Wake;
 pub struct Peer {
     /// As it said hello; `NONE` when it has no id yet.
     pub party: Party,
+    /// The cluster that it is of, as it said hello; all zero when it did not know.
+    pub cluster: ClusterId,
     /// Its address, for people.
     pub address: String,
 }

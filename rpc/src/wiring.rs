@@ -25,8 +25,8 @@ use crate::wires::{Attempt, Reach, WireEnd, WireId, WireOutput};
 
 /// Hears what becomes of wires: from any thread, and never twice at a time for one wire.
 pub trait WireHandler: Send + Sync + 'static {
-    /// A wire is up: who this process said it was, who is there, and the cluster, as either side knew
-    /// it.
+    /// A wire is up: who this process said it was, who is there, and the cluster of who is there, as far as
+    /// that knew it.
     fn up(&self, wire: WireId, local: Party, peer: Party, cluster: ClusterId);
     /// An envelope came.
     fn received(&self, wire: WireId, envelope: &Envelope<'_>);

@@ -5,11 +5,11 @@ mod common;
 
 use std::net::TcpListener;
 
-use common::{PATIENCE, Raw, Server, cluster, key, server_identity};
+use common::{PATIENCE, Raw, Server, cluster, key, member, server_identity};
 use ramkeep_rpc::{Address, Caller, Closed, ConnectError, Identity, Link, PollMode, WorkerPool};
 use ramkeep_wire::envelope::Kind;
 use ramkeep_wire::hello::{Refusal, Welcome};
-use ramkeep_wire::{ClientId, ClusterId, Party, ServerId, postcards};
+use ramkeep_wire::{ClientId, Party, ServerId, postcards};
 
 async fn connect(server: &Server, identity: &Identity, to: Party) -> Result<Link, ConnectError> {
     Link::connect(&server.address, identity, to, PollMode::Adaptive).await
@@ -43,7 +43,7 @@ async fn a_peer_with_another_key_or_none_is_refused() {
         (None, Some(key(1))),
     ] {
         let server = Server::start_as(PollMode::Adaptive, &server_identity(serving));
-        let outcome = connect(&server, &Identity::new(connecting), Party::NONE).await;
+        let outcome = connect(&server, &member(connecting), Party::NONE).await;
         assert_eq!(refusal(outcome), Refusal::Key);
     }
 }
@@ -65,7 +65,7 @@ async fn a_welcome_changed_on_its_way_is_refused() {
             front.send(header, &postcards::encode(&welcome));
             front.receive().map(|(header, _)| header.kind)
         });
-        let newcomer = Identity::new(Some(key(1)));
+        let newcomer = member(Some(key(1)));
         let link = Link::connect(&between, &newcomer, Party::NONE, PollMode::Never).await;
         let told = relaying.join().unwrap();
         if claimed == cluster(1) {
@@ -79,22 +79,24 @@ async fn a_welcome_changed_on_its_way_is_refused() {
 }
 
 #[tokio::test]
-async fn another_cluster_is_refused_and_an_unknown_one_learned() {
+async fn a_process_of_another_cluster_or_none_is_refused_by_a_server() {
     let server = Server::start(PollMode::Adaptive);
     let stranger = Identity::new(None).with_cluster(cluster(2));
     let outcome = connect(&server, &stranger, Party::NONE).await;
     assert_eq!(refusal(outcome), Refusal::Cluster(cluster(1)));
 
     let newcomer = Identity::new(None);
+    let outcome = connect(&server, &newcomer, Party::NONE).await;
+    assert_eq!(refusal(outcome), Refusal::Cluster(cluster(1)), "it is told");
+    assert!(newcomer.join(cluster(1)));
     let link = connect(&server, &newcomer, Party::NONE).await.unwrap();
     assert_eq!(link.cluster(), cluster(1));
-    assert_eq!(newcomer.cluster(), ClusterId::default());
 }
 
 #[tokio::test]
 async fn a_restarted_server_is_not_taken_for_the_one_before() {
     let server = Server::start(PollMode::Adaptive);
-    let outcome = connect(&server, &Identity::new(None), Party::server(ServerId(6))).await;
+    let outcome = connect(&server, &member(None), Party::server(ServerId(6))).await;
     assert_eq!(refusal(outcome), Refusal::Party(Party::server(ServerId(7))));
 }
 
@@ -102,19 +104,15 @@ async fn a_restarted_server_is_not_taken_for_the_one_before() {
 async fn a_server_that_enlists_later_refuses_what_is_for_another_from_then_on() {
     let identity = Identity::new(None).with_cluster(cluster(1));
     let server = Server::start_as(PollMode::Adaptive, &identity);
-    let early = Caller::new(
-        connect(&server, &Identity::new(None), Party::NONE)
-            .await
-            .unwrap(),
-    );
+    let early = Caller::new(connect(&server, &member(None), Party::NONE).await.unwrap());
     assert_eq!(early.link().peer(), Party::NONE);
     early.call(Kind::Order, b"", PATIENCE).await.unwrap();
 
     identity.set_party(Party::server(ServerId(9)));
     early.call(Kind::Order, b"", PATIENCE).await.unwrap();
     let to = Party::server(ServerId(9));
-    connect(&server, &Identity::new(None), to).await.unwrap();
-    let outcome = connect(&server, &Identity::new(None), Party::server(ServerId(7))).await;
+    connect(&server, &member(None), to).await.unwrap();
+    let outcome = connect(&server, &member(None), Party::server(ServerId(7))).await;
     assert_eq!(refusal(outcome), Refusal::Party(to));
 }
 
@@ -162,7 +160,7 @@ async fn unix_sockets_serve_and_a_file_left_behind_is_taken_over() {
         pool.serve(&address, &identity, router).is_err(),
         "a living listener keeps its file"
     );
-    let newcomer = Identity::new(None);
+    let newcomer = member(None);
     let link = Link::connect(&address, &newcomer, Party::NONE, PollMode::Adaptive);
     let caller = Caller::new(link.await.unwrap());
     let answer = caller.call(Kind::Order, &[1; 300_000], PATIENCE).await;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use common::{PATIENCE, echo_router, loopback, server_identity};
 use parking_lot::Mutex;
 use ramkeep_rpc::wires::{CallLost, CallRules, Calls, WireEnd, WireId, WireRules};
-use ramkeep_rpc::{Identity, PollMode, WireHandler, Wiring, WorkerPool};
+use ramkeep_rpc::{PollMode, WireHandler, Wiring, WorkerPool};
 use ramkeep_wire::envelope::{Envelope, Kind};
 use ramkeep_wire::{ClusterId, Party, ServerId};
 use tokio::runtime::Handle;
@@ -46,7 +46,7 @@ impl Caller {
         };
         let caller = Self {
             calls: Mutex::new(Calls::new(1, wires, rules)),
-            wiring: Wiring::new(Identity::new(None), PollMode::Never, Handle::current()),
+            wiring: Wiring::new(common::member(None), PollMode::Never, Handle::current()),
             heard,
         };
         (Arc::new(caller), hears)

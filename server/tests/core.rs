@@ -57,6 +57,27 @@ fn a_server_enlists_and_says_who_it_is_on_connections_made_anew() {
 }
 
 #[test]
+fn a_server_whose_coordinators_are_another_clusters_says_so_once_and_does_not_hurry() {
+    let other = ClusterId([9; 16]);
+    let mut stage = Stage::enlisted(BOTH, 0, list(1, &[]));
+    stage.strangers = Some(other);
+    let wires: Vec<_> = stage.take_connects(Room::Control);
+    let wire = wires.last().unwrap().wire;
+    stage.down(wire, &broken());
+    stage.run(SECOND);
+    stage.take_connects(Room::Control);
+    stage.run(10 * SECOND);
+    assert_eq!(stage.foreign, [other]);
+    let attempts = stage.take_connects(Room::Control).len();
+    assert!((5..=20).contains(&attempts), "{attempts}");
+    assert!(stage.ends.is_empty(), "it waits for its own");
+    stage.strangers = None;
+    stage.requests.clear();
+    stage.run(2 * SECOND);
+    assert!(!stage.requests.is_empty(), "and goes on with them");
+}
+
+#[test]
 fn until_it_is_enlisted_nothing_is_served() {
     let mut stage = Stage::new(BOTH, 0);
     for kind in [Kind::Probe, Kind::StatusRequest, Kind::Order] {

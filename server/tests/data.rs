@@ -56,7 +56,7 @@ fn item<'a>(op: Op, id: u32, table: TableId, key: &'a [u8], value: &'a [u8]) -> 
 /// Sends each group of items as an envelope, all in one go, and waits for all answers; a value is
 /// only measured.
 async fn ask(server: &Running, groups: &[Vec<Item<'_>>]) -> BTreeMap<u32, (Status, usize)> {
-    let identity = Identity::new(None);
+    let identity = Identity::new(None).with_cluster(common::CLUSTER);
     let address = server.serving.address();
     let link = Link::connect(address, &identity, Party::NONE, PollMode::Never);
     let link = link.await.unwrap();

@@ -67,7 +67,9 @@ fn play(pool: &WorkerPool, party: Party, part: Part) -> Serving {
     let open = move |_: &Peer, _: Wake| -> Box<dyn Session> { Box::new(part.clone()) };
     let router = Router::new().route(&[Kind::Probe], Arc::new(open));
     let anywhere = "127.0.0.1:0".parse().unwrap();
-    let identity = Identity::new(None).with_party(party);
+    let identity = Identity::new(None)
+        .with_cluster(common::CLUSTER)
+        .with_party(party);
     pool.serve(&anywhere, &identity, router).unwrap()
 }
 

@@ -23,6 +23,38 @@ const ELSEWHERE: &[(Mutant, &str)] = &[
         "coordinator/src/desk/tests: who gets another's answer asks again",
     ),
     (
+        Mutant::KeepOldSessions,
+        "coordinator/src/desk/tests: as above; all simulated coordinators are of one cluster",
+    ),
+    (
+        Mutant::HelloUnknownCluster,
+        "rpc/src/hello/tests.rs: in whole runs all are of one cluster",
+    ),
+    (
+        Mutant::KillTheOriginal,
+        "coordinator/tests/core/claims.rs: no seed starts a copy beside its original, a story does",
+    ),
+    (
+        Mutant::StartCopies,
+        "coordinator/src/desk/tests/moved.rs: as above",
+    ),
+    (
+        Mutant::RescueForgets,
+        "coordinator/tests/core/rescue.rs: no run loses most coordinators for good",
+    ),
+    (
+        Mutant::RescueKeepsGeneration,
+        "coordinator/tests/core/rescue.rs: as above",
+    ),
+    (
+        Mutant::FoundUnasked,
+        "coordinator/tests/core/lost_disks.rs: no run loses the disks of all coordinators",
+    ),
+    (
+        Mutant::HideTheGroup,
+        "coordinator/src/desk/tests: no seed replaces coordinators, a story does",
+    ),
+    (
         Mutant::HearAnyPeer,
         "coordinator/src/desk/tests: no simulated coordinator lies",
     ),
@@ -134,6 +166,10 @@ const ELSEWHERE: &[(Mutant, &str)] = &[
     ),
     (
         Mutant::JoinOnAnyWord,
+        "control/tests/planted_faults.rs: a story",
+    ),
+    (
+        Mutant::OnlyLearnCoordinators,
         "control/tests/planted_faults.rs: a story",
     ),
     (

@@ -75,4 +75,7 @@ stories! {
     detection_a_backup_that_only_its_master_cannot_reach_is_not_dead,
     detection_one_that_hangs_is_told_of_by_others_and_dies_by_the_leaders_probes,
     detection_one_that_is_killed_is_dead_within_half_a_second,
+    safety_28_coordinators_that_took_the_places_of_others_are_found,
+    safety_30_a_copy_of_a_coordinators_directory_takes_part_in_nothing,
+    safety_30_copies_of_a_servers_directory_kill_nobody,
 }

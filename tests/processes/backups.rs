@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use ramkeep_client::Client;
-use ramkeep_rpc::{Caller, Identity, Link, PollMode};
+use ramkeep_rpc::{Caller, Identity};
 use ramkeep_wire::backup::{BackupRequest, BackupResponse, ReplicaInfo};
 use ramkeep_wire::envelope::Kind;
 use ramkeep_wire::{Party, SegmentId, ServerId, postcards};
@@ -108,11 +108,7 @@ fn segments(inventory: &[ReplicaInfo]) -> BTreeSet<SegmentId> {
 /// fence it.
 async fn inventory(backup: &Member, master: ServerId) -> Vec<ReplicaInfo> {
     let identity = Identity::new(None).with_party(Party::server(master));
-    let address = backup.address.parse().unwrap();
-    let to = Party::server(ServerId(backup.id));
-    let link = Link::connect(&address, &identity, to, PollMode::Never)
-        .await
-        .unwrap();
+    let link = backup.link(&identity).await;
     let request = BackupRequest::Inventory {
         master,
         after: None,

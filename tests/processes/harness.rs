@@ -7,6 +7,9 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ramkeep_rpc::{Identity, Link, PollMode};
+use ramkeep_wire::hello::Refusal;
+use ramkeep_wire::{Party, ServerId};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -85,6 +88,23 @@ impl Member {
             id: event["id"].as_u64().unwrap(),
             pid: event["pid"].as_i64().unwrap().try_into().unwrap(),
             address: event["address"].as_str().unwrap().to_owned(),
+        }
+    }
+
+    /// A connection to it, past the client library; of which cluster it is, its refusal says.
+    pub(crate) async fn link(&self, identity: &Identity) -> Link {
+        let address = self.address.parse().unwrap();
+        let to = Party::server(ServerId(self.id));
+        let connect = || Link::connect(&address, identity, to, PollMode::Never);
+        match connect().await {
+            Ok(link) => link,
+            Err(refused) => {
+                let Some(Refusal::Cluster(cluster)) = refused.refusal() else {
+                    panic!("{refused}");
+                };
+                assert!(identity.join(*cluster), "{refused}");
+                connect().await.unwrap()
+            }
         }
     }
 

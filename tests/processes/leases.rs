@@ -6,11 +6,11 @@ use std::task::Poll;
 use std::time::Duration;
 
 use ramkeep_client::Client;
-use ramkeep_rpc::{Identity, Link, PollMode, clock, poll_until};
+use ramkeep_rpc::{Identity, Link, clock, poll_until};
 use ramkeep_wire::bytes::Reader;
 use ramkeep_wire::data::{self, Item, Op, RejectRules, ResponseItem, Status};
 use ramkeep_wire::envelope::{self, Kind};
-use ramkeep_wire::{ClientId, Party, RpcId, ServerId, TableId};
+use ramkeep_wire::{ClientId, RpcId, TableId};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -24,12 +24,7 @@ fn keys() -> Vec<String> {
 
 /// A connection to one server, past the client library, which would go elsewhere.
 async fn connect(member: &Member) -> Link {
-    let to = Party::server(ServerId(member.id));
-    let address = member.address.parse().unwrap();
-    let identity = Identity::new(None);
-    Link::connect(&address, &identity, to, PollMode::Never)
-        .await
-        .unwrap()
+    member.link(&Identity::new(None)).await
 }
 
 fn ask(link: &Link, table: TableId, keys: &[String], first: u32) {

@@ -10,6 +10,7 @@ mod cold;
 mod command_line;
 mod drills;
 mod harness;
+mod identity;
 mod leases;
 mod once;
 mod supervision;

@@ -377,12 +377,14 @@ pub enum Request {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum Refused {
     /// Ask the leader.
-    #[error("this coordinator does not lead")]
+    #[error("this coordinator does not lead{}", because(why.as_deref()))]
     NotLeader {
         /// Where the leader is, if known.
         leader: Option<String>,
         /// Where all coordinators are, as far as this one knows.
         coordinators: Vec<String>,
+        /// Why nobody leads, and what leads out, if this one knows that nobody can.
+        why: Option<String>,
     },
     /// No such table.
     #[error("no table of that name")]
@@ -408,6 +410,21 @@ pub enum Refused {
     /// The request makes no sense.
     #[error("invalid request: {0}")]
     Invalid(String),
+    /// The server whose directory this one has still runs: this one has a copy.
+    #[error(
+        "its directory is that of {server}, which runs at {address}: a copy of a directory is no server \
+         of its own. Stop that one first, or start this one with an empty directory"
+    )]
+    Claimed {
+        /// Who runs.
+        server: ServerId,
+        /// Where.
+        address: String,
+    },
+}
+
+fn because(why: Option<&str>) -> String {
+    why.map(|why| format!(": {why}")).unwrap_or_default()
 }
 
 /// A server as `status` shows it.
@@ -651,6 +668,16 @@ pub enum Answer {
     Refused(Refused),
 }
 
+/// Who the coordinators are, as their leader says. It takes the place of what was known before.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupFacts {
+    /// Grows with each change of the members.
+    pub generation: u32,
+    /// Where the members may be reached; at most
+    /// [`MAX_COORDINATORS`](crate::limits::MAX_COORDINATORS).
+    pub coordinators: Vec<String>,
+}
+
 /// An answer with the ballot under which it was given.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Response {
@@ -658,4 +685,31 @@ pub struct Response {
     pub ballot: Ballot,
     /// What it says.
     pub answer: Answer,
+    /// From a leader: who the coordinators are, unless it has said just that on this connection.
+    pub group: Option<GroupFacts>,
+}
+
+impl Response {
+    /// An answer that says nothing of the group.
+    #[must_use]
+    pub fn new(ballot: Ballot, answer: Answer) -> Self {
+        let group = None;
+        Self {
+            ballot,
+            answer,
+            group,
+        }
+    }
+
+    /// An encoded answer that says nothing of the group, with what it is to say: that stands last.
+    ///
+    /// # Panics
+    /// If it says something of the group.
+    #[must_use]
+    pub fn telling(encoded: &[u8], facts: &GroupFacts) -> Vec<u8> {
+        let rest = encoded.strip_suffix(&crate::postcards::encode(&None::<GroupFacts>)[..]);
+        let mut told = rest.expect("it says nothing of the group").to_vec();
+        told.extend(crate::postcards::encode(&Some(facts)));
+        told
+    }
 }

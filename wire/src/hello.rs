@@ -95,6 +95,9 @@ pub enum Refusal {
     /// The process is stopping.
     #[error("the peer is stopping")]
     Stopping,
+    /// One side does not know its cluster yet, and only coordinators are asked by such, or ask.
+    #[error("one of the two sides does not know its cluster yet")]
+    NoCluster,
 }
 
 /// Which side a mac speaks for.

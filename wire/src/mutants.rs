@@ -68,6 +68,10 @@ crate::named! {
     IgnoreServerId = "ignore-server-id",
     /// Connections: a hello of another cluster is welcomed.
     HelloAnyCluster = "hello-any-cluster",
+    /// Connections: a link between servers is made though one side does not know its cluster.
+    HelloUnknownCluster = "hello-unknown-cluster",
+    /// Coordinator: who connected while it had no cluster is heard also if it is of another.
+    KeepOldSessions = "keep-old-sessions",
     /// Server: an order under an old ballot is carried out.
     ObeyOldBallots = "obey-old-ballots",
     /// Server: a link to a backup of an older life is kept as current.
@@ -86,6 +90,8 @@ crate::named! {
     RetryAsAnotherCall = "retry-as-another-call",
     /// Control: a process is of the cluster of whoever answers first, leader or not.
     JoinOnAnyWord = "join-on-any-word",
+    /// Control: what a leader says of the group is only added to what is known.
+    OnlyLearnCoordinators = "only-learn-coordinators",
     /// Control: coordinators that name each other as the leader are followed without a rest.
     RedirectWithoutRest = "redirect-without-rest",
     /// Control: a retry forgets that the request may have been applied before.
@@ -96,6 +102,18 @@ crate::named! {
     ResendAsAnother = "resend-as-another",
     /// Control: takes the answer to a send that was given up.
     TakeOldCorrelation = "take-old-correlation",
+    /// Coordinator: a living server is decided crashed by whoever has a copy of its directory.
+    KillTheOriginal = "kill-the-original",
+    /// Coordinator: a copy of a coordinator's directory takes part beside its original.
+    StartCopies = "start-copies",
+    /// Coordinator: a rescue leaves out what the last one had accepted.
+    RescueForgets = "rescue-forgets",
+    /// Coordinator: a rescue makes a group that those who were lost can outvote.
+    RescueKeepsGeneration = "rescue-keeps-generation",
+    /// Coordinator: an empty group makes a new cluster although nobody asked for one.
+    FoundUnasked = "found-unasked",
+    /// Coordinator: a leader does not say who the coordinators are.
+    HideTheGroup = "hide-the-group",
     /// Coordinator: answers before its journal is synced.
     AnswerBeforeSync = "answer-before-sync",
     /// Coordinator: takes an epoch that is not above the recorded one.

@@ -199,6 +199,7 @@ impl World {
             _ if self.deposed => Answer::Refused(Refused::NotLeader {
                 leader: None,
                 coordinators: Vec::new(),
+                why: None,
             }),
             Request::Map { known } if known == self.map.version => Answer::Map(None),
             Request::Map { .. } => Answer::Map(Some(self.map.clone())),
@@ -216,7 +217,7 @@ impl World {
             round: 1,
             peer: PeerId(1),
         };
-        let payload = postcards::encode(&Response { ballot, answer });
+        let payload = postcards::encode(&Response::new(ballot, answer));
         let header = request.header.reply(Kind::CoordinatorResponse);
         envelope::append(out, header, &payload);
     }

@@ -18,7 +18,8 @@ impl<O: PartialEq> Conversation<O> {
         response: Response,
     ) {
         let Some(at) = self.find(peer, correlation) else {
-            return;
+            self.peers.hear_facts(peer, &response);
+            return self.close_the_gone();
         };
         self.heard = now;
         if !self.peers.is_ours(peer, &response) {
@@ -26,9 +27,16 @@ impl<O: PartialEq> Conversation<O> {
             return self.ask_anew();
         }
         if self.peers.judge(now, peer, &response) {
+            self.close_the_gone();
             self.take(now, at, response);
         } else {
             self.ask_anew();
+        }
+    }
+
+    fn close_the_gone(&mut self) {
+        while let Some(gone) = self.peers.pop_gone() {
+            self.closing.push_back(gone);
         }
     }
 

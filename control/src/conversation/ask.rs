@@ -149,6 +149,8 @@ pub fn is_slow(request: &Request) -> bool {
             request,
             Request::ReplaceCoordinator { .. } | Request::AcceptLoss(_)
         )
+        // The one whose directory it has is asked whether it runs.
+        || matches!(request, Request::Enlist(enlist) if enlist.replaces.is_some())
 }
 
 /// Whether it changes nothing.

@@ -268,6 +268,18 @@ impl<O: PartialEq> Conversation<O> {
         }
     }
 
+    /// A process of this cluster was met where a coordinator is, and one side refused the other.
+    pub fn met(&mut self, cluster: ClusterId) {
+        self.peers.met(cluster);
+    }
+
+    /// The cluster that is met where the coordinators of this process's own were, as long as none of those
+    /// answers as the leader.
+    #[must_use]
+    pub fn foreign(&self) -> Option<ClusterId> {
+        self.peers.foreign()
+    }
+
     /// This side has closed the connection, or the attempt to open it.
     pub fn link_closed(&mut self, peer: usize) {
         self.peers.link_closed(peer);

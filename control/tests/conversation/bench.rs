@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use ramkeep_control::{Answered, Conversation, Sequencing, Unanswered};
 use ramkeep_rpc::Identity;
-use ramkeep_wire::coordinator::{Answer, Once, Refused, Request, Response, Table, TabletMap};
+use ramkeep_wire::coordinator::{
+    Answer, GroupFacts, Once, Refused, Request, Response, Table, TabletMap,
+};
 use ramkeep_wire::{Ballot, ClientId, ClusterId, MapVersion, Micros, PeerId, TableId, postcards};
 
 pub(crate) const CLUSTER: ClusterId = ClusterId([1; 16]);
@@ -23,6 +25,8 @@ pub(crate) struct Bench {
     pub(crate) asks: Vec<Asked>,
     pub(crate) done: Vec<Answered<u32>>,
     pub(crate) closed: Vec<usize>,
+    /// What the leader says of the group with its next answer.
+    pub(crate) facts: Option<GroupFacts>,
     /// Coordinators that are not of [`CLUSTER`].
     pub(crate) foreign: BTreeMap<usize, ClusterId>,
     next: u32,
@@ -38,6 +42,7 @@ impl Bench {
             asks: Vec::new(),
             done: Vec::new(),
             closed: Vec::new(),
+            facts: None,
             foreign: BTreeMap::new(),
             next: 0,
         }
@@ -86,7 +91,8 @@ impl Bench {
     }
 
     pub(crate) fn answer_at(&mut self, peer: usize, correlation: u64, round: u64, answer: Answer) {
-        let response = led(round, answer);
+        let mut response = led(round, answer);
+        response.group = self.facts.take();
         self.talk
             .handle_response(self.now, peer, correlation, response);
         self.drain();
@@ -131,7 +137,7 @@ impl Bench {
 pub(crate) fn led(round: u64, answer: Answer) -> Response {
     let peer = PeerId(1);
     let ballot = Ballot { round, peer };
-    Response { ballot, answer }
+    Response::new(ballot, answer)
 }
 
 pub(crate) fn create() -> Request {
@@ -169,6 +175,7 @@ pub(crate) fn not_leader(leader: Option<&str>, coordinators: &[&str]) -> Answer 
     Answer::Refused(Refused::NotLeader {
         leader: leader.map(str::to_owned),
         coordinators: coordinators.iter().map(|&one| one.to_owned()).collect(),
+        why: None,
     })
 }
 

@@ -4,5 +4,6 @@
 mod bench;
 mod clusters;
 mod finding_the_leader;
+mod group;
 mod mutations;
 mod random;

@@ -250,13 +250,13 @@ impl World {
                 return self.redirect(peer);
             }
             let ballot = ballot(self.led[peer]);
-            return Response { ballot, answer };
+            return Response::new(ballot, answer);
         }
         let question = matches!(request, Request::Servers { .. });
         if question && self.led[peer] > 0 && self.one_in(2) {
             let ballot = ballot(self.led[peer]);
             let answer = Answer::Servers(None);
-            return Response { ballot, answer };
+            return Response::new(ballot, answer);
         }
         self.redirect(peer)
     }
@@ -266,10 +266,12 @@ impl World {
         let refused = Refused::NotLeader {
             leader: Some(format!("c:{named}")),
             coordinators: (0..self.led.len()).map(|at| format!("c:{at}")).collect(),
+            why: None,
         };
         let round = self.below(usize::try_from(self.round).unwrap() + 2);
         Response {
             ballot: ballot(round as u64),
+            group: None,
             answer: Answer::Refused(refused),
         }
     }

@@ -150,6 +150,9 @@ impl Coordinator {
         for replacing in std::mem::take(&mut self.replacing) {
             self.redirect(replacing.token);
         }
+        for claim in std::mem::take(&mut self.claims) {
+            self.redirect(claim.token);
+        }
     }
 
     /// All that only a leader knows.

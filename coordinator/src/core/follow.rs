@@ -55,6 +55,7 @@ impl Coordinator {
             self.settle_waiting();
         }
         self.judge();
+        self.look_into_claims();
         self.fence();
         self.see_to_recoveries();
         self.expire_leases();
@@ -75,6 +76,7 @@ impl Coordinator {
             .chain(self.duties.due())
             .chain(self.recoveries.due())
             .chain(self.waiting.due())
+            .chain(self.claims_due())
             .chain(leases)
             .chain(awake)
             .min()

@@ -14,6 +14,7 @@
 //! 4. A new leader starts all timers afresh (SAFETY 8).
 
 mod backlog;
+mod claims;
 mod damaged;
 mod decided;
 mod detector;
@@ -29,7 +30,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use paxos::limits::Timing;
 use paxos::{Record, RestoreError, Setup, Snapshot, Stored};
 use ramkeep_wire::backup::BackupRequest;
-use ramkeep_wire::coordinator::{Answer, Once, Refused, Response, Settings, SuspicionCounts};
+use ramkeep_wire::coordinator::{
+    Answer, GroupFacts, Once, Refused, Response, Settings, SuspicionCounts,
+};
+use ramkeep_wire::limits::MAX_COORDINATORS;
 use ramkeep_wire::mutants::{self, Mutant};
 use ramkeep_wire::order::{Command as OrderCommand, Order, OrderReply, TabletGrant};
 use ramkeep_wire::{
@@ -43,6 +47,7 @@ use crate::entropy::Entropy;
 use crate::limits::{PAUSE_SEEN, STARVED};
 use crate::state::State;
 use backlog::Backlog;
+use claims::Claim;
 use damaged::Damaged;
 use detector::Watch;
 use duties::{Duties, Duty};
@@ -65,6 +70,10 @@ pub struct Config {
     pub settings: Settings,
     /// The times of the group.
     pub timing: Timing,
+    /// Its directory was moved here for good, whoever answers where it was.
+    pub moved: bool,
+    /// Whether this start may make a cluster: if its disk is empty, and so are those of all its peers.
+    pub founds: bool,
     /// 32 random bytes, fresh for this start.
     pub entropy: [u8; 32],
 }
@@ -250,6 +259,7 @@ pub struct Coordinator {
     damaged: Damaged,
     waiting: Waiting,
     replacing: Vec<Replacing>,
+    claims: Vec<Claim>,
     /// The versions of servers, tables and recoveries that were followed last.
     followed: (ListVersion, MapVersion, u64),
     /// Something happened that may need action beyond what `next_look` waits for.
@@ -271,6 +281,7 @@ impl Coordinator {
             address: config.address.clone(),
             peers: peers.map(|(id, at)| (peer(*id), at.clone())).collect(),
             timing: config.timing,
+            founds: config.founds || mutants::active(Mutant::FoundUnasked),
             seed: entropy.draw(),
         };
         let mut core = Self {
@@ -299,6 +310,7 @@ impl Coordinator {
             damaged: Damaged::default(),
             waiting: Waiting::default(),
             replacing: Vec::new(),
+            claims: Vec::new(),
             followed: NOTHING_FOLLOWED,
             look: false,
             next_look: None,
@@ -315,6 +327,25 @@ impl Coordinator {
             }),
             _ => Ok(core),
         }
+    }
+
+    /// Which coordinator this is.
+    #[must_use]
+    pub fn peer_id(&self) -> PeerId {
+        self.config.peer
+    }
+
+    /// Where this very disk was when it became a member of its group, if that is not here: another process
+    /// may have it there (SAFETY 30).
+    #[must_use]
+    pub fn was_elsewhere(&self) -> Option<String> {
+        let setup = self.consensus.node().setup();
+        let group = self.consensus.node().group()?;
+        let member = group.member(setup.me)?;
+        let own = member.incarnation == setup.incarnation;
+        let elsewhere = own && member.address != setup.address;
+        let asks = elsewhere && !self.config.moved && !mutants::active(Mutant::StartCopies);
+        asks.then(|| member.address.clone())
     }
 
     /// The replicated state.
@@ -392,6 +423,9 @@ impl Coordinator {
         self.wake(now);
         if let Some(watch) = self.watches.get_mut(&server) {
             watch.hear(now);
+            if *command == OrderCommand::Probe {
+                self.claim_is_refused(server);
+            }
             self.order_answered(server, command, reply);
         }
         self.settle();
@@ -422,6 +456,7 @@ impl Coordinator {
         {
             watch.refused(now);
             self.look = true;
+            self.claim_is_free(server);
         }
         self.settle();
     }
@@ -489,10 +524,8 @@ impl Coordinator {
     /// The answer with the tablet map.
     #[must_use]
     pub fn map_response(&self) -> Response {
-        Response {
-            ballot: self.ballot(),
-            answer: Answer::Map(Some(self.state.tablet_map())),
-        }
+        let map = self.state.tablet_map();
+        Response::new(self.ballot(), Answer::Map(Some(map)))
     }
 
     /// As long as this is the same, [`Coordinator::map_response`] is.
@@ -511,7 +544,7 @@ impl Coordinator {
         let ballot = self.ballot();
         self.outputs.push_back(Output::Reply {
             token,
-            response: Response { ballot, answer },
+            response: Response::new(ballot, answer),
             until,
         });
     }
@@ -541,13 +574,37 @@ impl Coordinator {
         if coordinators.is_empty() {
             coordinators = self.config.peers.iter().map(|(_, at)| at.clone()).collect();
         }
-        Response {
-            ballot: self.ballot(),
-            answer: Answer::Refused(Refused::NotLeader {
-                leader,
-                coordinators,
-            }),
+        let refused = Refused::NotLeader {
+            leader,
+            coordinators,
+            why: None,
+        };
+        Response::new(self.ballot(), Answer::Refused(refused))
+    }
+
+    /// Who the coordinators are and where each may be reached, from one who leads.
+    #[must_use]
+    pub fn group_facts(&self) -> Option<GroupFacts> {
+        let node = self.consensus.node();
+        let group = node.group().filter(|_| self.leads())?;
+        let own = self.config.address.as_str();
+        let mut coordinators: Vec<String> = Vec::new();
+        for member in &group.members {
+            let addresses = match member.id == peer(self.config.peer) {
+                true => vec![own],
+                false => node.addresses_of(member.id),
+            };
+            for address in addresses {
+                if !coordinators.iter().any(|known| known == address) {
+                    coordinators.push(address.to_owned());
+                }
+            }
         }
+        coordinators.truncate(MAX_COORDINATORS);
+        Some(GroupFacts {
+            generation: group.generation,
+            coordinators,
+        })
     }
 
     /// Whoever asked is to ask the leader.

@@ -59,8 +59,8 @@ impl Coordinator {
             Request::ReplaceCoordinator { lost, by } => {
                 self.replace(Replacing { token, lost, by });
             }
-            Request::Enlist(_)
-            | Request::RecordEpoch { .. }
+            Request::Enlist(enlist) => self.enlist(token, enlist),
+            Request::RecordEpoch { .. }
             | Request::OpenClientLease { .. }
             | Request::CloseClientLease { .. }
             | Request::DropTable { .. } => self.propose_request(token, request),
@@ -166,6 +166,7 @@ impl Coordinator {
         if let Some(watch) = self.watches.get_mut(&server) {
             watch.hear(self.now);
             watch.heartbeat = Some(report);
+            self.claim_is_refused(server);
         }
         if ready {
             self.reported.entry(server).or_default().ready = true;

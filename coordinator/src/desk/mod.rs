@@ -15,11 +15,14 @@
 //! 2. A reply that counts while a lease runs is given only if a clock that is read after the core
 //!    made it says so.
 //! 3. A coordinator is heard only on its own connections.
-//! 4. After the end nothing leaves any more.
+//! 4. Nobody is heard who is of another cluster.
+//! 5. After the end nothing leaves any more.
 
 mod callers;
 mod errands;
+mod leaderless;
 mod maps;
+mod moved;
 mod peers;
 #[cfg(test)]
 mod tests;
@@ -28,7 +31,7 @@ use std::collections::BTreeSet;
 
 use paxos::{Record, Snapshot};
 use ramkeep_rpc::wires::{Calls, WireEnd, WireId, WireOutput};
-use ramkeep_wire::coordinator::Request;
+use ramkeep_wire::coordinator::{Answer, Refused, Request, Response};
 use ramkeep_wire::envelope::{Envelope, Kind};
 use ramkeep_wire::hello::Refusal;
 use ramkeep_wire::limits::MAX_UNSENT;
@@ -41,6 +44,7 @@ use callers::Callers;
 pub use callers::{MAX_UNANSWERED, SessionId};
 use errands::Errand;
 use maps::EncodedMap;
+use moved::Moved;
 use peers::PeerLines;
 
 /// What must happen outside, in this order.
@@ -80,6 +84,13 @@ pub enum DeskEnd {
     /// Another coordinator took this one's place.
     #[error("another coordinator took this one's place; its directory is of no more use")]
     Removed,
+    /// This one has a copy of the directory of a coordinator that runs.
+    #[error(
+        "the coordinator whose directory this is runs at {0}: this is a copy of it, and takes part in \
+         nothing. Stop that one before this one is started in its place. If what answers there is a copy \
+         itself, and this one is to go on: --moved"
+    )]
+    Copy(String),
     /// The group has decided what this build can't read.
     #[error(transparent)]
     Unreadable(#[from] Unreadable),
@@ -99,6 +110,14 @@ pub struct Desk {
     maps: EncodedMap,
     /// As it was told.
     cluster: ClusterId,
+    /// Since when it knows nobody who leads, and whether why was said.
+    leaderless: Option<(Micros, bool)>,
+    /// As long as it is not known whether this coordinator runs where it was before.
+    moved: Option<Moved>,
+    /// The generation of the group that all who asked before were told.
+    told_generation: Option<u32>,
+    /// Why it is to end.
+    last: Option<DeskEnd>,
     ended: bool,
 }
 
@@ -106,7 +125,12 @@ impl Desk {
     /// Around a core that was just made.
     #[must_use]
     pub fn new(core: Coordinator) -> Self {
+        let me = core.peer_id();
+        let moved = core.was_elsewhere().map(|at| Moved::from(me, at));
         Self {
+            moved,
+            last: None,
+            told_generation: None,
             core,
             callers: Callers::default(),
             errands: errands::none(),
@@ -115,6 +139,7 @@ impl Desk {
             peers: PeerLines::new(),
             maps: EncodedMap::default(),
             cluster: ClusterId::default(),
+            leaderless: None,
             ended: false,
         }
     }
@@ -125,9 +150,9 @@ impl Desk {
         &self.core
     }
 
-    /// Another process has connected, and said hello.
-    pub fn open_session(&mut self, session: SessionId, party: Party) {
-        self.callers.open(session, party);
+    /// Another process has connected, and said hello: who it is, and of which cluster if it knows that.
+    pub fn open_session(&mut self, session: SessionId, party: Party, cluster: ClusterId) {
+        self.callers.open(session, party, cluster);
     }
 
     /// A session is over; its answers go nowhere.
@@ -160,11 +185,27 @@ impl Desk {
         session: SessionId,
         envelope: &Envelope<'_>,
     ) -> Result<(), Refusal> {
+        if self.moved.is_some() {
+            return Err(Refusal::Busy);
+        }
+        self.check_cluster(session)?;
         match envelope.header.kind {
             Kind::CoordinatorRequest => self.request(now, session, envelope),
             Kind::Group => self.hear(now, session, envelope),
             kind => Err(Refusal::Malformed(format!("{kind:?} is not served here"))),
         }
+    }
+
+    /// Who connected while this coordinator had no cluster may turn out to be of another (SAFETY 30).
+    fn check_cluster(&self, session: SessionId) -> Result<(), Refusal> {
+        let unknown = ClusterId::default();
+        let ours = (self.core.state().constants()).map_or(unknown, |constants| constants.cluster);
+        let theirs = self.callers.cluster(session).unwrap_or(unknown);
+        let differ = ours != unknown && theirs != unknown && ours != theirs;
+        if differ && !mutants::active(Mutant::KeepOldSessions) {
+            return Err(Refusal::Cluster(ours));
+        }
+        Ok(())
     }
 
     fn request(
@@ -205,7 +246,11 @@ impl Desk {
 
     /// A wire is up, between these parties.
     pub fn handle_wire_up(&mut self, wire: WireId, local: Party, peer: Party) {
-        if !self.peers.handle_up(wire, local, peer) {
+        if let Some(moved) = &mut self.moved {
+            if moved.is_there(wire, local, peer) {
+                self.last = Some(DeskEnd::Copy(moved.address().to_owned()));
+            }
+        } else if !self.peers.handle_up(wire, local, peer) {
             self.errands.handle_up(wire, local, peer);
         }
     }
@@ -217,7 +262,13 @@ impl Desk {
 
     /// A wire has ended, or could not be made.
     pub fn handle_wire_down(&mut self, now: Micros, wire: WireId, end: &WireEnd) {
-        if !self.errands_ended(now, wire, end)
+        if let Some(moved) = &mut self.moved {
+            match moved.ended(now, wire, end) {
+                None => {}
+                Some(true) => self.last = Some(DeskEnd::Copy(moved.address().to_owned())),
+                Some(false) => self.goes_on(now),
+            }
+        } else if !self.errands_ended(now, wire, end)
             && let Some(gone) = self.peers.handle_down(now, wire, end)
         {
             self.core.handle_peer_gone(now, gone);
@@ -231,7 +282,14 @@ impl Desk {
 
     /// Time has passed.
     pub fn handle_tick(&mut self, now: Micros) {
+        if let Some(moved) = &self.moved {
+            if moved.until().is_some_and(|until| until <= now) {
+                self.goes_on(now);
+            }
+            return;
+        }
         self.core.handle_tick(now);
+        self.tell_why(now);
         self.errands_late(now);
         self.peers.handle_tick(now);
     }
@@ -239,6 +297,9 @@ impl Desk {
     /// When [`Desk::handle_tick`] is due.
     #[must_use]
     pub fn next_timeout(&self) -> Option<Micros> {
+        if let Some(moved) = &self.moved {
+            return moved.until().filter(|_| !self.ended);
+        }
         let due = [
             self.core.next_timeout(),
             self.errands.next_timeout(),
@@ -260,6 +321,16 @@ impl Desk {
             if self.ended {
                 return self.drop_outputs();
             }
+            if let Some(why) = self.last.take() {
+                return Some(self.ends(why));
+            }
+            if self.moved.is_some() {
+                // Who is there is asked as one of this cluster.
+                let cluster = self.know_cluster();
+                let moved = self.moved.as_mut();
+                let asks = || Some(DeskOutput::Wire(moved?.poll_output(now)?));
+                return cluster.or_else(asks);
+            }
             if let Some(output) = self.poll_wires() {
                 return Some(DeskOutput::Wire(output));
             }
@@ -270,9 +341,39 @@ impl Desk {
                     }
                 }
                 None if self.forget_the_dead(now) => {}
-                None => return self.know_cluster(),
+                None => return self.know_cluster().or_else(|| self.tell_of_the_group()),
             }
         }
+    }
+
+    /// Who asked a leader before hears when the members change, though it asks nothing meanwhile: by the time
+    /// that it does, all whom it knew may be gone.
+    fn tell_of_the_group(&mut self) -> Option<DeskOutput> {
+        let generation = self.core.node().group().map(|group| group.generation);
+        if !self.core.leads() || generation == self.told_generation {
+            return None;
+        }
+        let facts = self.core.group_facts()?;
+        let told = self.callers.tell(self.core.ballot(), &facts);
+        if told.is_none() {
+            self.told_generation = generation;
+        }
+        let (session, bytes) = told?;
+        Some(DeskOutput::Reply { session, bytes })
+    }
+
+    /// Whether it is not known yet whether this coordinator runs where it was before.
+    #[must_use]
+    pub fn is_asking_where_it_was(&self) -> bool {
+        self.moved.is_some() && !self.ended && self.last.is_none()
+    }
+
+    /// It is not where it was: it has moved, and takes part from here.
+    fn goes_on(&mut self, now: Micros) {
+        if let Some(moved) = self.moved.take() {
+            tracing::info!(was = moved.address(), "this coordinator has moved");
+        }
+        self.core.handle_tick(now);
     }
 
     fn drop_outputs(&mut self) -> Option<DeskOutput> {
@@ -310,19 +411,19 @@ impl Desk {
                 response,
                 until,
             } => {
-                let payload = match self.counts(now, until) {
-                    true => callers::encode(&response),
-                    false => callers::encode(&self.core.not_leader()),
+                let counts = self.counts(now, until);
+                let response = match counts {
+                    true => response,
+                    false => self.core.not_leader(),
                 };
-                self.reply(token, &payload)
+                self.reply(token, response)
             }
             Output::ReplyMap { token, until } => {
                 if !self.counts(now, until) {
-                    let payload = callers::encode(&self.core.not_leader());
-                    return self.reply(token, &payload);
+                    return self.reply(token, self.core.not_leader());
                 }
                 let map = self.maps.current(&self.core);
-                self.reply(token, &map)
+                self.reply_encoded(token, &map)
             }
             Output::Order {
                 server,
@@ -356,8 +457,19 @@ impl Desk {
         until.is_none_or(|until| now < until) || mutants::active(Mutant::StaleReply)
     }
 
-    fn reply(&mut self, token: u64, payload: &[u8]) -> Option<DeskOutput> {
-        let (session, bytes) = self.callers.reply(token, payload)?;
+    fn reply(&mut self, token: u64, mut response: Response) -> Option<DeskOutput> {
+        if let Answer::Refused(Refused::NotLeader {
+            leader: None, why, ..
+        }) = &mut response.answer
+        {
+            *why = self.why_nobody_leads();
+        }
+        self.reply_encoded(token, &callers::encode(&response))
+    }
+
+    fn reply_encoded(&mut self, token: u64, payload: &[u8]) -> Option<DeskOutput> {
+        let facts = self.core.group_facts();
+        let (session, bytes) = self.callers.reply(token, payload, facts)?;
         Some(DeskOutput::Reply { session, bytes })
     }
 

@@ -128,6 +128,11 @@ impl PeerLines {
         (*end == WireEnd::Nobody).then_some(to)
     }
 
+    /// Whether a line to this coordinator is up.
+    pub(super) fn is_up(&self, peer: PeerId) -> bool {
+        self.wires.is_up(&peer)
+    }
+
     /// Makes the wires again that have rested.
     pub(super) fn handle_tick(&mut self, now: Micros) {
         if self.next_timeout().is_some_and(|due| due <= now) {

@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Weak};
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use ramkeep_rpc::wires::{WireEnd, WireId};
-use ramkeep_rpc::{Batch, Identity, PollMode, Wake, WireHandler, Wiring, clock};
+use ramkeep_rpc::{Batch, Identity, Peer, PollMode, Wake, WireHandler, Wiring, clock};
 use ramkeep_wire::envelope::Envelope;
 use ramkeep_wire::hello::Refusal;
 use ramkeep_wire::{ClusterId, Micros, Party};
@@ -52,6 +52,8 @@ pub(super) struct Hub {
     identity: Identity,
     jobs: Sender<Job>,
     timer: Notify,
+    /// It may be known now whether this coordinator runs where it was.
+    asked: Condvar,
     failure: Mutex<Option<ShellError>>,
     failed: Notify,
 }
@@ -75,6 +77,7 @@ impl Hub {
             identity,
             jobs: sender,
             timer: Notify::new(),
+            asked: Condvar::new(),
             failure: Mutex::new(None),
             failed: Notify::new(),
         });
@@ -94,13 +97,38 @@ impl Hub {
         self.input(|_, _| ());
     }
 
+    /// Waits until it is known that this coordinator does not run where its directory says that it was.
+    /// Blocks for as long as a silent address is given.
+    ///
+    /// # Errors
+    /// When it does: this one has a copy.
+    pub(super) fn ask_where_it_was(&self) -> Result<(), ShellError> {
+        let mut inner = self.inner.lock();
+        if !inner.desk.is_asking_where_it_was() {
+            return Ok(());
+        }
+        while inner.desk.is_asking_where_it_was() {
+            self.carry_out(&mut inner);
+            let Some(due) = inner.desk.next_timeout() else {
+                break;
+            };
+            let late = self.asked.wait_for(&mut inner, due.since(clock::now()));
+            if late.timed_out() {
+                inner.desk.handle_tick(clock::now());
+            }
+        }
+        self.carry_out(&mut inner);
+        drop(inner);
+        self.failure.lock().take().map_or(Ok(()), Err)
+    }
+
     /// Makes room for a session's replies.
-    pub(super) fn open_session(&self, party: Party, wake: Wake) -> (SessionId, Arc<Mutex<Outbox>>) {
+    pub(super) fn open_session(&self, peer: &Peer, wake: Wake) -> (SessionId, Arc<Mutex<Outbox>>) {
         let outbox = Arc::new(Mutex::new(Outbox::default()));
         let mut inner = self.inner.lock();
         inner.last += 1;
         let session = SessionId(inner.last);
-        inner.desk.open_session(session, party);
+        inner.desk.open_session(session, peer.party, peer.cluster);
         let entry = SessionEntry {
             outbox: outbox.clone(),
             wake,
@@ -148,6 +176,7 @@ impl Hub {
                 DeskOutput::End(why) => self.failed_by(why.into()),
             }
         }
+        self.asked.notify_all();
         let due = inner.desk.next_timeout();
         if due.is_some_and(|due| inner.armed.is_none_or(|armed| due < armed)) {
             self.timer.notify_one();

@@ -12,6 +12,7 @@
 pub mod files;
 mod hub;
 mod journal_thread;
+pub mod rescue;
 mod service;
 
 use std::future::Future;
@@ -56,6 +57,10 @@ pub struct ShellConfig {
     pub key: Option<SharedKey>,
     /// Constants of the cluster, in case this start makes it.
     pub settings: Settings,
+    /// Whether this start may make one, if the directory is empty and so are those of all peers.
+    pub new_cluster: bool,
+    /// Its directory was moved here for good, whoever answers where it was.
+    pub moved: bool,
 }
 
 /// Why a coordinator process can't start, or can't go on.
@@ -105,8 +110,20 @@ impl Running {
         let (hub, jobs) = Hub::new(Desk::new(core), identity.clone(), pool.runtime().clone());
         let kinds = [Kind::CoordinatorRequest, Kind::Group];
         let router = Router::new().route(&kinds, Arc::new(DeskService(hub.clone())));
-        let serving = pool.serve(&config.listen, &identity, router)?;
         let journal = journal_thread::start(files, jobs, hub.clone())?;
+        // Before this one listens: what answers where it was may not be itself.
+        let serving = hub.ask_where_it_was().and_then(|()| {
+            let serving = pool.serve(&config.listen, &identity, router);
+            serving.map_err(ShellError::from)
+        });
+        let serving = match serving {
+            Ok(serving) => serving,
+            Err(error) => {
+                hub.close_journal();
+                pool.shutdown();
+                return Err(error);
+            }
+        };
         hub.begin();
         pool.runtime().spawn(hub.clone().tick());
         tracing::info!(address = %serving.address(), "coordinator listens");
@@ -178,6 +195,8 @@ fn recover(config: &ShellConfig) -> Result<(Coordinator, Files), ShellError> {
         peers: peers.map(|(id, at)| (*id, at.to_string())).collect(),
         settings: config.settings.clone(),
         timing: config.timing,
+        moved: config.moved,
+        founds: config.new_cluster,
         entropy: random()?,
     };
     let core = stored(&recovered)

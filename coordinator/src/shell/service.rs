@@ -15,7 +15,7 @@ pub(super) struct DeskService(pub(super) Arc<Hub>);
 
 impl Service for DeskService {
     fn open(&self, peer: &Peer, wake: Wake) -> Box<dyn Session> {
-        let (id, outbox) = self.0.open_session(peer.party, wake);
+        let (id, outbox) = self.0.open_session(peer, wake);
         Box::new(DeskSession {
             hub: self.0.clone(),
             id,

@@ -27,6 +27,7 @@ fn one_leads_and_the_others_say_where_it_is() {
         let redirect = Refused::NotLeader {
             leader: Some(address(leader)),
             coordinators: (1..=3).map(address).collect(),
+            why: None,
         };
         assert_eq!(
             world.given_by(other, token),

@@ -2,11 +2,14 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests panic like tests")]
 
 mod budgets;
+mod claims;
 mod damage;
 mod group;
+mod lost_disks;
 mod newcomers;
 mod orders;
 mod recovery;
+mod rescue;
 mod room;
 mod stepping;
 mod tries;

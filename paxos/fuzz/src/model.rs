@@ -117,6 +117,7 @@ fn setup(id: PeerId) -> Setup {
         address: String::new(),
         peers,
         timing: timing(),
+        founds: true,
         seed: [id.0 as u8; 16],
     }
 }

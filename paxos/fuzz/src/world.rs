@@ -305,6 +305,7 @@ impl World {
             address: Peer::address(id),
             peers: peer.named.clone(),
             timing: self.plan.timing,
+            founds: true,
             seed: self.dice.bytes(),
         };
         let (promised, known) = (peer.disk.view.promised, peer.disk.view.known());

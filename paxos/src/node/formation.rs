@@ -2,7 +2,7 @@
 //!
 //! # Invariants
 //! 1. A disk without a group takes exactly one, and takes part in nothing before it is on the disk.
-//! 2. Only the peer with the lowest number founds one, and only when all others have answered this
+//! 2. Only the peer with the lowest number founds one, only if it is told to, and only when all others have answered this
 //!    very disk of its that they have none: while a wiped founder asks, whoever decided something
 //!    with its former life knows.
 
@@ -70,7 +70,7 @@ impl Node {
         let all_fresh = others
             .iter()
             .all(|id| self.formation.fresh.contains_key(id));
-        if !is_founder || !all_fresh || self.group.is_some() {
+        if !self.setup.founds || !is_founder || !all_fresh || self.group.is_some() {
             return;
         }
         let mut members = Vec::new();
@@ -118,7 +118,7 @@ impl Node {
     pub(super) fn formation_message(&mut self, from: PeerId, of: Incarnation, body: Body) {
         match body {
             Body::Ask { address } => {
-                self.called(from, address);
+                self.called(from, of, address);
                 self.tell_group_or_fresh(from, of);
             }
             Body::Fresh { asker } if asker == self.setup.incarnation && self.group.is_none() => {

@@ -141,7 +141,7 @@ impl Node {
             return;
         }
         let Some(ballot) = self.leads() else {
-            self.called(from, address);
+            self.called(from, incarnation, address);
             return self.tell_group(from);
         };
         let learner = Learner {
@@ -176,11 +176,11 @@ impl Node {
     }
 
     /// One who is no member asks, and must be found to be answered.
-    pub(super) fn called(&mut self, from: PeerId, address: String) {
+    pub(super) fn called(&mut self, from: PeerId, of: Incarnation, address: String) {
         if address.len() > MAX_ADDRESS {
             return;
         }
-        self.callers.insert(from, address);
+        self.callers.insert(from, (of, address));
         while self.callers.len() > MAX_LEARNERS {
             let other = self.callers.keys().find(|id| **id != from).copied();
             let Some(other) = other else { return };

@@ -54,6 +54,9 @@ pub struct Setup {
     pub peers: Vec<(PeerId, String)>,
     /// The group's times.
     pub timing: Timing,
+    /// Whether this peer founds a group if its disk is empty and so are those of all others. Else it waits
+    /// until one of them has a group, and joins that.
+    pub founds: bool,
     /// Random: the group's id when it is founded, and when this peer asks to lead.
     pub seed: [u8; 16],
 }
@@ -188,7 +191,7 @@ pub struct Node {
     overslept: bool,
     learners: BTreeMap<PeerId, membership::Learner>,
     /// Where those are who asked and are no members.
-    callers: BTreeMap<PeerId, String>,
+    callers: BTreeMap<PeerId, (Incarnation, String)>,
     removed: bool,
     actions: VecDeque<Action>,
     stats: Stats,
@@ -355,7 +358,7 @@ impl Node {
         let learner = self.learners.get(&peer).map(|l| l.address.as_str());
         let named = self.setup.peers.iter().find(|(id, _)| *id == peer);
         let member = self.group.as_ref().and_then(|group| group.member(peer));
-        let caller = self.callers.get(&peer).map(String::as_str);
+        let caller = self.callers.get(&peer).map(|(_, address)| address.as_str());
         let known = [
             learner,
             named.map(|(_, address)| address.as_str()),
@@ -369,6 +372,17 @@ impl Node {
             }
         }
         addresses
+    }
+
+    /// Whether this number asked for a group, or to join this one, since the members changed: the disk that it
+    /// had as a member, if it was one, is not there.
+    #[must_use]
+    pub fn has_called(&self, peer: PeerId) -> bool {
+        let other = |incarnation: Incarnation| {
+            let group = self.group.as_ref();
+            group.is_some_and(|group| !group.contains(peer, incarnation))
+        };
+        self.callers.get(&peer).is_some_and(|(of, _)| other(*of))
     }
 
     fn send(&mut self, to: PeerId, body: Body) {

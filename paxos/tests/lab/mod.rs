@@ -95,6 +95,7 @@ impl Lab {
                 .map(|id| (PeerId(*id), address(*id)))
                 .collect(),
             timing: paxos::limits::Timing::default(),
+            founds: true,
             seed: [id as u8 + 16 * peer.incarnation; 16],
         };
         let node = Node::with_sizes(now, setup, sizes, peer.disk.clone()).unwrap();

@@ -2,7 +2,7 @@
 
 use parking_lot::Mutex;
 use ramkeep_wire::envelope::{self, Header, Kind};
-use ramkeep_wire::{Party, ServerId};
+use ramkeep_wire::{ClusterId, Party, ServerId};
 
 use super::*;
 use crate::hello::refusal_envelope;
@@ -98,6 +98,7 @@ impl Stage {
             .route(&[Kind::DataRequest], service(data));
         let peer = Peer {
             party: theirs(),
+            cluster: ClusterId::default(),
             address: "here".to_owned(),
         };
         Self {

@@ -6,7 +6,9 @@
 //! 2. Without a key, only peers on this machine are talked to.
 //! 3. A side judges by what it says and proves, also if its process enlists meanwhile.
 //! 4. A side that refuses says why: its refusal is the last that it appends.
-//! 5. What is meant for another process is refused by both sides (SAFETY 6).
+//! 5. A link is of one cluster; one with a side that does not know its own leads to a coordinator only, and
+//!    no server is its other end (SAFETY 30).
+//! 6. What is meant for another process is refused by both sides (SAFETY 6).
 
 mod refusing;
 mod states;
@@ -34,7 +36,7 @@ pub struct Opened {
     pub peer: Party,
     /// This side's party, as this side said.
     pub local: Party,
-    /// The cluster, if either side knows it; otherwise all zero.
+    /// The cluster that the peer is of, as the peer said; all zero if it did not know.
     pub cluster: ClusterId,
     /// Bytes that came after the handshake.
     pub rest: Vec<u8>,

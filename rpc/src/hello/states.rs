@@ -7,7 +7,7 @@ use ramkeep_wire::{ClusterId, Party};
 use subtle::ConstantTimeEq;
 
 use super::refusing::{HelloError, append, refuse};
-use crate::identity::{Identity, is_for, same_cluster};
+use crate::identity::{Apart, Identity, Side as One, is_for, may_meet};
 
 /// Where a handshake is.
 #[derive(Debug)]
@@ -60,8 +60,14 @@ impl AwaitHello {
         if header.from != hello.from || header.to != hello.to {
             return refuse(Refusal::Malformed("hello unlike its header".to_owned()));
         }
-        if !same_cluster(cluster, hello.cluster) && !mutants::active(Mutant::HelloAnyCluster) {
-            return refuse(Refusal::Cluster(cluster));
+        let accepting = One {
+            party: local,
+            cluster,
+        };
+        match may_meet(connecting(&hello), accepting) {
+            Err(Apart::Cluster) if mutants::active(Mutant::HelloAnyCluster) => {}
+            Err(apart) => return refuse(apart.refusal(cluster)),
+            Ok(()) => {}
         }
         if !is_for(local, hello.to) {
             return refuse(Refusal::Party(local));
@@ -98,8 +104,12 @@ impl AwaitWelcome {
         if !bool::from(expected(Side::Accepting).ct_eq(&welcome.mac)) {
             return refuse(Refusal::Key);
         }
-        if !same_cluster(hello.cluster, welcome.cluster) {
-            return refuse(Refusal::Cluster(hello.cluster));
+        let accepting = One {
+            party: welcome.party,
+            cluster: welcome.cluster,
+        };
+        if let Err(apart) = may_meet(connecting(&hello), accepting) {
+            return refuse(apart.refusal(hello.cluster));
         }
         if !is_for(welcome.party, hello.to) {
             return refuse(Refusal::Party(welcome.party));
@@ -111,7 +121,7 @@ impl AwaitWelcome {
         Ok(Next::Open {
             peer: welcome.party,
             local: hello.from,
-            cluster: known(hello.cluster, welcome.cluster),
+            cluster: welcome.cluster,
         })
     }
 }
@@ -138,15 +148,14 @@ impl AwaitProof {
         Ok(Next::Open {
             peer: hello.from,
             local: welcome.party,
-            cluster: known(welcome.cluster, hello.cluster),
+            cluster: hello.cluster,
         })
     }
 }
 
-fn known(ours: ClusterId, theirs: ClusterId) -> ClusterId {
-    if ours == ClusterId::default() {
-        theirs
-    } else {
-        ours
+fn connecting(hello: &Hello) -> One {
+    One {
+        party: hello.from,
+        cluster: hello.cluster,
     }
 }

@@ -1,9 +1,9 @@
 //! Handshakes by their bytes.
 
 use proptest::prelude::*;
-use ramkeep_wire::ServerId;
 use ramkeep_wire::envelope::PROTOCOL_VERSION;
 use ramkeep_wire::hello::{Proof, SharedKey, Welcome};
+use ramkeep_wire::{PeerId, ServerId};
 use serde::Serialize;
 
 use super::*;
@@ -14,6 +14,10 @@ const UNKNOWN: ClusterId = ClusterId([0; 16]);
 
 fn server(id: u64) -> Party {
     Party::server(ServerId(id))
+}
+
+fn coordinator(id: u32) -> Party {
+    Party::coordinator(PeerId(id))
 }
 
 fn process(party: Party, cluster: ClusterId, key: Option<u8>) -> Identity {
@@ -110,22 +114,61 @@ fn both_sides_know_each_other_in_the_end() {
 }
 
 #[test]
-fn a_cluster_that_one_side_does_not_know_is_learned() {
-    for (connecting, accepting) in [(UNKNOWN, OURS), (OURS, UNKNOWN)] {
-        let outcomes = shake(
-            &process(Party::NONE, connecting, Some(1)),
-            Party::NONE,
-            &process(server(7), accepting, Some(1)),
-        );
-        assert!(outcomes.iter().all(|o| o.as_ref().unwrap().cluster == OURS));
+fn who_asks_a_coordinator_need_not_know_its_cluster_and_is_told_it() {
+    for from in [Party::NONE, coordinator(2)] {
+        for (connecting, accepting) in [(UNKNOWN, OURS), (OURS, UNKNOWN), (UNKNOWN, UNKNOWN)] {
+            let [connected, accepted] = shake(
+                &process(from, connecting, Some(1)),
+                Party::NONE,
+                &process(coordinator(1), accepting, Some(1)),
+            );
+            let told = (connected.unwrap().cluster, accepted.unwrap().cluster);
+            assert_eq!(told, (accepting, connecting), "as the other side says");
+        }
     }
-    let nobody_knows = process(server(7), UNKNOWN, Some(1));
-    let outcomes = shake(&nobody_knows, Party::NONE, &nobody_knows);
-    assert!(
-        outcomes
-            .iter()
-            .all(|o| o.as_ref().unwrap().cluster == UNKNOWN)
-    );
+}
+
+#[test]
+fn no_server_has_a_link_whose_cluster_one_side_does_not_know() {
+    for (from, to) in [
+        (Party::NONE, server(7)),
+        (Party::NONE, Party::NONE),
+        (coordinator(1), server(7)),
+        (server(3), server(7)),
+        (server(3), coordinator(1)),
+    ] {
+        for (connecting, accepting) in [(UNKNOWN, OURS), (OURS, UNKNOWN), (UNKNOWN, UNKNOWN)] {
+            let [connected, accepted] = shake(
+                &process(from, connecting, Some(1)),
+                Party::NONE,
+                &process(to, accepting, Some(1)),
+            );
+            let refusal = match accepting {
+                UNKNOWN => Refusal::NoCluster,
+                known => Refusal::Cluster(known),
+            };
+            assert_eq!(connected, Err(HelloError::Refused(refusal.clone())));
+            assert_eq!(accepted, Err(HelloError::Refuse(refusal)));
+        }
+    }
+}
+
+#[test]
+fn the_connecting_side_refuses_a_server_that_knows_no_cluster() {
+    let (mut handshake, hello) = connect(&caller(), server(7));
+    let (parsed, _) = envelope::parse(&hello).unwrap().unwrap();
+    let hello: Hello = postcards::decode(parsed.payload).unwrap();
+    let mut welcome = Welcome {
+        cluster: UNKNOWN,
+        party: server(7),
+        nonce: [4; 16],
+        mac: [0; 32],
+    };
+    let key = SharedKey([1; 32]);
+    let side = ramkeep_wire::hello::Side::Accepting;
+    welcome.mac = ramkeep_wire::hello::mac(Some(&key), side, &hello, &welcome);
+    let bytes = enveloped(Kind::Welcome, server(7), server(3), &welcome);
+    assert_eq!(refused(&mut handshake, &bytes), Refusal::Cluster(OURS));
 }
 
 #[test]
@@ -376,6 +419,10 @@ fn bytes_may_be_cut_anywhere() {
 fn a_planted_welcome_for_others_shows() {
     use ramkeep_wire::mutants::{Mutant, fails};
     assert!(fails(Mutant::HelloAnyCluster, another_cluster_is_refused));
+    assert!(fails(
+        Mutant::HelloUnknownCluster,
+        no_server_has_a_link_whose_cluster_one_side_does_not_know
+    ));
     assert!(fails(
         Mutant::IgnoreServerId,
         what_is_for_another_process_is_refused

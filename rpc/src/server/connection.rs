@@ -122,6 +122,7 @@ impl Connection {
     ) -> Self {
         let peer = Peer {
             party: opened.peer,
+            cluster: opened.cluster,
             address,
         };
         Self {
@@ -297,7 +298,7 @@ impl Connection {
     }
 
     async fn end(mut self, end: End) {
-        let Peer { address, party } = self.dispatch.peer();
+        let Peer { address, party, .. } = self.dispatch.peer();
         match end {
             End::Silent => tracing::debug!(%address, "the peer closed"),
             End::Gone(error) => tracing::debug!(%address, %error, "the connection broke"),

@@ -26,6 +26,11 @@ pub(crate) fn cluster(seed: u8) -> ClusterId {
     ClusterId([seed; 16])
 }
 
+/// A process of the server's cluster that has no number.
+pub(crate) fn member(key: Option<SharedKey>) -> Identity {
+    Identity::new(key).with_cluster(cluster(1))
+}
+
 pub(crate) fn server_identity(key: Option<SharedKey>) -> Identity {
     Identity::new(key)
         .with_cluster(cluster(1))
@@ -118,7 +123,7 @@ impl Server {
     }
 
     pub(crate) async fn link(&self, mode: PollMode) -> Link {
-        let identity = Identity::new(None);
+        let identity = member(None);
         Link::connect(&self.address, &identity, Party::NONE, mode)
             .await
             .unwrap()
@@ -190,7 +195,7 @@ impl Raw {
 
 pub(crate) fn hello(to: Party) -> Hello {
     Hello {
-        cluster: ClusterId::default(),
+        cluster: cluster(1),
         from: Party::NONE,
         to,
         nonce: [3; 16],

@@ -15,6 +15,8 @@ use super::words::{Asker, Outlet, ServerConfig, ServerEnd, SharedBackup};
 
 /// How often it is looked why there is no answer.
 const LOOK: Duration = Duration::from_millis(100);
+/// Reasons that are told; they differ in little.
+const MAX_TOLD: usize = 8;
 /// For so long there need not be one: the coordinators may just elect who leads.
 const ELECTION: Duration = Duration::from_secs(1);
 
@@ -24,8 +26,8 @@ pub(super) struct Joining {
     /// Until it is asked.
     request: Option<Box<Enlist>>,
     next_look: Micros,
-    /// The reason for waiting that was told last.
-    told: String,
+    /// The reasons for waiting that were told.
+    told: Vec<String>,
 }
 
 impl Joining {
@@ -46,7 +48,7 @@ impl Joining {
         Self {
             request: Some(Box::new(request)),
             next_look: Micros(0),
-            told: String::new(),
+            told: Vec::new(),
         }
     }
 
@@ -63,9 +65,12 @@ impl Joining {
         }
         self.next_look = now + LOOK;
         let trouble = outlet.asking.conversation().trouble();
-        if let Some(reason) = trouble.filter(|reason| *reason != self.told) {
+        // Of another cluster's it is told by itself.
+        let tells = self.told.len() < MAX_TOLD && outlet.asking.conversation().foreign().is_none();
+        let fresh = trouble.filter(|&reason| tells && !self.told.iter().any(|told| told == reason));
+        if let Some(reason) = fresh {
             tracing::warn!(%reason, "waiting for a coordinator");
-            reason.clone_into(&mut self.told);
+            self.told.push(reason.to_owned());
         }
     }
 

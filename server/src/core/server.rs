@@ -43,6 +43,8 @@ pub struct ServerCore<S, C> {
     pub(super) outlet: Outlet,
     /// Bytes of this process in memory.
     resident: u64,
+    /// Of another cluster's coordinators it was told that they are where its own were.
+    told_foreign: Option<ClusterId>,
 }
 
 impl<S: FrameStore, C: LinkCarrier> ServerCore<S, C> {
@@ -65,6 +67,7 @@ impl<S: FrameStore, C: LinkCarrier> ServerCore<S, C> {
             backup,
             life: Life::Unborn,
             resident: 0,
+            told_foreign: None,
         }
     }
 
@@ -139,7 +142,23 @@ impl<S: FrameStore, C: LinkCarrier> ServerCore<S, C> {
             }
             Life::Unborn | Life::Ended(_) => {}
         }
+        self.tell_foreign();
         self.settle(now);
+    }
+
+    /// Says once that the coordinators are of another cluster, and what leads out. It takes part in nothing
+    /// there (SAFETY 30).
+    fn tell_foreign(&mut self) {
+        let foreign = self.outlet.asking.conversation().foreign();
+        if std::mem::replace(&mut self.told_foreign, foreign) == foreign {
+            return;
+        }
+        if let Some(theirs) = foreign {
+            self.outlet.outputs.push_back(ServerOutput::Foreign {
+                ours: self.identity.cluster(),
+                theirs,
+            });
+        }
     }
 
     /// Bytes of this process in memory, for its reports.

@@ -12,7 +12,7 @@ use ramkeep_master::store::StoreError;
 use ramkeep_rpc::wires::{WireId, WireOutput};
 use ramkeep_wire::coordinator::{Refused, Roles};
 use ramkeep_wire::envelope::Kind;
-use ramkeep_wire::{BootId, ServerId};
+use ramkeep_wire::{BootId, ClusterId, ServerId};
 
 /// Between two attempts to connect to a backup, unless something else is drawn.
 pub const RECONNECT: Duration = Duration::from_millis(50);
@@ -94,6 +94,14 @@ pub struct ServerConfig {
 pub enum ServerOutput {
     /// This, with a wire. Those in [`Room::Links`] are never sent on: their carriers are.
     Wire(WireOutput),
+    /// Where this server's coordinators were, another cluster's are: it waits for its own, and whoever runs it
+    /// is to be told, once.
+    Foreign {
+        /// The cluster of this server.
+        ours: ClusterId,
+        /// The cluster of those coordinators.
+        theirs: ClusterId,
+    },
     /// From now on this process is this server, also on connections made next.
     Adopt {
         /// The server.

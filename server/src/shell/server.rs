@@ -226,6 +226,13 @@ impl ServerShell {
         };
         match output {
             ServerOutput::Wire(output) => self.wiring.perform(output, &me),
+            ServerOutput::Foreign { ours, theirs } => tracing::error!(
+                "the coordinators of this server's cluster {ours} are not there: those at their \
+                 addresses are of cluster {theirs}. This server takes no part in that one and waits for \
+                 its own. Start the coordinators of {ours} again with their directories; if most of them \
+                 are lost, `ramkeep coordinator rescue` goes on from one. To give up what this server \
+                 holds and have it join {theirs}, stop it and start it with an empty --data directory"
+            ),
             ServerOutput::Adopt { server } => {
                 if let Some(plane) = core.plane() {
                     self.begin(plane);

@@ -109,6 +109,7 @@ impl Session for Leader {
         for asked in batch {
             let response = Response {
                 ballot: Ballot::default(),
+                group: None,
                 answer: self.answer(postcards::decode(asked.payload).unwrap()),
             };
             let header = asked.header.reply(Kind::CoordinatorResponse);

@@ -95,6 +95,10 @@ pub(crate) struct Stage {
     pub(crate) sent: VecDeque<Sent>,
     pub(crate) closed: Vec<WireId>,
     pub(crate) adopted: Vec<ServerId>,
+    /// The coordinators are of this cluster, which is another.
+    pub(crate) strangers: Option<ClusterId>,
+    /// Other clusters that it was said to have met, as often as it was said.
+    pub(crate) foreign: Vec<ClusterId>,
     pub(crate) ends: Vec<ServerEnd>,
     /// The carriers of links to backups, by the order in which they came up.
     pub(crate) carriers: Vec<Notes>,
@@ -166,6 +170,8 @@ impl Stage {
             sent: VecDeque::new(),
             closed: Vec::new(),
             adopted: Vec::new(),
+            strangers: None,
+            foreign: Vec::new(),
             ends: Vec::new(),
             carriers: Vec::new(),
         }
@@ -202,6 +208,7 @@ impl Stage {
         while let Some(output) = self.core.poll_output() {
             match output {
                 ServerOutput::Wire(output) => self.handle_wire(output),
+                ServerOutput::Foreign { theirs, .. } => self.foreign.push(theirs),
                 ServerOutput::Adopt { server } => self.adopted.push(server),
                 ServerOutput::Pump => {
                     let plane = self.core.plane().unwrap().clone();
@@ -218,8 +225,13 @@ impl Stage {
             WireOutput::Connect { wire, to, .. } => {
                 let room = Room::of(wire).unwrap();
                 self.connects.push(Asked { room, wire, to });
-                if room == Room::Control {
-                    self.up(wire, LEADER);
+                match self.strangers {
+                    _ if room != Room::Control => {}
+                    None => self.up(wire, LEADER),
+                    Some(cluster) => {
+                        let end = WireEnd::Refused(Refusal::Cluster(cluster));
+                        self.core.handle_down(self.now, wire, &end);
+                    }
                 }
             }
             WireOutput::Close { wire } => self.closed.push(wire),
@@ -264,7 +276,7 @@ impl Stage {
         };
         self.requests.push(request);
         let ballot = self.ballot;
-        let payload = postcards::encode(&Response { ballot, answer });
+        let payload = postcards::encode(&Response::new(ballot, answer));
         self.receive(wire, header.reply(Kind::CoordinatorResponse), &payload);
     }
 

@@ -2,8 +2,8 @@
 
 use ramkeep_rpc::hello::refusal_envelope;
 use ramkeep_rpc::{Batch, Expect, Handshake, Parting};
-use ramkeep_wire::Party;
 use ramkeep_wire::hello::Refusal;
+use ramkeep_wire::{ClusterId, Party};
 
 use super::table::Connections;
 use super::words::{End, Happening, ON_THIS_MACHINE, Side};
@@ -56,9 +56,13 @@ impl Connections {
         self.shake(context, connection, Side::Accepting, begun, &out);
     }
 
-    pub(super) fn is_accepted(&mut self, inbound: ConnectionId, peer: Party) {
+    pub(super) fn is_accepted(&mut self, inbound: ConnectionId, peer: Party, cluster: ClusterId) {
         self.ends.insert(inbound, End::Inbound { peer });
-        self.news.push(Happening::Accepted { inbound, peer });
+        self.news.push(Happening::Accepted {
+            inbound,
+            peer,
+            cluster,
+        });
     }
 
     pub(super) fn requested(

@@ -180,7 +180,7 @@ impl Connections {
         self.take_end(connection);
         match side {
             Side::Connecting(wire) => self.is_up(connection, wire, opened),
-            Side::Accepting => self.is_accepted(connection, opened.peer),
+            Side::Accepting => self.is_accepted(connection, opened.peer, opened.cluster),
         }
     }
 

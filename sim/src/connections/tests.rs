@@ -45,7 +45,7 @@ fn both_sides_hear_of_a_connection_and_of_what_comes_on_it() {
         cluster: OURS,
     };
     assert_eq!(toys.heard(one), [up]);
-    let [Happening::Accepted { inbound, peer }] = toys.heard(two)[..] else {
+    let [Happening::Accepted { inbound, peer, .. }] = toys.heard(two)[..] else {
         panic!("a connection was to be accepted")
     };
     assert_eq!(peer, server(1));

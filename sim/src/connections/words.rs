@@ -40,6 +40,8 @@ pub enum Happening {
         inbound: ConnectionId,
         /// Who.
         peer: Party,
+        /// Of which cluster, as far as it knew.
+        cluster: ClusterId,
     },
     /// An envelope of a kind that is served here came on an accepted connection.
     Request {

@@ -1,5 +1,7 @@
 //! What goes wrong with the coordinators.
 
+use ramkeep_wire::PeerId;
+
 use super::{Fault, Faults, is_coordinator, process};
 use crate::network::Direction;
 use crate::node::Node;
@@ -46,6 +48,7 @@ impl Faults {
             }
             Fault::WipeCoordinator => self.wipe(world),
             Fault::LoseGroup => self.lose_group(world),
+            Fault::ReplaceCoordinator => self.replace_coordinator(world),
             _ => {
                 let machine = self.pick(world, is_coordinator)?;
                 self.kill_coordinator(world, machine)
@@ -84,6 +87,27 @@ impl Faults {
                 !(whole && node.disk().is_synced())
             })
         });
+    }
+
+    /// One in a run at most: whoever asks nothing meanwhile still knows where others are.
+    fn replace_coordinator(&mut self, world: &mut World) -> Option<()> {
+        if self.done.contains_key(&Fault::ReplaceCoordinator) {
+            return None;
+        }
+        self.note_taken_in(world);
+        let leader = world.leader()?;
+        let machine = self.pick(world, is_coordinator)?;
+        let all: Vec<usize> = world.coordinator_machines().collect();
+        let mut lost = self.wiped.clone();
+        lost.extend(all.iter().filter(|m| world.machines[**m].process.is_none()));
+        lost.insert(machine);
+        if machine == leader || lost.len() > (all.len() - 1) / 2 {
+            return None;
+        }
+        let number = u32::try_from(all.len()).ok()? + 1;
+        let newcomer = world.replace_coordinator(machine, PeerId(number))?;
+        self.wiped.insert(newcomer);
+        Some(())
     }
 
     fn wipe(&mut self, world: &mut World) -> Option<()> {

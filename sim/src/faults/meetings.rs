@@ -19,7 +19,8 @@ const NONE: u64 = 25;
 /// Most of them in one seed.
 const MOST: u64 = 4;
 
-const ALL: [Fault; 6] = [
+const ALL: [Fault; 7] = [
+    Fault::ReplaceCoordinator,
     Fault::HalfOpen,
     Fault::FullBacklog,
     Fault::Strangers,
@@ -29,7 +30,12 @@ const ALL: [Fault; 6] = [
 ];
 
 /// Those that harm no server.
-const OF_THE_GROUP: [Fault; 3] = [Fault::HalfOpen, Fault::FullBacklog, Fault::Strangers];
+const OF_THE_GROUP: [Fault; 4] = [
+    Fault::ReplaceCoordinator,
+    Fault::HalfOpen,
+    Fault::FullBacklog,
+    Fault::Strangers,
+];
 
 /// What is still to come of these in a run.
 #[derive(Debug)]

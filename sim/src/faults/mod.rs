@@ -97,6 +97,8 @@ pub enum Fault {
     TakenAddress,
     /// A server is killed, and its directory of frames started at another address, an empty one at its own.
     MovedDirectory,
+    /// A coordinator is lost with its machine, and another at a new address takes its place.
+    ReplaceCoordinator,
     /// A backup is killed and comes back with its whole directory as it was earlier in the same boot.
     RolledBack,
 }
@@ -272,6 +274,7 @@ impl Faults {
             | Fault::CutCoordinator
             | Fault::SlowDisk
             | Fault::WipeCoordinator
+            | Fault::ReplaceCoordinator
             | Fault::LoseGroup => self.of_the_group(world, fault),
             Fault::PauseBackup => {
                 let machine = self.backup(world)?;

@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use ramkeep_coordinator::{Config, Coordinator, Desk, DeskOutput, SessionId};
 use ramkeep_rpc::Identity;
-use ramkeep_wire::envelope::Kind;
-use ramkeep_wire::{Micros, Party};
+use ramkeep_wire::coordinator::Request;
+use ramkeep_wire::envelope::{self, Header, Kind};
+use ramkeep_wire::{ClusterId, Micros, Party, postcards};
 
 use super::{Context, delivered};
 use crate::connections::{Connections, Happening};
@@ -126,6 +127,23 @@ impl CoordinatorNode {
         due.into_iter().flatten().min()
     }
 
+    /// An operator asks something here, and does not wait for the answer.
+    pub fn ask(&mut self, context: &mut Context<'_>, request: &Request) {
+        let session = SessionId(u64::MAX);
+        let (me, payload) = (Party::NONE, postcards::encode(request));
+        let header = Header::new(Kind::CoordinatorRequest, 1, me, me);
+        let mut bytes = Vec::new();
+        envelope::append(&mut bytes, header, &payload);
+        self.desk.open_session(session, me, ClusterId::default());
+        let taken = self
+            .desk
+            .handle_envelope(context.now, session, &delivered(&bytes));
+        if let Err(refusal) = taken {
+            context.say(format_args!("refuses an operator: {refusal}"));
+        }
+        self.act(context);
+    }
+
     /// The disk has synced everything up to `seq`.
     pub fn persisted(&mut self, context: &mut Context<'_>, seq: u64) {
         if self.disk.sync(seq) {
@@ -154,8 +172,13 @@ impl CoordinatorNode {
                 Happening::Down { wire, end } => {
                     self.desk.handle_wire_down(context.now, wire, &end);
                 }
-                Happening::Accepted { inbound, peer } => {
-                    self.desk.open_session(SessionId(inbound.0), peer);
+                Happening::Accepted {
+                    inbound,
+                    peer,
+                    cluster,
+                } => {
+                    let session = SessionId(inbound.0);
+                    self.desk.open_session(session, peer, cluster);
                 }
                 Happening::Request { inbound, bytes } => {
                     let left = self.left.entry(SessionId(inbound.0)).or_default();

@@ -266,6 +266,9 @@ impl ServerNode {
         while let Some(output) = self.core.poll_output() {
             match output {
                 ServerOutput::Wire(output) => self.connections.perform(context, output),
+                ServerOutput::Foreign { ours, theirs } => {
+                    context.say(format_args!("met {theirs} instead of {ours}"));
+                }
                 ServerOutput::Adopt { server } => {
                     context.say(format_args!("enlisted as {server:?} at {}", self.address));
                 }

@@ -23,7 +23,7 @@ pub(super) fn dead(stage: &Stage) -> Result<Vec<ServerId>, String> {
 }
 
 /// Writes and reads for so long, a pair every 50 ms, of which none may fail.
-fn works_for(stage: &mut Stage, milliseconds: u64) -> Played {
+pub(super) fn works_for(stage: &mut Stage, milliseconds: u64) -> Played {
     for round in 0..milliseconds / 50 {
         let (key, value) = (format!("k{}", round % 7), format!("{round}"));
         stage.begin_write(0, &key, &value);

@@ -4,6 +4,7 @@ mod detection;
 mod end_of_the_log;
 mod fencing;
 mod group;
+mod identities;
 mod leases;
 mod recovery;
 mod replication;
@@ -232,6 +233,18 @@ pub const ALL: &[Scenario] = &[
     Scenario {
         name: "detection_one_that_is_killed_is_dead_within_half_a_second",
         play: detection::one_that_is_killed,
+    },
+    Scenario {
+        name: "safety_28_coordinators_that_took_the_places_of_others_are_found",
+        play: identities::members_at_new_addresses,
+    },
+    Scenario {
+        name: "safety_30_a_copy_of_a_coordinators_directory_takes_part_in_nothing",
+        play: identities::a_coordinators_copy,
+    },
+    Scenario {
+        name: "safety_30_copies_of_a_servers_directory_kill_nobody",
+        play: identities::a_servers_copies,
     },
 ];
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use ramkeep_rpc::Identity;
 use ramkeep_rpc::wires::WireEnd;
 use ramkeep_wire::hello::{Refusal, SharedKey};
-use ramkeep_wire::{ClientId, Party};
+use ramkeep_wire::{ClientId, Party, PeerId};
 
 use super::{Manner, StrangerConfig, StrangerNode};
 use crate::connections::Happening;
@@ -97,12 +97,17 @@ fn another_key_shows_to_both_sides() {
 }
 
 #[test]
-fn who_knows_no_cluster_yet_lets_others_in() {
-    let other = Identity::new(None).with_cluster(OTHER);
-    let (node, heard) = visited(Identity::new(None), config(other, Manner::Hello));
+fn of_those_who_know_no_cluster_yet_only_coordinators_let_others_in() {
+    let other = || Identity::new(None).with_cluster(OTHER);
+    let coordinator = Identity::new(None).with_party(Party::coordinator(PeerId(1)));
+    let (node, heard) = visited(coordinator, config(other(), Manner::Hello));
     assert_eq!(node.wrongs, [] as [String; 0]);
     assert_eq!(node.ended.1, 0);
     assert!(!heard.is_empty());
+    let (node, heard) = visited(Identity::new(None), config(other(), Manner::Hello));
+    assert_eq!(node.wrongs, [] as [String; 0]);
+    assert!(node.ended.0 > 100 && node.ended.0 == node.ended.1);
+    assert_eq!(heard, []);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use ramkeep_backup::{Area, MemoryStore};
 use ramkeep_wire::BootId;
 
 use super::directories::owners_of;
-use super::{Death, Disk, Event, World};
+use super::{Death, Disk, Event, Role, World};
 use crate::network::ProcessId;
 use crate::node::Node;
 use crate::promise::FramesLost;
@@ -109,6 +109,9 @@ impl World {
     pub fn wipe(&mut self, machine: usize) {
         if let Disk::Journal(disk) = &mut self.machines[machine].disk {
             disk.lose(self.rng.bytes());
+            if let Role::Coordinator(config) = &mut self.machines[machine].role {
+                config.core.founds = false;
+            }
         }
     }
 

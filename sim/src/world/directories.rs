@@ -1,13 +1,16 @@
 //! Directories as data, those with frames and those of coordinators: copied, rolled back, lost, or
 //! started twice.
 
-use ramkeep_backup::{FrameStore, MemoryStore};
-use ramkeep_wire::{BootId, ServerId};
+use std::time::Duration;
 
-use super::{Disk, Role, World};
+use ramkeep_backup::{FrameStore, MemoryStore};
+use ramkeep_wire::coordinator::Request;
+use ramkeep_wire::{BootId, PeerId, ServerId};
+
+use super::{Death, Disk, Event, Role, World};
 use crate::disk::CoordinatorDisk;
-use crate::node::ServerNode;
-use crate::node::coordinator::CoordinatorConfig;
+use crate::node::coordinator::{CoordinatorConfig, CoordinatorNode};
+use crate::node::{Node, ServerNode};
 use crate::promise::FramesLost;
 
 impl World {
@@ -60,6 +63,71 @@ impl World {
         Some(self.add(role, address, disk, BootId::default()))
     }
 
+    /// Starts a server with another's frames, at an address of its own and beside the original if that runs.
+    pub fn start_frames(&mut self, original: usize, frames: MemoryStore) -> usize {
+        let (boot, role) = (
+            self.machines[original].boot,
+            self.machines[original].role.clone(),
+        );
+        let address = format!("copy{}", self.machines.len());
+        self.add(role, address, Disk::Frames(frames), boot)
+    }
+
+    /// Starts a coordinator of this number with an empty directory, at an address of its own, with the flags
+    /// of another; its machine.
+    pub fn add_newcomer(&mut self, like: usize, peer: PeerId) -> Option<usize> {
+        let Role::Coordinator(config) = &self.machines[like].role else {
+            return None;
+        };
+        let mut config: CoordinatorConfig = config.clone();
+        let address = format!("newcomer{}", peer.0);
+        (config.core.peer, config.core.address) = (peer, address.clone());
+        config.core.founds = false;
+        let takes = self.config.sync[0];
+        let disk = Disk::Journal(CoordinatorDisk::new(self.rng.bytes(), takes));
+        let role = Role::Coordinator(config);
+        Some(self.add(role, address, disk, BootId::default()))
+    }
+
+    /// A coordinator is lost for good, with its machine, and another at an address of its own is to take its
+    /// place: an operator asks for it from now on. The newcomer's machine.
+    pub fn replace_coordinator(&mut self, lost: usize, by: PeerId) -> Option<usize> {
+        let gone = self.coordinator(lost)?.core().peer_id();
+        self.kill(self.machines[lost].process?, Death::Kill);
+        let newcomer = self.add_newcomer(lost, by)?;
+        // Nobody starts it any more.
+        self.machines[lost].role = Role::Client;
+        let (old, new) = (
+            self.machines[lost].address.clone(),
+            self.machines[newcomer].address.clone(),
+        );
+        self.say(format_args!("-- {old} is lost, {new} is to take its place"));
+        let named = self.coordinators.iter_mut().filter(|named| **named == old);
+        named.for_each(|named| named.clone_from(&new));
+        self.ask_to_replace(gone, by, newcomer);
+        Some(newcomer)
+    }
+
+    pub(super) fn ask_to_replace(&mut self, lost: PeerId, by: PeerId, newcomer: usize) {
+        let is_member = |node: &CoordinatorNode| node.core().node().is_member();
+        if self.coordinator(newcomer).is_some_and(is_member) {
+            return;
+        }
+        if let Some(leader) = self
+            .leader()
+            .and_then(|machine| self.machines[machine].process)
+        {
+            let request = Request::ReplaceCoordinator { lost, by };
+            self.with(leader, |node, context| {
+                if let Node::Coordinator(node) = node {
+                    node.ask(context, &request);
+                }
+            });
+        }
+        let again = self.events.now() + Duration::from_millis(100);
+        self.events.at(again, Event::Replace { lost, by, newcomer });
+    }
+
     /// A machine's directory of frames moves to an address of its own on the same host, and an empty one
     /// takes its place; on neither a process runs. The machine that has it now.
     pub fn move_frames(&mut self, from: usize) -> Option<usize> {
@@ -99,8 +167,6 @@ pub(crate) fn owners_of(node: &ServerNode) -> Vec<ServerId> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use paxos::limits::Timing;
     use ramkeep_coordinator::limits::SNAPSHOT_AFTER;
     use ramkeep_wire::ServerId;
@@ -111,7 +177,7 @@ mod tests {
     use crate::rng::Rng;
     use crate::run::{FRAMES, SEGMENTS, settings};
     use crate::trace::Lines;
-    use crate::world::{Death, Event, WorldConfig};
+    use crate::world::WorldConfig;
 
     fn pass(world: &mut World, seconds: u64) {
         let until = world.events.now() + Duration::from_secs(seconds);

@@ -62,6 +62,15 @@ pub enum Event {
     Resume(ProcessId),
     /// A machine without a process starts one.
     Restart(usize),
+    /// An operator asks, again and again, for one coordinator in the place of another.
+    Replace {
+        /// Who is lost.
+        lost: PeerId,
+        /// Who is to take its place.
+        by: PeerId,
+        /// Where that one is.
+        newcomer: usize,
+    },
     /// Something for whoever drives the world.
     Step(u32),
 }
@@ -256,6 +265,8 @@ impl World {
                 peers: peers.clone(),
                 settings: self.config.settings.clone(),
                 timing: self.config.timing,
+                moved: false,
+                founds: true,
                 entropy: [0; 32],
             };
             let config = CoordinatorConfig {
@@ -522,6 +533,7 @@ impl World {
         match event {
             Event::Step(number) => return Some(Some(number)),
             Event::Restart(machine) => self.start(machine),
+            Event::Replace { lost, by, newcomer } => self.ask_to_replace(lost, by, newcomer),
             Event::Resume(process) => self.resume(process),
             Event::Net(event) => {
                 if let Some(late) = self.network.postponed(self.events.now(), &event) {

@@ -278,7 +278,7 @@ impl Bench {
             round,
             peer: PeerId(1),
         };
-        let payload = postcards::encode(&Response { ballot, answer });
+        let payload = postcards::encode(&Response::new(ballot, answer));
         let kind = Kind::CoordinatorResponse;
         self.receive(Target::Coordinator(peer), kind, correlation, &payload);
     }

@@ -6,11 +6,11 @@ use std::time::Duration;
 use paxos::Stored;
 use paxos::limits::Timing;
 use ramkeep_rpc::wires::{WireEnd, WireId, WireOutput};
-use ramkeep_wire::coordinator::{Answer, Enlist, Heartbeat, Request, Response, Roles};
+use ramkeep_wire::coordinator::{Answer, Enlist, GroupFacts, Heartbeat, Request, Response, Roles};
 use ramkeep_wire::envelope::{self, Envelope, Header, Kind};
 use ramkeep_wire::hello::Refusal;
 use ramkeep_wire::order::{Command, Order, OrderReply};
-use ramkeep_wire::{BootId, LogPosition, Micros, Party, PeerId, ServerId, postcards};
+use ramkeep_wire::{BootId, ClusterId, LogPosition, Micros, Party, PeerId, ServerId, postcards};
 
 use super::super::{Desk, DeskOutput, SessionId};
 use crate::core::{Config, Coordinator, default_settings};
@@ -32,18 +32,38 @@ pub(super) fn parsed(bytes: &[u8]) -> Envelope<'_> {
 }
 
 pub(super) fn core(peer: u32, members: u32) -> Coordinator {
-    let address = |peer: u32| format!("coordinator-{peer}");
+    core_that(peer, members, true)
+}
+
+pub(super) fn core_that(peer: u32, members: u32, founds: bool) -> Coordinator {
+    core_from(peer, members, founds, &address(peer), Stored::default())
+}
+
+fn address(peer: u32) -> String {
+    format!("coordinator-{peer}")
+}
+
+/// One that is at this address, with this on its disk.
+pub(super) fn core_from(
+    peer: u32,
+    members: u32,
+    founds: bool,
+    at: &str,
+    stored: Stored,
+) -> Coordinator {
     let seed = u8::try_from(peer).unwrap();
     let config = Config {
         peer: PeerId(peer),
         incarnation: [seed; 16],
-        address: address(peer),
+        address: at.to_owned(),
         peers: (1..=members).map(|id| (PeerId(id), address(id))).collect(),
         settings: default_settings(),
         timing: Timing::default(),
+        moved: false,
+        founds,
         entropy: [seed; 32],
     };
-    Coordinator::new(Micros(1_000_000), config, Stored::default()).unwrap()
+    Coordinator::new(Micros(1_000_000), config, stored).unwrap()
 }
 
 /// A server that the test plays.
@@ -192,7 +212,8 @@ impl Lab {
             match reached.find(|(id, _)| there(*id)) {
                 Some((_, other)) => {
                     let session = self.next_session();
-                    self.desks[other].open_session(session, me);
+                    let cluster = self.desks[at].cluster;
+                    self.desks[other].open_session(session, me, cluster);
                     self.lines.insert((at, wire), (other, session));
                 }
                 None => up = false,
@@ -235,7 +256,8 @@ impl Lab {
     /// Opens a session of somebody with the leader.
     pub(super) fn session(&mut self, party: Party) -> SessionId {
         let session = self.next_session();
-        self.leads().open_session(session, party);
+        self.leads()
+            .open_session(session, party, ClusterId::default());
         session
     }
 
@@ -260,6 +282,13 @@ impl Lab {
         let mut found = self.replies.iter();
         let (session, _, response) = found.find(|(_, of, _)| *of == correlation)?;
         Some((*session, response.answer.clone()))
+    }
+
+    /// What an answer said of the group.
+    pub(super) fn told(&self, correlation: u64) -> Option<GroupFacts> {
+        let mut found = self.replies.iter();
+        let (_, _, response) = found.find(|(_, of, _)| *of == correlation)?;
+        response.group.clone()
     }
 
     /// A server enlists and is ready.

@@ -1,6 +1,7 @@
 //! The desk, driven by hand: sessions by bytes, wires by their events.
 
 mod lab;
+mod moved;
 mod peers;
 
 use std::time::Duration;
@@ -8,16 +9,18 @@ use std::time::Duration;
 use paxos::{Body, Incarnation};
 use ramkeep_rpc::Batch;
 use ramkeep_rpc::wires::WireEnd;
-use ramkeep_wire::coordinator::{Answer, Refused, Request};
+use ramkeep_wire::coordinator::{Answer, Refused, Request, Response};
 use ramkeep_wire::envelope::Kind;
 use ramkeep_wire::hello::Refusal;
 use ramkeep_wire::limits::{MAX_ADDRESS, MAX_PAYLOAD, MAX_UNSENT};
 use ramkeep_wire::order::{Command, Order};
-use ramkeep_wire::{ListVersion, MapVersion, Party, PeerId, ServerId, postcards};
+use ramkeep_wire::{
+    ClusterId, ListVersion, MapVersion, Micros, Party, PeerId, ServerId, postcards,
+};
 
-use super::{DeskEnd, DeskOutput, MAX_UNANSWERED, SessionId};
+use super::{Desk, DeskEnd, DeskOutput, MAX_UNANSWERED, SessionId};
 use crate::limits::MAX_ADDRESSES;
-use lab::{Lab, parsed, request};
+use lab::{Lab, core_that, parsed, request};
 
 const LEASE: Request = Request::OpenClientLease { nonce: [1; 16] };
 const MAP: Request = Request::Map {
@@ -105,7 +108,6 @@ fn the_next_request_is_taken_when_one_is_answered() {
 
 #[test]
 fn an_answer_that_fits_no_envelope_is_refused() {
-    use ramkeep_wire::coordinator::Response;
     let mut lab = Lab::new(1);
     let session = lab.session(Party::NONE);
     let desk = lab.leads();
@@ -113,8 +115,8 @@ fn an_answer_that_fits_no_envelope_is_refused() {
     let token = desk.callers.ask(session, &parsed(&bytes).header).unwrap();
     let ballot = desk.core().ballot();
     let answer = Answer::Refused(Refused::Invalid("x".repeat(MAX_PAYLOAD)));
-    let payload = super::callers::encode(&Response { ballot, answer });
-    let reply = desk.callers.reply(token, &payload);
+    let payload = super::callers::encode(&Response::new(ballot, answer));
+    let reply = desk.callers.reply(token, &payload, None);
     let (to, bytes) = reply.unwrap();
     assert_eq!(to, session);
     let envelope = parsed(&bytes);
@@ -124,6 +126,96 @@ fn an_answer_that_fits_no_envelope_is_refused() {
     let limit = Answer::Refused(Refused::Limit("an answer's size".into()));
     assert_eq!((response.ballot, response.answer), (ballot, limit));
     assert_eq!(lab.leads().unanswered(session), 0);
+}
+
+/// Whether each of two answers on one connection says who the coordinators are, and one on another.
+fn told_of_the_group() -> [bool; 3] {
+    let mut lab = Lab::new(3);
+    let (one, other) = (lab.session(Party::NONE), lab.session(Party::NONE));
+    [one, one, other].map(|session| {
+        let asked = lab.ask(session, &MAP);
+        let Some(facts) = lab.told(asked) else {
+            return false;
+        };
+        assert_eq!(facts.coordinators.len(), 3);
+        true
+    })
+}
+
+#[test]
+fn each_connection_is_told_once_who_the_coordinators_are() {
+    assert_eq!(told_of_the_group(), [true, false, true]);
+}
+
+fn who_is_of_another_cluster_is_not_heard() {
+    let mut lab = Lab::new(1);
+    let session = SessionId(u64::MAX);
+    let now = lab.now;
+    let desk = lab.leads();
+    let ours = desk.core().state().constants().unwrap().cluster;
+    // As it said before this coordinator had a cluster.
+    desk.open_session(session, Party::NONE, ClusterId([9; 16]));
+    let bytes = request(1, Party::NONE, &MAP);
+    let heard = desk.handle_envelope(now, session, &parsed(&bytes));
+    assert_eq!(heard, Err(Refusal::Cluster(ours)));
+}
+
+#[test]
+fn a_session_of_another_cluster_ends_once_the_own_is_known() {
+    who_is_of_another_cluster_is_not_heard();
+}
+
+/// What a coordinator that has no leader says why, and how the desks of two others are to be.
+fn why(desk: &mut Desk) -> String {
+    let session = SessionId(u64::MAX);
+    desk.open_session(session, Party::NONE, ClusterId::default());
+    let now = Micros(2_000_000);
+    let bytes = request(1, Party::NONE, &MAP);
+    desk.handle_envelope(now, session, &parsed(&bytes)).unwrap();
+    while let Some(output) = desk.poll_output(|| now) {
+        let DeskOutput::Reply { bytes, .. } = output else {
+            continue;
+        };
+        let response: Response = postcards::decode(parsed(&bytes).payload).unwrap();
+        let Answer::Refused(Refused::NotLeader { why, .. }) = response.answer else {
+            panic!("{response:?}");
+        };
+        return why.expect("it says why");
+    }
+    panic!("no answer");
+}
+
+#[test]
+fn one_with_an_empty_directory_says_what_it_waits_for_and_what_leads_out() {
+    let mut desk = Desk::new(core_that(2, 3, false));
+    let said = why(&mut desk);
+    for part in [
+        "its directory is empty",
+        "coordinator-1, coordinator-3",
+        "--new-cluster",
+    ] {
+        assert!(said.contains(part), "{said}");
+    }
+}
+
+#[test]
+fn the_last_of_a_group_says_who_is_missing_and_what_leads_out() {
+    let mut lab = Lab::new(3);
+    let leader = lab.leader();
+    for other in (0..3).filter(|other| *other != leader) {
+        lab.away.insert(u32::try_from(other).unwrap() + 1);
+        lab.part(leader, other);
+    }
+    lab.until(|lab| !lab.desks[leader].core().leads());
+    lab.until(|lab| lab.desks[leader].why_nobody_leads().is_some());
+    let said = lab.desks[leader].why_nobody_leads().unwrap();
+    for part in [
+        "2 of the 3",
+        "does not answer",
+        "ramkeep coordinator rescue",
+    ] {
+        assert!(said.contains(part), "{said}");
+    }
 }
 
 fn stale_replies_are_not_given() {
@@ -509,7 +601,7 @@ fn nothing_leaves_after_the_end() {
     let now = lab.now + Duration::from_secs(1);
     let gone = &mut lab.desks[lost];
     let session = SessionId(u64::MAX);
-    gone.open_session(session, Party::NONE);
+    gone.open_session(session, Party::NONE, ClusterId::default());
     let bytes = request(1, Party::NONE, &MAP);
     gone.handle_envelope(now, session, &parsed(&bytes)).unwrap();
     gone.handle_tick(now);
@@ -523,7 +615,19 @@ fn nothing_leaves_after_the_end() {
 #[test]
 fn planted_faults_of_the_desk_are_caught() {
     use ramkeep_wire::mutants::{self, Mutant};
-    let faults: [(Mutant, fn()); 5] = [
+    let faults: [(Mutant, fn()); 8] = [
+        (
+            Mutant::StartCopies,
+            moved::a_copy_beside_its_original_takes_part_in_nothing,
+        ),
+        (
+            Mutant::KeepOldSessions,
+            who_is_of_another_cluster_is_not_heard,
+        ),
+        (
+            Mutant::HideTheGroup,
+            each_connection_is_told_once_who_the_coordinators_are,
+        ),
         (Mutant::StaleReply, stale_replies_are_not_given),
         (Mutant::AnswerTheNewest, answers_go_to_whoever_asked),
         (Mutant::HearAnyPeer, peers_speak_for_themselves),

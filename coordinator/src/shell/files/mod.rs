@@ -94,6 +94,34 @@ pub struct Recovered {
     pub records: Vec<Vec<u8>>,
 }
 
+/// Whether a directory holds nothing of any group: it is not there, or nothing was ever recorded in its
+/// journal. Looks only.
+///
+/// # Errors
+/// When it can't be read, or is damaged.
+pub fn is_blank(directory: &Path) -> Result<bool, FilesError> {
+    let path = directory.join(JOURNAL);
+    let Some(bytes) = disk::read(&path)? else {
+        return Ok(![SNAPSHOT, SNAPSHOT_NEW]
+            .iter()
+            .any(|file| directory.join(file).exists()));
+    };
+    let read = bad(&path, journal::read(&bytes))?;
+    Ok(read.after == 0 && read.records.is_empty())
+}
+
+/// Whose a directory is; none if it has no journal. Looks only.
+///
+/// # Errors
+/// When it can't be read, or is damaged.
+pub fn owner(directory: &Path) -> Result<Option<Owner>, FilesError> {
+    let path = directory.join(JOURNAL);
+    let Some(bytes) = disk::read(&path)? else {
+        return Ok(None);
+    };
+    Ok(Some(bad(&path, journal::read(&bytes))?.owner))
+}
+
 /// A peer's directory, open and locked.
 #[derive(Debug)]
 pub struct Files {

@@ -50,6 +50,8 @@ pub struct Machine {
     pub disk: Stored,
     pub incarnation: [u8; 16],
     pub peers: Vec<(PeerId, String)>,
+    /// It may make a cluster: until its disk was lost.
+    pub founds: bool,
     /// What is written waits, and is not persisted.
     pub hold_disk: bool,
     held: VecDeque<(u64, Write)>,
@@ -149,6 +151,7 @@ impl World {
     pub fn add(&mut self, peer: u32, peers: Vec<(PeerId, String)>) {
         let machine = Machine {
             peers,
+            founds: true,
             incarnation: [self.lives + 100; 16],
             ..Machine::default()
         };
@@ -187,6 +190,7 @@ impl World {
         let incarnation = [self.lives + 100; 16];
         let machine = self.machine(peer);
         machine.disk = Stored::default();
+        machine.founds = false;
         machine.incarnation = incarnation;
     }
 
@@ -200,6 +204,8 @@ impl World {
             peers: machine.peers.clone(),
             settings: default_settings(),
             timing: Timing::default(),
+            moved: false,
+            founds: machine.founds,
             entropy: [self.lives; 32],
         }
     }
