@@ -125,6 +125,8 @@ fn journal_that_fits(bytes: &[u8]) {
         peers: vec![(PeerId(1), String::new())],
         settings: default_settings(),
         timing: paxos::limits::Timing::default(),
+        moved: false,
+        founds: false,
         entropy: [6; 32],
     };
     // Payloads are whatever the fuzzer thinks of: read or refused, never a panic.

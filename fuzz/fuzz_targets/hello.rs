@@ -6,7 +6,7 @@ use libfuzzer_sys::fuzz_target;
 use ramkeep_rpc::{Batch, Handshake, HelloError, Identity};
 use ramkeep_wire::envelope::{self, Header, Kind};
 use ramkeep_wire::hello::{Hello, Proof, Refusal, SharedKey, Side, Welcome, mac};
-use ramkeep_wire::{Party, postcards};
+use ramkeep_wire::{Party, PeerId, postcards};
 
 fuzz_target!(|input: &[u8]| {
     let Some((&which, bytes)) = input.split_first() else {
@@ -65,7 +65,9 @@ fn enveloped(bytes: &[u8]) -> Vec<u8> {
 /// Both sides are given the bytes in pieces: nobody gets through without the key, and who refuses says
 /// so once.
 fn handshakes(bytes: &[u8]) {
-    let identity = Identity::new(Some(SharedKey([1; 32])));
+    // Of those who know no cluster yet only coordinators are talked to.
+    let party = Party::coordinator(PeerId(1));
+    let identity = Identity::new(Some(SharedKey([1; 32]))).with_party(party);
     let (mut hello, mut nothing) = (Vec::new(), Vec::new());
     let connecting = Handshake::connect(&identity, false, Party::NONE, [2; 16], &mut hello);
     let accepting = Handshake::accept(&identity, false, [3; 16], &mut nothing);
