@@ -197,6 +197,18 @@ pub struct MasterStats {
     pub room: u64,
 }
 
+impl MasterStats {
+    /// Bytes in the index of a master for each object more.
+    const INDEX_BYTES: u64 = 16;
+
+    /// Memory that its objects take where they are replayed: their entries, the tombstones that they may need
+    /// one day, and what the index grows by.
+    #[must_use]
+    pub fn takes(&self) -> u64 {
+        self.live + self.reserved + self.objects * Self::INDEX_BYTES
+    }
+}
+
 /// What a backup reports.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackupStats {

@@ -71,6 +71,8 @@ pub struct Report {
     pub recoveries: usize,
     /// Keys that the search gave up on.
     pub undecided: usize,
+    /// Dead masters whose tablets are down in the end, since there is no memory for them.
+    pub too_full: usize,
     /// True time that the run took, in virtual seconds.
     pub virtual_seconds: f64,
     /// How often which fault happened.
@@ -180,7 +182,13 @@ struct Dead {
     /// The losses that were not made up for then, and how many there had been.
     lost: BTreeSet<usize>,
     since: usize,
+    /// How many hashes its tablets had then.
+    width: u128,
 }
+
+/// A dead master's tablets must be served again if so many times the memory that they took is free, in
+/// hundredths: they are cut by hashes, which fall unevenly where there are few keys.
+const FITS: u128 = 150;
 
 /// Settings of a simulated cluster: small segments, short times.
 #[must_use]
@@ -431,6 +439,7 @@ impl Run {
         self.judge_group();
         let verdict = check_history(&self.world.history);
         self.report.undecided = verdict.undecided;
+        self.report.too_full = self.too_full();
         for ((table, key), why) in verdict.violations {
             let key = String::from_utf8_lossy(&key).into_owned();
             let operations = self.world.history.of(&(table, key.clone().into_bytes()));

@@ -59,6 +59,20 @@ impl Run {
         }
     }
 
+    /// What the leader says of a dead master's log.
+    fn why_down(&self, server: ServerId) -> String {
+        let leader = self
+            .world
+            .leader()
+            .and_then(|machine| self.world.coordinator(machine));
+        let reports = leader.map(|leader| leader.core().recovery_reports());
+        let report = reports
+            .into_iter()
+            .flatten()
+            .find(|report| report.master == server);
+        report.map_or_else(|| "nobody leads".into(), |report| report.phase)
+    }
+
     /// What is not as it should be in a cluster without faults.
     pub(super) fn lacking(&mut self) -> Vec<String> {
         let mut lacking = Vec::new();
@@ -80,8 +94,8 @@ impl Run {
         let unserved = self.unserved(&coordinator);
         for (server, _) in unserved.iter().filter(|(_, promised)| *promised) {
             lacking.push(format!(
-                "the tablets of {server:?} are down: {:?}",
-                coordinator.recoveries().by_master(*server)
+                "the tablets of {server:?} are down: {}",
+                self.why_down(*server)
             ));
         }
         lacking.extend(self.not_served(&coordinator, &unserved));

@@ -85,6 +85,8 @@ impl World {
             }
             Node::Server(node) => {
                 let owners = owners_of(&node);
+                let had = node.master().map(|master| (master.me(), master.stats()));
+                self.left.extend(had);
                 match node.into_frames() {
                     Some(frames) if death == Death::PowerLoss => {
                         self.lose_frames(FramesLost { machine, owners });

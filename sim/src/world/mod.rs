@@ -18,7 +18,7 @@ use paxos::limits::Timing;
 use ramkeep_backup::{Frames, Geometry, MemoryStore};
 use ramkeep_coordinator::Config;
 use ramkeep_server::core::{SCRUB_EVERY, ServerConfig};
-use ramkeep_wire::coordinator::{Roles, Settings};
+use ramkeep_wire::coordinator::{MasterStats, Roles, Settings};
 use ramkeep_wire::{BootId, Micros, PeerId, ServerId};
 
 use crate::check::group::GroupWatch;
@@ -203,6 +203,8 @@ pub struct World {
     pub losses: Vec<FramesLost>,
     /// Masters that are cut off for so long that they are decided dead, and until when.
     pub doomed: Vec<(ServerId, Micros)>,
+    /// What masters had when their process ended.
+    pub left: BTreeMap<ServerId, MasterStats>,
     /// Moments of recoveries that came since this was looked at last.
     pub reached: Vec<Reached>,
     /// What was told by who had no right to (SAFETY 1).
@@ -235,6 +237,7 @@ impl World {
             deaths: 0,
             losses: Vec::new(),
             doomed: Vec::new(),
+            left: BTreeMap::new(),
             reached: Vec::new(),
             wrongs: Vec::new(),
             departed: Vec::new(),

@@ -19,7 +19,6 @@ use ramkeep_wire::{ServerId, TableId};
 use super::View;
 use super::plan::{self, Candidate};
 use super::replay::Said;
-use super::room;
 use super::round::Act;
 use super::walk::Walk;
 use crate::command::Command;
@@ -211,7 +210,7 @@ impl Walk {
             return self.wait(view, "masters are about to join".into());
         }
         let stats = report.and_then(|report| report.master);
-        let known = self.measured.or(stats.map(room::takes));
+        let known = self.measured.or(stats.map(|stats| stats.takes()));
         let bytes = known.unwrap_or(found.bytes);
         let bytes = bytes + (bytes >> (SLACK - self.refusals.min(MAX_REFUSALS)));
         let objects = stats.map_or(0, |stats| stats.objects);

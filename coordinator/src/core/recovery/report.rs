@@ -92,7 +92,8 @@ impl Recoveries {
 
 impl Coordinator {
     /// The recoveries under way, the longest first.
-    pub(in crate::core) fn recovery_reports(&self) -> Vec<RecoveryReport> {
+    #[must_use]
+    pub fn recovery_reports(&self) -> Vec<RecoveryReport> {
         let mut walks: Vec<_> = self.recoveries.walks.iter().collect();
         walks.sort_by_key(|(master, walk)| (walk.since, **master));
         let walks = walks.into_iter().take(MAX_REPORTS);

@@ -9,11 +9,6 @@ use super::View;
 /// Room that is not known counts as this much.
 const PLENTY: u64 = 1 << 40;
 
-/// Memory that the objects of a master take elsewhere.
-pub(super) fn takes(stats: MasterStats) -> u64 {
-    stats.live + stats.reserved + stats.index
-}
-
 /// So many segments can have `copies` copies each, on as many backups, with these frames free.
 fn placeable(free: &[u64], copies: u64) -> u64 {
     let fit = |segments: u64| {
@@ -134,7 +129,7 @@ impl View<'_> {
         let largest = masters
             .iter()
             .filter_map(|id| Some((*id, self.master_stats(*id)?)))
-            .max_by_key(|(id, stats)| (takes(*stats), *id));
+            .max_by_key(|(id, stats)| (stats.takes(), *id));
         if let Some((master, stats)) = largest {
             all.extend(self.should_it_die(master, stats, &masters));
         }
@@ -159,7 +154,7 @@ impl View<'_> {
             });
         };
         let room: u64 = heirs().map(|heir| self.room(*heir).unwrap_or(PLENTY)).sum();
-        let takes = takes(stats) + takes(stats) / 16;
+        let takes = stats.takes() + stats.takes() / 16;
         if takes > room {
             lack(
                 ShortageKind::Memory,
