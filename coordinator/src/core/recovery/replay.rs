@@ -86,10 +86,11 @@ pub(super) fn reassign(
             continue;
         };
         let lives = view.state.living(part.by).is_ok();
-        replay.starves = match lives && view.lacks_backups(part.by).is_some() {
-            true => replay.starves.or(Some(view.now)),
-            false => None,
-        };
+        let lacks = view.lacks_backups(part.by).filter(|_| lives);
+        if let (Some(lacks), None) = (&lacks, replay.starves) {
+            tracing::warn!(%master, why = %lacks.text, "a replay waits");
+        }
+        replay.starves = lacks.map(|_| replay.starves.unwrap_or(view.now));
         let starved = replay
             .starves
             .is_some_and(|since| since + STARVED_WAIT <= view.now);
