@@ -42,6 +42,8 @@ pub(super) struct Walk {
     pub(super) proposed: usize,
     /// Why it can't go on.
     pub(super) stuck: Option<String>,
+    /// The last reason that was logged, without its figures.
+    told: Option<String>,
     /// What it lacks.
     pub(super) missing: Option<Loss>,
     /// What it waits for before it is planned.
@@ -86,6 +88,7 @@ impl Walk {
             found: None,
             proposed: 0,
             stuck: None,
+            told: None,
             missing: None,
             waits: None,
             measured: None,
@@ -162,8 +165,11 @@ impl Walk {
 
     /// It can't go on, and tries again after a while: a longer one each time, unless something changes.
     pub(super) fn stop(&mut self, now: Micros, master: ServerId, why: String) {
-        if self.stuck.as_ref() != Some(&why) {
+        // Figures change all the time: the reason is told once.
+        let reason = why.replace(|c: char| c.is_ascii_digit(), "");
+        if self.told.as_ref() != Some(&reason) {
             tracing::warn!(%master, %why, "tablets stay down");
+            self.told = Some(reason);
         }
         self.search = None;
         self.stuck = Some(why);
