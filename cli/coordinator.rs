@@ -64,10 +64,6 @@ struct RunArgs {
     /// one waits to be taken into the group of its peers
     #[arg(long)]
     new_cluster: bool,
-    /// Its directory was moved to this address for good: start although a coordinator answers where it was,
-    /// which then has a copy of it
-    #[arg(long)]
-    moved: bool,
     /// Copies of each write beside the master's own. This and the durations count when the cluster
     /// is made; they are kept with it
     #[arg(long, default_value_t = 2,
@@ -182,7 +178,6 @@ impl RunArgs {
             key: shared_key(self.key_file.as_deref())?,
             settings: self.settings()?,
             new_cluster: self.new_cluster,
-            moved: self.moved,
         };
         runtime::current_thread()?.block_on(async {
             let mut signals = StopSignals::listen()?;

@@ -373,5 +373,6 @@ fn order(end: LogEnd) -> Recovery {
             takeover: LogPosition::ZERO,
         }],
         given_up: None,
+        last: None,
     }
 }

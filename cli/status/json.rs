@@ -125,6 +125,7 @@ fn memory(stats: &MasterStats) -> Value {
         "used": stats.used,
         "live": stats.live,
         "reserved": stats.reserved,
+        "room": stats.room,
         "index": stats.index,
         "objects": stats.objects,
         "payload": stats.payload,

@@ -44,7 +44,7 @@ type OfMaster = (
 /// A figure of each backup.
 type OfBackup = (&'static str, &'static str, fn(&BackupStats) -> u32);
 
-const OF_MASTERS: [OfMaster; 9] = [
+const OF_MASTERS: [OfMaster; 10] = [
     (
         "memory_limit",
         "Memory that the master may use",
@@ -68,6 +68,12 @@ const OF_MASTERS: [OfMaster; 9] = [
         "Kept free for tombstones",
         Some(Unit::Bytes),
         |one| one.reserved as f64,
+    ),
+    (
+        "memory_room",
+        "What a recovery could add to the master's memory",
+        Some(Unit::Bytes),
+        |one| one.room as f64,
     ),
     ("index", "Memory of the index", Some(Unit::Bytes), |one| {
         one.index as f64

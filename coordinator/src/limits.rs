@@ -101,6 +101,8 @@ pub const ASK_AGAIN: Duration = Duration::from_millis(300);
 /// The same for a recovery that lacks something time and again; at once whenever servers come or go, or an
 /// operator has accepted a loss.
 pub const ASK_AT_LEAST: Duration = Duration::from_secs(5);
+/// How long it counts that a recovery master had less room than it reported.
+pub const REFUSAL_COUNTS: Duration = Duration::from_secs(30);
 /// How often it is looked whether who replays still has the backups for it.
 pub const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// How long a recovery master may lack backups, or frames on them, before one that lacks none replays instead.

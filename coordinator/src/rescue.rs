@@ -188,7 +188,6 @@ fn load(survivor: &Place, stored: Stored) -> Result<Coordinator, RecoverError> {
         peers: Vec::new(),
         settings: default_settings(),
         timing: Timing::default(),
-        moved: true,
         founds: false,
         entropy: [0; 32],
     };

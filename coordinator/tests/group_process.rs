@@ -74,7 +74,6 @@ impl Group {
             key: None,
             settings: default_settings(),
             new_cluster: true,
-            moved: false,
         };
         let running = Running::start(&config)?;
         let (stop, stopped) = tokio::sync::oneshot::channel();

@@ -40,7 +40,6 @@ fn config(directory: &Path) -> ShellConfig {
         key: None,
         settings: default_settings(),
         new_cluster: true,
-        moved: false,
     }
 }
 

@@ -125,7 +125,6 @@ fn journal_that_fits(bytes: &[u8]) {
         peers: vec![(PeerId(1), String::new())],
         settings: default_settings(),
         timing: paxos::limits::Timing::default(),
-        moved: false,
         founds: false,
         entropy: [6; 32],
     };

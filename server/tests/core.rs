@@ -345,6 +345,7 @@ fn recovery() -> Recovery {
             takeover: LogPosition::ZERO,
         }],
         given_up: None,
+        last: None,
     }
 }
 

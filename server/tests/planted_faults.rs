@@ -123,6 +123,7 @@ fn recovery() -> Recovery {
             takeover: LogPosition::ZERO,
         }],
         given_up: None,
+        last: None,
     }
 }
 

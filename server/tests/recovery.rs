@@ -187,6 +187,7 @@ fn a_crashed_masters_tablet_is_fetched_replayed_and_served() {
             takeover: LogPosition::ZERO,
         }],
         given_up: None,
+        last: None,
     };
     let mut builder = tokio::runtime::Builder::new_current_thread();
     let runtime = builder.enable_all().build().unwrap();

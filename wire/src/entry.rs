@@ -231,14 +231,14 @@ pub enum NewEntry<'a> {
 /// Bytes of an object's entry.
 #[must_use]
 #[inline]
-pub fn object_len(key: usize, value: usize, expiry: bool) -> usize {
+pub const fn object_len(key: usize, value: usize, expiry: bool) -> usize {
     HEADER_LEN + OBJECT_FIXED + if expiry { EXPIRY_LEN } else { 0 } + key + value
 }
 
 /// Bytes of the tombstone of a key of this length.
 #[must_use]
 #[inline]
-pub fn tombstone_len(key: usize) -> usize {
+pub const fn tombstone_len(key: usize) -> usize {
     HEADER_LEN + TOMBSTONE_FIXED + key
 }
 

@@ -75,7 +75,7 @@ pub struct RecoveredTablet {
 }
 
 /// One partition of a crashed master's tablets, for one recovery master. All of it but
-/// [`ended`](Self::ended) is the same whenever an order names the same [`TryId`].
+/// [`ended`](Self::ended) and [`last`](Self::last) is the same whenever an order names the same [`TryId`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recovery {
     /// Whose log is replayed.
@@ -96,6 +96,8 @@ pub struct Recovery {
     /// done before it has heard a whole round. Knowledge beside the try: it grows, and a try goes on
     /// whatever is learned meanwhile.
     pub ended: EndedClients,
+    /// What the crashed master last reported, if the leader heard it. Knowledge, too.
+    pub last: Option<LastReport>,
 }
 
 impl Recovery {
@@ -183,6 +185,15 @@ pub enum OrderReply {
         /// Bytes that are to be had.
         room: u64,
     },
+}
+
+/// What a crashed master last reported of its log: not more than a few hundred milliseconds before its death.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastReport {
+    /// Bytes of the tombstones that its objects may need.
+    pub reserved: u64,
+    /// Its objects.
+    pub objects: u64,
 }
 
 /// How a server is, for a person who asks it directly.

@@ -70,8 +70,6 @@ pub struct Config {
     pub settings: Settings,
     /// The times of the group.
     pub timing: Timing,
-    /// Its directory was moved here for good, whoever answers where it was.
-    pub moved: bool,
     /// Whether this start may make a cluster: if its disk is empty, and so are those of all its peers.
     pub founds: bool,
     /// 32 random bytes, fresh for this start.
@@ -344,7 +342,7 @@ impl Coordinator {
         let member = group.member(setup.me)?;
         let own = member.incarnation == setup.incarnation;
         let elsewhere = own && member.address != setup.address;
-        let asks = elsewhere && !self.config.moved && !mutants::active(Mutant::StartCopies);
+        let asks = elsewhere && !mutants::active(Mutant::StartCopies);
         asks.then(|| member.address.clone())
     }
 

@@ -31,7 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) enum Errand {
     /// An order.
-    Order(OrderCommand),
+    Order(Box<OrderCommand>),
     /// A question, by its token.
     Ask(u64),
 }
@@ -59,7 +59,7 @@ impl Desk {
         order: Order,
     ) {
         let payload = postcards::encode(&order);
-        let errand = Errand::Order(order.command);
+        let errand = Errand::Order(Box::new(order.command));
         self.send(now, server, addresses, Kind::Order, &payload, errand);
     }
 

@@ -87,8 +87,7 @@ pub enum DeskEnd {
     /// This one has a copy of the directory of a coordinator that runs.
     #[error(
         "the coordinator whose directory this is runs at {0}: this is a copy of it, and takes part in \
-         nothing. Stop that one before this one is started in its place. If what answers there is a copy \
-         itself, and this one is to go on: --moved"
+         nothing. Stop that one before this one is started in its place"
     )]
     Copy(String),
     /// The group has decided what this build can't read.

@@ -59,8 +59,6 @@ pub struct ShellConfig {
     pub settings: Settings,
     /// Whether this start may make one, if the directory is empty and so are those of all peers.
     pub new_cluster: bool,
-    /// Its directory was moved here for good, whoever answers where it was.
-    pub moved: bool,
 }
 
 /// Why a coordinator process can't start, or can't go on.
@@ -195,7 +193,6 @@ fn recover(config: &ShellConfig) -> Result<(Coordinator, Files), ShellError> {
         peers: peers.map(|(id, at)| (*id, at.to_string())).collect(),
         settings: config.settings.clone(),
         timing: config.timing,
-        moved: config.moved,
         founds: config.new_cluster,
         entropy: random()?,
     };

@@ -218,7 +218,7 @@ fn without_memory_for_it_a_log_is_not_given_out_until_somebody_has_some() {
     world.run(2_000);
     let report = world.reports().remove(0);
     assert!(
-        report.stuck && report.phase.contains("bytes of memory"),
+        report.stuck && report.phase.contains("of memory"),
         "{report:?}"
     );
     assert!(is_lost(&world, table) && !world.ends.contains_key(&m));

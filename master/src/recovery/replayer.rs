@@ -17,7 +17,7 @@ use ramkeep_wire::ServerId;
 use ramkeep_wire::certificate::CertificateKey;
 use ramkeep_wire::entry::{DigestItem, Entry};
 use ramkeep_wire::mutants::{self, Mutant};
-use ramkeep_wire::order::{LostTablet, Recovery};
+use ramkeep_wire::order::{LastReport, LostTablet, Recovery};
 use ramkeep_wire::segment::{ProvedSegment, VerifiedSegment};
 
 use super::gather::{Fetched, Job};
@@ -139,6 +139,8 @@ pub struct Replayer {
     replay: Option<Replay>,
     /// The end, once it is proved and until it is replayed.
     end: Option<ProvedSegment>,
+    /// What the crashed master reported last.
+    last: Option<LastReport>,
     /// There is memory for all that it will append.
     admitted: bool,
     work: Work,
@@ -152,6 +154,7 @@ impl Replayer {
             has_losses: order.given_up.is_some(),
             replay: None,
             end: None,
+            last: order.last,
             admitted: false,
             work: Work::Begin,
         }
@@ -341,7 +344,8 @@ impl Replayer {
         };
         let lengths = items.iter().map(|item| u64::from(item.length));
         let bytes = lengths.sum::<u64>() + end.segment().contents().len() as u64;
-        let admitted = self.replay()?.admit_all(store, &store.stats(), bytes);
+        let last = self.last;
+        let admitted = self.replay()?.admit_all(store, bytes, last);
         self.admitted = admitted.is_ok() || mutants::active(Mutant::ReplayBeforeProof);
         self.measure(&end)?;
         self.end = Some(end);

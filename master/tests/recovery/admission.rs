@@ -65,3 +65,25 @@ pub(crate) fn what_is_promised_to_a_replay_no_client_takes() {
     // What all of it needs is kept: everything can be removed.
     assert!(world.store.stats().objects > world::OBJECTS);
 }
+
+#[test]
+fn however_short_memory_is_it_is_refused_whole_or_replayed_whole() {
+    let (copies, order) = crashed_after(3);
+    let mut done = [0, 0];
+    for segments in 4..30 {
+        let mut world = World::with_room(segments, [(2, Backup::with(&copies))]);
+        let began = world.appended();
+        match world.recover(&order) {
+            OrderReply::NoRoom { .. } => {
+                done[0] += 1;
+                assert_eq!(world.appended(), began, "{segments}");
+            }
+            OrderReply::Recovered(_) => {
+                done[1] += 1;
+                world.succeed(&order);
+            }
+            reply => panic!("{segments}: {reply:?}"),
+        }
+    }
+    assert!(done[0] > 3 && done[1] > 3, "{done:?}");
+}

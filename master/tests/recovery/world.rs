@@ -8,7 +8,7 @@ use ramkeep_wire::backup::{BackupRequest, BackupResponse, ReplicaInfo};
 use ramkeep_wire::certificate::{CertificateKey, Claim};
 use ramkeep_wire::coordinator::{Roles, ServerEntry, ServerList, ServerState};
 use ramkeep_wire::data::{RejectRules, Status};
-use ramkeep_wire::order::{LogEnd, LostTablet, OrderReply, Recovery, TabletGrant};
+use ramkeep_wire::order::{LastReport, LogEnd, LostTablet, OrderReply, Recovery, TabletGrant};
 use ramkeep_wire::{
     BootId, ClusterId, KeyHash, ListVersion, LogPosition, Micros, ReplicationEpoch, SegmentId,
     ServerId, TableId,
@@ -105,6 +105,11 @@ pub(crate) fn crashed_after(times: u32) -> (Vec<Copy>, Recovery) {
         epoch: EPOCH,
         certificate,
     };
+    let stats = source.stats();
+    let last = LastReport {
+        reserved: stats.reserved,
+        objects: stats.objects,
+    };
     // Not durable everywhere: it does not count.
     write(OBJECTS);
     let mut writer = source.writer();
@@ -143,6 +148,7 @@ pub(crate) fn crashed_after(times: u32) -> (Vec<Copy>, Recovery) {
             takeover: LogPosition::ZERO,
         }],
         given_up: None,
+        last: Some(last),
     };
     (copies, order)
 }

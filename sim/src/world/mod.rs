@@ -268,7 +268,6 @@ impl World {
                 peers: peers.clone(),
                 settings: self.config.settings.clone(),
                 timing: self.config.timing,
-                moved: false,
                 founds: true,
                 entropy: [0; 32],
             };

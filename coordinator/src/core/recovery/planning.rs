@@ -19,10 +19,11 @@ use ramkeep_wire::{ServerId, TableId};
 use super::View;
 use super::plan::{self, Candidate};
 use super::replay::Said;
+use super::report::size;
 use super::round::Act;
 use super::walk::Walk;
 use crate::command::Command;
-use crate::limits::{ASK_SOON, JOIN_WAIT};
+use crate::limits::{ASK_SOON, JOIN_WAIT, REFUSAL_COUNTS};
 use crate::state::Partition;
 
 /// One part in 2^this more than is needed must be there: hashes cut a log only about evenly.
@@ -210,6 +211,9 @@ impl Walk {
             return self.wait(view, "masters are about to join".into());
         }
         let stats = report.and_then(|report| report.master);
+        if self.refused + REFUSAL_COUNTS <= view.now {
+            self.trust_reports();
+        }
         let known = self.measured.or(stats.map(|stats| stats.takes()));
         let bytes = known.unwrap_or(found.bytes);
         let bytes = bytes + (bytes >> (SLACK - self.refusals.min(MAX_REFUSALS)));
@@ -222,9 +226,11 @@ impl Walk {
         let free: u64 = candidates.iter().map(|one| one.free).sum();
         if known.is_some() && free < bytes {
             let why = format!(
-                "its tablets take {bytes} bytes of memory, and {} masters have room for {free}: \
-                 a server more is needed, or objects removed",
-                candidates.len()
+                "its tablets take {} of memory, and {} masters have room for {}: \
+                 another server is needed",
+                size(bytes),
+                candidates.len(),
+                size(free)
             );
             return self.stop(view.now, master, why);
         }

@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ramkeep_wire::order::{OrderReply, Recovery};
+use ramkeep_wire::order::{LastReport, OrderReply, Recovery};
 use ramkeep_wire::{ClientId, EndedRound, Micros, SegmentId, ServerId, TryId, order};
 
 use super::planning::Budget;
@@ -136,6 +136,14 @@ pub(super) fn reassign(
 }
 
 impl Recoveries {
+    fn last_report(&self, master: ServerId) -> Option<LastReport> {
+        let stats = self.reports.get(&master)?.master?;
+        Some(LastReport {
+            reserved: stats.reserved,
+            objects: stats.objects,
+        })
+    }
+
     /// The order for one try, as long as it counts. Of the leases that have ended it says what was not
     /// told with those that arrived.
     pub(in crate::core) fn order(
@@ -158,6 +166,7 @@ impl Recoveries {
             tablets: part.tablets.clone(),
             given_up: state.losses().of(master).map(|loss| loss.segments.clone()),
             ended: state.clients().ended_from(from),
+            last: self.last_report(master),
         }))
     }
 }
@@ -254,6 +263,7 @@ impl Coordinator {
         replay.said = Said::NoRoom { needs };
         walk.measured = Some(walk.measured.unwrap_or(0) + needs);
         walk.refusals += 1;
+        walk.refused = self.now;
         if let Some(stats) = reported {
             walk.less.insert(server, stats.room.saturating_sub(room));
         }

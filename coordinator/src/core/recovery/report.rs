@@ -158,6 +158,15 @@ impl Coordinator {
     }
 }
 
+/// Bytes in words.
+pub(super) fn size(bytes: u64) -> String {
+    match bytes {
+        0..10_240 => format!("{bytes} bytes"),
+        10_240..10_485_760 => format!("{} KiB", bytes >> 10),
+        _ => format!("{} MiB", bytes >> 20),
+    }
+}
+
 /// A loss in words.
 fn describe(loss: &Loss) -> String {
     let mut parts = Vec::new();
@@ -207,7 +216,8 @@ fn replays(record: &RecoveryRecord, walk: &Walk, view: &View<'_>) -> (String, bo
                 format!("{by:?} can't: {why}")
             }
             Some(Said::NoRoom { needs }) => {
-                format!("{by:?} has no room for the {needs} bytes that its part takes")
+                let takes = size(*needs);
+                format!("{by:?} has no room for its part, which takes {takes}")
             }
             Some(Said::Replays { done, of }) if *of > 0 => {
                 format!("{by:?} replays: {done} of {of} segments")

@@ -2,9 +2,12 @@
 //! lacks, or would lack should a server die.
 
 use ramkeep_wire::ServerId;
+use std::cmp::Reverse;
+
 use ramkeep_wire::coordinator::{BackupStats, MasterStats, Shortage, ShortageKind};
 
 use super::View;
+use super::report::size;
 
 /// Room that is not known counts as this much.
 const PLENTY: u64 = 1 << 40;
@@ -27,7 +30,10 @@ fn placeable(free: &[u64], copies: u64) -> u64 {
     fits
 }
 
-impl View<'_> {
+/// How much is lacking should this master of these die, and what of.
+type Death<'v> = fn(&View<'v>, ServerId, MasterStats, &[ServerId]) -> Option<(u64, String)>;
+
+impl<'v> View<'v> {
     /// What a master has room for, as it reported last.
     pub(super) fn room(&self, server: ServerId) -> Option<u64> {
         Some(self.master_stats(server)?.room)
@@ -100,7 +106,7 @@ impl View<'_> {
         } else if with_frames < copies {
             let text = format!(
                 "{by:?} needs free frames on {copies} other servers, and {with_frames} have some: \
-                 start another server, or one again with more frames"
+                 start another server, or one again with more --frames"
             );
             (ShortageKind::Frames, text)
         } else {
@@ -114,7 +120,7 @@ impl View<'_> {
         })
     }
 
-    /// What masters lack now; and what would be lacking should the one with most data die.
+    /// What masters lack now; and what would be lacking should one die: of each kind the worst.
     pub(super) fn shortages(&self) -> Vec<Shortage> {
         if self.shape().1 == 0 {
             return Vec::new();
@@ -122,81 +128,108 @@ impl View<'_> {
         let servers = self.state.servers().iter();
         let living = servers.filter(|(_, one)| one.roles.master && !one.is_crashed());
         let masters: Vec<ServerId> = living.map(|(id, _)| id).collect();
-        let mut all: Vec<_> = masters
-            .iter()
+        let mut all: Vec<_> = (masters.iter())
             .filter_map(|by| self.lacks_backups(*by))
             .collect();
-        let largest = masters
-            .iter()
-            .filter_map(|id| Some((*id, self.master_stats(*id)?)))
-            .max_by_key(|(id, stats)| (stats.takes(), *id));
-        if let Some((master, stats)) = largest {
-            all.extend(self.should_it_die(master, stats, &masters));
+        let known = |id: &ServerId| Some((*id, self.master_stats(*id)?));
+        let deaths: Vec<_> = masters.iter().filter_map(known).collect();
+        let kinds: [(ShortageKind, Death<'v>); 3] = [
+            (ShortageKind::Memory, Self::memory_should_it_die),
+            (ShortageKind::Backups, Self::backups_should_it_die),
+            (ShortageKind::Frames, Self::frames_should_it_die),
+        ];
+        for (kind, lacks) in kinds {
+            let lacking = deaths.iter().filter_map(|(id, stats)| {
+                let (how_much, text) = lacks(self, *id, *stats, &masters)?;
+                Some((how_much, *id, text))
+            });
+            let lacking: Vec<_> = lacking.collect();
+            let count = lacking.len();
+            let worst = lacking
+                .into_iter()
+                .max_by_key(|(how_much, id, _)| (*how_much, Reverse(*id)));
+            all.extend(worst.map(|(_, server, text)| {
+                let who = match count {
+                    1 => format!("{server:?}"),
+                    many if many == masters.len() => "any server".into(),
+                    many => format!("{server:?}, or one of {} others,", many - 1),
+                };
+                let text = format!("should {who} die, {text}");
+                let is_now = false;
+                Shortage {
+                    kind,
+                    server,
+                    is_now,
+                    text,
+                }
+            }));
         }
         all
     }
 
-    fn should_it_die(
+    /// How much is lacking, and what of, if it is memory.
+    fn memory_should_it_die(
         &self,
         master: ServerId,
         stats: MasterStats,
         masters: &[ServerId],
-    ) -> Vec<Shortage> {
-        let (segment, copies) = self.shape();
-        let heirs = || masters.iter().filter(|heir| **heir != master);
-        let mut all = Vec::new();
-        let mut lack = |kind, text| {
-            all.push(Shortage {
-                kind,
-                server: master,
-                is_now: false,
-                text,
-            });
-        };
-        let room: u64 = heirs().map(|heir| self.room(*heir).unwrap_or(PLENTY)).sum();
+    ) -> Option<(u64, String)> {
+        let heirs = masters.iter().filter(|heir| **heir != master);
+        let room: u64 = heirs.map(|heir| self.room(*heir).unwrap_or(PLENTY)).sum();
         let takes = stats.takes() + stats.takes() / 16;
-        if takes > room {
-            lack(
-                ShortageKind::Memory,
-                format!(
-                    "should {master:?} die, its data takes {takes} bytes of memory, and the others have \
-                     room for {room}: start another server, or remove objects"
-                ),
-            );
-        }
-        let others = |heir: &ServerId| self.free_frames_but(&[master, *heir]);
-        let most = heirs()
-            .map(|heir| others(heir).len() as u64)
-            .max()
-            .unwrap_or(0);
-        if most < copies {
-            lack(
-                ShortageKind::Backups,
-                format!(
-                    "should {master:?} die, who replays its data needs {copies} other servers with \
-                     backups, and {most} are left: start {} more",
-                    copies - most
-                ),
-            );
-        }
+        (takes > room).then(|| {
+            let (lacking, takes, room) = (takes - room, size(takes), size(room));
+            let text =
+                format!("its data takes {takes} of memory, and the others have room for {room}");
+            (lacking, text + ": start another server")
+        })
+    }
+
+    /// Backups that are left for whoever replays its data.
+    fn backups_left(&self, master: ServerId, masters: &[ServerId]) -> u64 {
+        let heirs = masters.iter().filter(|heir| **heir != master);
+        let left = heirs.map(|heir| self.free_frames_but(&[master, *heir]).len() as u64);
+        left.max().unwrap_or(0)
+    }
+
+    fn backups_should_it_die(
+        &self,
+        master: ServerId,
+        _: MasterStats,
+        masters: &[ServerId],
+    ) -> Option<(u64, String)> {
+        let (_, copies) = self.shape();
+        let left = self.backups_left(master, masters);
+        let lacking = copies.checked_sub(left).filter(|lacking| *lacking > 0)?;
+        let text = format!(
+            "who replays its data needs {copies} other servers with backups, and would have {left}: \
+             start {lacking} more"
+        );
+        Some((lacking, text))
+    }
+
+    fn frames_should_it_die(
+        &self,
+        master: ServerId,
+        stats: MasterStats,
+        masters: &[ServerId],
+    ) -> Option<(u64, String)> {
+        let (segment, copies) = self.shape();
         let free = self.free_frames_but(&[master]);
         let segments = stats.live.div_ceil(segment) + 1;
-        let lost = self
+        let held = self
             .backup_stats(master)
             .map_or(0, |stats| u64::from(stats.used));
-        let needed = segments * copies + lost;
-        if most >= copies
-            && (placeable(&free, copies) < segments || free.iter().sum::<u64>() < needed)
-        {
-            lack(
-                ShortageKind::Frames,
-                format!(
-                    "should {master:?} die, {needed} frames are needed for what it holds, and free are \
-                     {free:?}: start another server, or one again with more frames"
-                ),
-            );
+        let needed = segments * copies + held;
+        let fits = placeable(&free, copies) >= segments && free.iter().sum::<u64>() >= needed;
+        if fits || self.backups_left(master, masters) < copies {
+            return None;
         }
-        all
+        let text = format!(
+            "{needed} frames are needed for what it holds, and free on the others are {free:?}: \
+             start another server, or one again with more --frames"
+        );
+        Some((needed, text))
     }
 }
 

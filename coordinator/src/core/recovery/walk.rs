@@ -50,8 +50,9 @@ pub(super) struct Walk {
     pub(super) waits: Option<String>,
     /// What the tablets take that were given back, since they did not fit where they were to be replayed.
     pub(super) measured: Option<u64>,
-    /// How often that was so.
+    /// How often that was so, and when it was last.
     pub(super) refusals: u32,
+    pub(super) refused: Micros,
     /// What a master has less room than it reports, as it turned out.
     pub(super) less: BTreeMap<ServerId, u64>,
     /// What its plan takes, if this leader made it.
@@ -93,6 +94,7 @@ impl Walk {
             waits: None,
             measured: None,
             refusals: 0,
+            refused: now,
             less: BTreeMap::new(),
             allotted: None,
             again: now,
@@ -111,6 +113,7 @@ impl Walk {
         if self.members != state.list_version() {
             self.members = state.list_version();
             self.turns = 0;
+            self.trust_reports();
         }
         let record = state.recoveries().by_master(master);
         let parts = record.map_or(&[][..], |record| &record.partitions);
@@ -138,6 +141,12 @@ impl Walk {
         }
         self.search = None;
         self.stuck = None;
+    }
+
+    /// What masters refused is forgotten: their reports count alone.
+    pub(super) fn trust_reports(&mut self) {
+        self.refusals = 0;
+        self.less.clear();
     }
 
     /// A recovery master said that it can't replay its partition.

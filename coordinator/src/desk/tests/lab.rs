@@ -59,7 +59,6 @@ pub(super) fn core_from(
         peers: (1..=members).map(|id| (PeerId(id), address(id))).collect(),
         settings: default_settings(),
         timing: Timing::default(),
-        moved: false,
         founds,
         entropy: [seed; 32],
     };

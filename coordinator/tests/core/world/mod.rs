@@ -204,7 +204,6 @@ impl World {
             peers: machine.peers.clone(),
             settings: default_settings(),
             timing: Timing::default(),
-            moved: false,
             founds: machine.founds,
             entropy: [self.lives; 32],
         }

@@ -9,8 +9,9 @@
 use std::collections::BTreeMap;
 
 use ramkeep_wire::certificate::CertificateKey;
-use ramkeep_wire::coordinator::MasterStats;
-use ramkeep_wire::entry::{self, Entry, completion_len, tombstone_len};
+use ramkeep_wire::entry::{self, Entry, completion_len, object_len, tombstone_len};
+use ramkeep_wire::limits::MIN_KEY;
+use ramkeep_wire::order::LastReport;
 use ramkeep_wire::segment::VerifiedSegment;
 use ramkeep_wire::{LogPosition, Version};
 
@@ -22,6 +23,10 @@ use crate::store::account::Need;
 /// One part in so many of a master's memory is not risked for the time that measuring first takes: it stays
 /// for what the master serves.
 const KEPT_FREE: u64 = 8;
+
+/// No object's entry is shorter.
+const SHORTEST_OBJECT: u64 = object_len(MIN_KEY, 0, false) as u64;
+const _: () = assert!(3 * tombstone_len(MIN_KEY) <= 4 * object_len(MIN_KEY, 0, false));
 
 /// What is known of a key.
 #[derive(Clone, Copy, Debug)]
@@ -76,21 +81,29 @@ impl Winners {
 }
 
 impl Replay {
-    /// Admits the replay of a log of so many bytes, if that much and more is free: then it need not be
-    /// measured.
+    /// Admits the replay of a log of so many bytes, if the most that it can take and more is free: then it
+    /// need not be measured. That is less if the last report of its master is known.
     pub(crate) fn admit_all(
         &mut self,
         store: &Store,
-        stats: &MasterStats,
         bytes: u64,
+        last: Option<LastReport>,
     ) -> Result<(), ReplayError> {
-        let most = Need {
-            bytes: bytes + stats.memory / KEPT_FREE,
-            ..Need::default()
+        let (tombstones, index) = last.map_or((u64::MAX, u64::MAX), |last| {
+            let more = |reported: u64| reported + reported / KEPT_FREE;
+            (more(last.reserved), index::bytes_for(more(last.objects)))
+        });
+        let all = Need {
+            // A tombstone is at most by a third longer than its object's entry.
+            bytes: bytes + tombstones.min(bytes + bytes / 3),
+            longest: 0,
+            beside: index.min(index::bytes_for(bytes / SHORTEST_OBJECT)),
         };
         let mut writer = store.writer();
-        writer.admit(self.id, most)?;
-        writer.admit(self.id, Need { bytes, ..most })
+        let kept = writer.stats().memory / KEPT_FREE;
+        let bytes = all.bytes + kept;
+        writer.admit(self.id, Need { bytes, ..all })?;
+        writer.admit(self.id, all)
     }
 
     /// Takes in what a segment has, for [`Self::admit`]. Any order will do, and more than once.

@@ -189,12 +189,18 @@ impl Writer {
         let taken = known.promised.bytes.min(bytes);
         known.promised.bytes -= taken;
         self.account.promised.bytes -= taken;
+        let index = self.index.index().bytes();
         let placed = place(self);
-        if !matches!(placed, Ok(true))
-            && let Some(known) = self.replays.known_mut(id)
-        {
-            known.promised.bytes += taken;
-            self.account.promised.bytes += taken;
+        let grown = self.index.index().bytes() - index;
+        if let Some(known) = self.replays.known_mut(id) {
+            // What the index grew by is taken from what was promised for it.
+            let grown = known.promised.beside.min(grown);
+            known.promised.beside -= grown;
+            self.account.promised.beside -= grown;
+            if !matches!(placed, Ok(true)) {
+                known.promised.bytes += taken;
+                self.account.promised.bytes += taken;
+            }
         }
         placed.map(drop)
     }
