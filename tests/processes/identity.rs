@@ -1,7 +1,7 @@
 //! Copied directories, lost coordinators, and who is of which cluster.
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use rustix::process::Signal;
@@ -46,6 +46,17 @@ fn count(file: &Path, text: &str) -> usize {
         .unwrap_or_default()
         .matches(text)
         .count()
+}
+
+/// What a process wrote, shown should the test fail.
+struct Log(PathBuf);
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", std::fs::read_to_string(&self.0).unwrap_or_default());
+        }
+    }
 }
 
 #[test]
@@ -109,7 +120,7 @@ fn without_their_directories_the_coordinators_make_no_new_cluster_and_servers_sa
     let directory = tempfile::tempdir().unwrap();
     let data = directory.path().join("d");
     let running = cluster(&data);
-    let log = directory.path().join("log");
+    let log = Log(directory.path().join("log"));
     let spare = directory.path().join("spare");
     let mut server = ramkeep()
         .args([
@@ -123,7 +134,7 @@ fn without_their_directories_the_coordinators_make_no_new_cluster_and_servers_sa
         .arg(&spare)
         .args(["--coordinators", &running.coordinators])
         .stdout(Stdio::null())
-        .stderr(File::create(&log).unwrap())
+        .stderr(File::create(&log.0).unwrap())
         .spawn()
         .unwrap();
     await_that("it joins", || {
@@ -146,10 +157,10 @@ fn without_their_directories_the_coordinators_make_no_new_cluster_and_servers_sa
         .map(|flags| start(&[&flags[..], &["--new-cluster".to_owned()]].concat()))
         .collect();
     let met = "This server takes no part in that one";
-    await_that("the server says so", || count(&log, met) > 0);
+    await_that("the server says so", || count(&log.0, met) > 0);
     let status = running.json(&["status"]);
     assert_eq!(status["servers"].as_array().unwrap().len(), 0, "{status}");
-    assert_eq!(count(&log, met), 1);
+    assert_eq!(count(&log.0, met), 1);
     drop(new);
     drop(server.kill());
     drop(server.wait());
