@@ -178,7 +178,6 @@ struct Totals {
     refused: u64,
     events: u64,
     recoveries: usize,
-    undecided: usize,
     too_full: usize,
     faults: BTreeMap<Fault, u32>,
     virtual_seconds: f64,
@@ -196,7 +195,6 @@ impl Totals {
         self.refused += report.refused;
         self.events += report.events;
         self.recoveries += report.recoveries;
-        self.undecided += report.undecided;
         self.too_full += report.too_full;
         for (fault, times) in &report.faults {
             *self.faults.entry(*fault).or_default() += times;
@@ -230,8 +228,7 @@ impl Totals {
         let rate = self.seeds as f64 / seconds / jobs as f64;
         println!(
             "{} seeds, {} with findings; {} operations ({} refused or open), {} events, {} faults, \
-             {} logs recovered, {} keys undecided, \
-             {} dead masters too large for the rest, {:.0} virtual seconds",
+             {} logs recovered, {} dead masters too large for the rest, {:.0} virtual seconds",
             self.seeds,
             self.findings,
             self.operations,
@@ -239,7 +236,6 @@ impl Totals {
             self.events,
             self.faults.values().sum::<u32>(),
             self.recoveries,
-            self.undecided,
             self.too_full,
             self.virtual_seconds,
         );

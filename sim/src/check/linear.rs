@@ -7,41 +7,28 @@ use crate::history::{History, Operation, Outcome, Place};
 /// Configurations that the search may visit for one key.
 pub const SEARCH_BUDGET: usize = 200_000;
 
-/// What became of a check.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Verdict {
-    /// Keys whose answers contradict each other.
-    pub violations: Vec<(Place, Violation)>,
-    /// Keys for which the search gave up; version order found nothing wrong with them.
-    pub undecided: usize,
-}
-
-/// Checks every key of a history.
+/// Checks every key of a history: those whose answers contradict each other.
 #[must_use]
-pub fn check_history(history: &History) -> Verdict {
-    let mut verdict = Verdict::default();
-    for (place, operations) in history.keys() {
-        match check_key(operations) {
-            Ok(true) => {}
-            Ok(false) => verdict.undecided += 1,
-            Err(violation) => verdict.violations.push((place.clone(), violation)),
-        }
-    }
-    verdict
+pub fn check_history(history: &History) -> Vec<(Place, Violation)> {
+    let wrong = |(place, operations): (&Place, &[Operation])| {
+        let violation = check_key(operations).err()?;
+        Some((place.clone(), violation))
+    };
+    history.keys().filter_map(wrong).collect()
 }
 
-/// Checks one key; `Ok(false)` when the search gave up.
-pub fn check_key(operations: &[Operation]) -> Result<bool, Violation> {
+/// Checks one key.
+pub fn check_key(operations: &[Operation]) -> Result<(), Violation> {
     zones::check(operations)?;
     let exact = operations
         .iter()
         .all(|o| !o.is_open() && o.outcome != Outcome::NotACounter);
     if exact {
-        return Ok(true);
+        return Ok(());
     }
     match search(operations, SEARCH_BUDGET) {
-        Search::Linearizable => Ok(true),
+        Search::Linearizable => Ok(()),
         Search::NotLinearizable => Err(Violation::NoOrder),
-        Search::GaveUp => Ok(false),
+        Search::GaveUp => Err(Violation::Undecided),
     }
 }

@@ -7,4 +7,4 @@ pub mod log_end;
 pub mod wgl;
 pub mod zones;
 
-pub use linear::{Verdict, check_history};
+pub use linear::check_history;

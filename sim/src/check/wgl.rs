@@ -1,13 +1,21 @@
 //! Linearizability of one key by search: Wing and Gong's algorithm with Lowe's memory of
 //! configurations. Exact also with open operations, but exponential at worst, so it is bounded.
+//!
+//! What keeps it small, and takes away no order that counts:
+//! 1. What was only looked at, and fits now, happens now: it changes nothing for the others.
+//! 2. Versions name the order of all that was answered: once a state is passed, nothing that names an
+//!    earlier one may be left.
+//! 3. An overwrite takes the next version, so that a gap says how many open operations fill it.
+//! 4. Of open operations that do the same the one asked for first happens first. Writes of values that
+//!    nobody saw do the same.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use foldhash::fast::FixedState;
 use ramkeep_wire::Version;
 use ramkeep_wire::data::RejectRules;
 
-use super::zones::counter;
+use super::zones::{State, counter};
 use crate::history::{Action, Operation, Outcome};
 
 /// What the search found.
@@ -25,8 +33,10 @@ pub enum Search {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Held {
     Counter(i64),
-    /// By its place among all values that are no counters.
+    /// By its place among all values that are no counters and were seen.
     Bytes(usize),
+    /// No counter, and nobody was shown it.
+    Unseen,
 }
 
 /// A key as the search sees it. `low` is the least that the highest version used can be; a
@@ -42,6 +52,35 @@ struct Known<'a> {
     operation: &'a Operation,
     writes: Option<Held>,
     found: Option<Held>,
+    /// The open operation before it that does the same.
+    twin: Option<usize>,
+}
+
+impl Known<'_> {
+    /// The state that the answer names, in the order in which a key passes through them.
+    fn state(&self) -> Option<State> {
+        match &self.operation.outcome {
+            Outcome::Found { version, .. }
+            | Outcome::Written { version }
+            | Outcome::Rejected {
+                version: Some(version),
+            } => Some(State::present(*version)),
+            Outcome::Removed {
+                version: Some(version),
+            } => Some(State::removed(*version)),
+            _ => None,
+        }
+    }
+}
+
+impl Model {
+    /// The first state that may still be ahead, or be the present one.
+    fn state(&self) -> State {
+        match self.object {
+            Some(_) => State::present(Version(self.low)),
+            None => State::removed(Version(self.low)),
+        }
+    }
 }
 
 /// The operations that count, in order of their invocations.
@@ -52,17 +91,26 @@ fn known(operations: &[Operation]) -> Vec<Known<'_>> {
         .filter(|o| o.is_open() || o.outcome != Outcome::Unknown)
         .collect();
     sorted.sort_by_key(|operation| operation.invoked);
+    let seen = sorted
+        .iter()
+        .filter_map(|operation| match &operation.outcome {
+            Outcome::Found { value, .. } => Some(value),
+            _ => None,
+        });
+    let seen: BTreeSet<&Vec<u8>> = seen.collect();
     let mut places = BTreeMap::new();
     let mut held = |value: &Vec<u8>| match counter(value) {
         Some(number) => Held::Counter(number),
+        None if !seen.contains(value) => Held::Unseen,
         None => {
             let next = places.len();
             Held::Bytes(*places.entry(value.clone()).or_insert(next))
         }
     };
-    let mut all = Vec::with_capacity(sorted.len());
+    let mut all: Vec<Known<'_>> = Vec::with_capacity(sorted.len());
     for operation in sorted {
         all.push(Known {
+            twin: None,
             operation,
             writes: match &operation.action {
                 Action::Write { value, .. } => Some(held(value)),
@@ -74,18 +122,32 @@ fn known(operations: &[Operation]) -> Vec<Known<'_>> {
             },
         });
     }
+    for index in 0..all.len() {
+        all[index].twin = twin(&all, index);
+    }
     all
+}
+
+/// The last open operation before this one that does the same, if this one is open.
+fn twin(all: &[Known<'_>], index: usize) -> Option<usize> {
+    let known = &all[index];
+    let same = |other: &Known<'_>| {
+        let actions = match (&known.operation.action, &other.operation.action) {
+            (Action::Write { rules, .. }, Action::Write { rules: others, .. }) => rules == others,
+            (one, other) => one == other,
+        };
+        actions && known.writes == other.writes
+    };
+    let is_twin = |other: &usize| all[*other].operation.is_open() && same(&all[*other]);
+    let open = known.operation.is_open();
+    open.then(|| (0..index).rev().find(is_twin)).flatten()
 }
 
 /// Looks for an order of the operations on one key that explains all answers, through at most
 /// `budget` configurations.
 #[must_use]
 pub fn search(operations: &[Operation], budget: usize) -> Search {
-    let mut searcher = Searcher {
-        operations: known(operations),
-        seen: HashSet::with_hasher(FixedState::default()),
-        budget,
-    };
+    let mut searcher = Searcher::new(known(operations), budget);
     let count = searcher.operations.len();
     let mut stack = vec![Configuration {
         done: vec![0; count.div_ceil(64).max(1)],
@@ -124,17 +186,39 @@ impl Configuration {
 
 struct Searcher<'a> {
     operations: Vec<Known<'a>>,
+    /// Operations that name a state, by that.
+    by_state: Vec<(State, usize)>,
     seen: HashSet<Configuration, FixedState>,
     budget: usize,
 }
 
-impl Searcher<'_> {
+impl<'a> Searcher<'a> {
+    fn new(operations: Vec<Known<'a>>, budget: usize) -> Self {
+        let named = operations.iter().enumerate();
+        let named = named.filter_map(|(index, known)| Some((known.state()?, index)));
+        let mut by_state: Vec<_> = named.collect();
+        by_state.sort_unstable();
+        Self {
+            operations,
+            by_state,
+            seen: HashSet::with_hasher(FixedState::default()),
+            budget,
+        }
+    }
+
     /// All answered operations have their place; open ones may never have happened.
     fn explained(&self, configuration: &Configuration) -> bool {
         self.operations
             .iter()
             .enumerate()
             .all(|(index, known)| known.operation.is_open() || configuration.has(index))
+    }
+
+    /// Something is left that names a state before the present one.
+    fn is_dead(&self, configuration: &Configuration) -> bool {
+        let mut left = self.by_state.iter();
+        let first = left.find(|(_, index)| !configuration.has(*index));
+        first.is_some_and(|(state, _)| *state < configuration.model.state())
     }
 
     /// What could have happened next. Open operations come first so that, the stack being last in
@@ -148,11 +232,15 @@ impl Searcher<'_> {
         let mut steps = Vec::new();
         let mut answered = Vec::new();
         for index in waiting() {
-            let operation = self.operations[index].operation;
+            let known = &self.operations[index];
+            let operation = known.operation;
             if operation.invoked > deadline {
                 break;
             }
-            let Some(model) = apply(&self.operations[index], &configuration.model) else {
+            if known.twin.is_some_and(|twin| !configuration.has(twin)) {
+                continue;
+            }
+            let Some(model) = apply(known, &configuration.model) else {
                 continue;
             };
             let mut next = Configuration {
@@ -160,6 +248,12 @@ impl Searcher<'_> {
                 model,
             };
             next.done[index / 64] |= 1 << (index % 64);
+            if !operation.is_open() && model == configuration.model {
+                return vec![next];
+            }
+            if self.is_dead(&next) {
+                continue;
+            }
             if operation.is_open() {
                 steps.push(next);
             } else {
@@ -204,7 +298,9 @@ fn apply(known: &Known<'_>, model: &Model) -> Option<Model> {
             })
         }
         Outcome::Rejected { version } => rejected(&operation.action, model, *version),
-        Outcome::NotACounter => matches!(model.object, Some((_, Held::Bytes(_)))).then_some(*model),
+        Outcome::NotACounter => {
+            matches!(model.object, Some((_, Held::Bytes(_) | Held::Unseen))).then_some(*model)
+        }
     }
 }
 
@@ -246,8 +342,13 @@ fn allowed(model: &Model, rules: &RejectRules) -> Option<Model> {
     }
 }
 
+/// An overwrite takes the next version, another write any that was never used.
 fn write(model: &Model, version: Version, held: Held) -> Option<Model> {
-    (version.0 > model.low).then_some(Model {
+    let fits = match model.object {
+        Some((Some(known), _)) => version.0 == known + 1,
+        _ => version.0 > model.low,
+    };
+    fits.then_some(Model {
         low: version.0,
         object: Some((Some(version.0), held)),
     })
@@ -258,7 +359,7 @@ fn number(model: &Model) -> Option<i64> {
     match model.object {
         None => Some(0),
         Some((_, Held::Counter(number))) => Some(number),
-        Some((_, Held::Bytes(_))) => None,
+        Some((_, Held::Bytes(_) | Held::Unseen)) => None,
     }
 }
 
@@ -269,9 +370,12 @@ fn increment(model: &Model, by: i64, version: Version, held: Held) -> Option<Mod
 }
 
 fn apply_open(known: &Known<'_>, model: &Model) -> Option<Model> {
-    let written = |held, model: Model| Model {
-        low: model.low + 1,
-        object: Some((None, held)),
+    let written = |held, model: Model| {
+        let known = model.object.and_then(|(known, _)| known);
+        Model {
+            low: model.low + 1,
+            object: Some((known.map(|known| known + 1), held)),
+        }
     };
     match &known.operation.action {
         Action::Read => None,

@@ -99,6 +99,9 @@ pub enum Violation {
     /// The exhaustive search found no order.
     #[error("no order of the operations explains the answers")]
     NoOrder,
+    /// It gave up before it had found one, or that there is none.
+    #[error("no order of the operations was found, and not all were tried")]
+    Undecided,
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -69,8 +69,6 @@ pub struct Report {
     pub envelopes: u64,
     /// Times that a master's log was recovered from what backups held.
     pub recoveries: usize,
-    /// Keys that the search gave up on.
-    pub undecided: usize,
     /// Dead masters whose tablets are down in the end, since there is no memory for them.
     pub too_full: usize,
     /// True time that the run took, in virtual seconds.
@@ -437,10 +435,8 @@ impl Run {
             self.check_durability();
         }
         self.judge_group();
-        let verdict = check_history(&self.world.history);
-        self.report.undecided = verdict.undecided;
         self.report.too_full = self.too_full();
-        for ((table, key), why) in verdict.violations {
+        for ((table, key), why) in check_history(&self.world.history) {
             let key = String::from_utf8_lossy(&key).into_owned();
             let operations = self.world.history.of(&(table, key.clone().into_bytes()));
             if self.world.trace.wants_lines() {

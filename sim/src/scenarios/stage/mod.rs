@@ -422,8 +422,8 @@ impl Stage {
         self.until("everybody is answered", Stage::idle)?;
         self.innocent()?;
         self.group_is_sound()?;
-        let verdict = check_history(&self.world.history);
-        match verdict.violations.first() {
+        let violations = check_history(&self.world.history);
+        match violations.first() {
             None => Ok(()),
             Some((place, why)) => Err(format!("{place:?}: {why}")),
         }
