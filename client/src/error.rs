@@ -53,6 +53,9 @@ pub enum Error {
     /// The object to increment is not 8 bytes long.
     #[error("not a counter: the object to increment is not 8 bytes long")]
     NotACounter,
+    /// The sum would not fit in 64 bits; the counter stays as it was.
+    #[error("the sum would not fit in 64 bits; the counter stays as it was")]
+    Overflow,
     /// A limit of the cluster is reached.
     #[error("a limit of the cluster is reached: {0}")]
     LimitReached(String),

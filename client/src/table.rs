@@ -143,11 +143,12 @@ impl Table {
         removed_outcome(self.one(Operation::Remove { table, key, reject }).await)
     }
 
-    /// Adds to a counter and returns the sum, which wraps around at the ends of `i64`. A counter
-    /// is 8 bytes, little-endian, two's complement; an absent one counts as 0.
+    /// Adds to a counter and returns the sum. A counter is 8 bytes, little-endian, two's complement; an
+    /// absent one counts as 0.
     ///
     /// # Errors
-    /// Also [`Error::NotACounter`].
+    /// Also [`Error::NotACounter`], and [`Error::Overflow`] if the sum is past the ends of `i64`: nothing
+    /// is changed then.
     pub async fn increment(&self, key: impl AsRef<[u8]>, delta: i64) -> Result<i64, Error> {
         let (table, key) = (self.id, key.as_ref());
         match self.one(Operation::Increment { table, key, delta }).await? {

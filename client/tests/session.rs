@@ -36,6 +36,10 @@ async fn the_session_of_the_documentation_works() {
     assert_eq!(flights.increment(b"seats", -7).await, Ok(-2));
     let counter = flights.increment(b"LH400", 1).await;
     assert_eq!(counter, Err(Error::NotACounter));
+    assert_eq!(
+        flights.increment(b"seats", i64::MIN).await,
+        Err(Error::Overflow)
+    );
     assert_eq!(flights.remove(b"LH400").await, Ok(Some(newer)));
     assert_eq!(flights.remove(b"LH400").await, Ok(None));
     assert_eq!(flights.read(b"LH400").await, Ok(None));

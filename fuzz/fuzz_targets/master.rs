@@ -346,7 +346,7 @@ impl Model {
                     return;
                 };
                 let Some(sum) = counter.checked_add(*by) else {
-                    assert_eq!((status, version), (Status::Invalid, old));
+                    assert_eq!((status, version), (Status::Overflow, old));
                     return;
                 };
                 assert_eq!((status, &value[..]), (Status::Ok, &sum.to_le_bytes()[..]));

@@ -75,6 +75,8 @@ pub enum Outcome {
     },
     /// Increment of an object that is no counter.
     NotACounter,
+    /// Increment of an object to which so much can't be added.
+    Overflow,
 }
 
 /// One operation on one key.

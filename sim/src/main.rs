@@ -179,6 +179,7 @@ struct Totals {
     events: u64,
     recoveries: usize,
     too_full: usize,
+    gave_up: u64,
     faults: BTreeMap<Fault, u32>,
     virtual_seconds: f64,
     struck: BTreeMap<(CrashPoint, Dying), u32>,
@@ -196,6 +197,7 @@ impl Totals {
         self.events += report.events;
         self.recoveries += report.recoveries;
         self.too_full += report.too_full;
+        self.gave_up += u64::from(report.gave_up);
         for (fault, times) in &report.faults {
             *self.faults.entry(*fault).or_default() += times;
         }
@@ -228,7 +230,8 @@ impl Totals {
         let rate = self.seeds as f64 / seconds / jobs as f64;
         println!(
             "{} seeds, {} with findings; {} operations ({} refused or open), {} events, {} faults, \
-             {} logs recovered, {} dead masters too large for the rest, {:.0} virtual seconds",
+             {} logs recovered, {} dead masters too large for the rest, \
+             losses given up in {}, {:.0} virtual seconds",
             self.seeds,
             self.findings,
             self.operations,
@@ -237,6 +240,7 @@ impl Totals {
             self.faults.values().sum::<u32>(),
             self.recoveries,
             self.too_full,
+            self.gave_up,
             self.virtual_seconds,
         );
         let [some, several, shared] = self.recovered;

@@ -27,6 +27,7 @@ pub(crate) fn outcome(slot: &Slot, item: &ResponseItem<'_>) -> Result<Answer, &'
         Status::NotEnoughBackups => Ok(Err(Error::NotEnoughBackups)),
         Status::TooLarge => Ok(Err(Error::TooLarge)),
         Status::NotACounter => Ok(Err(Error::NotACounter)),
+        Status::Overflow => Ok(Err(Error::Overflow)),
         Status::Invalid => Ok(Err(Error::Protocol(
             "the server calls the operation invalid".to_owned(),
         ))),

@@ -348,7 +348,10 @@ impl World {
                     return answer(item, Status::NotACounter, 0, b"", out);
                 };
                 let delta = i64::from_le_bytes(item.value.try_into().unwrap());
-                let sum = i64::from_le_bytes(old).wrapping_add(delta).to_le_bytes();
+                let Some(sum) = i64::from_le_bytes(old).checked_add(delta) else {
+                    return answer(item, Status::Overflow, 0, b"", out);
+                };
+                let sum = sum.to_le_bytes();
                 self.last_version = next;
                 self.objects.insert(at, (next, sum.to_vec()));
                 answer(item, Status::Ok, next, &sum, out);

@@ -139,8 +139,8 @@ impl Writer {
     }
 
     /// Adds `operand` (8 bytes, little-endian, two's complement) to a counter, unless `rules`
-    /// refuse; an absent one counts as 0. What would not fit in 64 bits is [`Status::Invalid`] and
-    /// changes nothing, as is an operand of another length.
+    /// refuse; an absent one counts as 0. A sum that does not fit in 64 bits changes
+    /// nothing ([`Status::Overflow`]), nor does an operand of another length ([`Status::Invalid`]).
     pub(super) fn increment_as(
         &mut self,
         call: Option<Fresh>,
@@ -172,7 +172,7 @@ impl Writer {
         };
         let Some(sum) = counter.checked_add(operand) else {
             let version = current.map_or(Version(0), |current| current.version);
-            return Answer::new(Status::Invalid, version, self.seen(current.as_ref()));
+            return Answer::new(Status::Overflow, version, self.seen(current.as_ref()));
         };
         match self.put(guard, owned, &sum.to_le_bytes(), current, (call, Some(sum))) {
             Ok((version, shown)) => Answer::appended(version, shown).with_counter(sum),

@@ -123,7 +123,7 @@ impl Model {
                     return (Reply::new(Status::NotACounter, number, b""), false);
                 };
                 let Some(sum) = counter.checked_add(operand.unwrap()) else {
-                    return (Reply::new(Status::Invalid, number, b""), false);
+                    return (Reply::new(Status::Overflow, number, b""), false);
                 };
                 put(&sum.to_le_bytes());
                 (Reply::new(Status::Ok, next, &sum.to_le_bytes()), true)

@@ -298,6 +298,12 @@ fn apply(known: &Known<'_>, model: &Model) -> Option<Model> {
             })
         }
         Outcome::Rejected { version } => rejected(&operation.action, model, *version),
+        Outcome::Overflow => {
+            let Action::Increment { by } = &operation.action else {
+                return None;
+            };
+            number(model)?.checked_add(*by).is_none().then_some(*model)
+        }
         Outcome::NotACounter => {
             matches!(model.object, Some((_, Held::Bytes(_) | Held::Unseen))).then_some(*model)
         }
@@ -364,7 +370,7 @@ fn number(model: &Model) -> Option<i64> {
 }
 
 fn increment(model: &Model, by: i64, version: Version, held: Held) -> Option<Model> {
-    let sum = Held::Counter(number(model)?.wrapping_add(by));
+    let sum = Held::Counter(number(model)?.checked_add(by)?);
     (held == sum).then_some(())?;
     write(model, version, held)
 }
@@ -388,7 +394,7 @@ fn apply_open(known: &Known<'_>, model: &Model) -> Option<Model> {
             })
         }
         Action::Increment { by } => {
-            let sum = number(model)?.wrapping_add(*by);
+            let sum = number(model)?.checked_add(*by)?;
             Some(written(Held::Counter(sum), *model))
         }
     }

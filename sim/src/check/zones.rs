@@ -157,7 +157,7 @@ pub fn check(operations: &[Operation]) -> Result<(), Violation> {
 impl<'a> States<'a> {
     fn add(&mut self, operation: &'a Operation) -> Result<(), Violation> {
         match &operation.outcome {
-            Outcome::Unknown | Outcome::Failed | Outcome::NotACounter => Ok(()),
+            Outcome::Unknown | Outcome::Failed | Outcome::NotACounter | Outcome::Overflow => Ok(()),
             Outcome::Written { version } => {
                 if let Action::Write { value, .. } = &operation.action {
                     self.values.insert(*version, value.clone());
@@ -311,7 +311,7 @@ impl<'a> States<'a> {
         };
         let new = self.values.get(&version).and_then(|v| counter(v));
         match (old, new) {
-            (Some(old), Some(new)) if old.wrapping_add(by) == new => Ok(()),
+            (Some(old), Some(new)) if old.checked_add(by) == Some(new) => Ok(()),
             _ => Err(Violation::Increment(version)),
         }
     }

@@ -2,9 +2,14 @@
 
 use std::time::Duration;
 
+use ramkeep_wire::TableId;
+use ramkeep_wire::data::RejectRules;
+
+use crate::history::Action;
+use crate::node::Node;
 use crate::rng::Rng;
 use crate::workload::client::ClientConfig;
-use crate::workload::{Mix, Workload};
+use crate::workload::{Mix, Step, Workload};
 use crate::world::World;
 
 /// Guests that leave before they have done what they came for, in a hundred.
@@ -25,11 +30,16 @@ pub(super) struct Clients {
     /// Between two looks at the guests, microseconds.
     every: u64,
     patient: bool,
+    /// Tables that they work on.
+    tables: usize,
+    /// Where the rest is drawn from, so that it changes nothing else of a seed.
+    more: Rng,
 }
 
 impl Clients {
     /// None yet.
     pub(super) fn new(mut rng: Rng, patient: bool) -> Self {
+        let mut more = rng.fork(9);
         let mix = Mix {
             steps: 0,
             hot: rng.below(1..6),
@@ -46,6 +56,8 @@ impl Clients {
             next: 0,
             every: *rng.choose(&[60_000, 300_000]),
             patient,
+            tables: *more.choose(&[1, 1, 2, 5]),
+            more,
             rng,
         }
     }
@@ -84,6 +96,7 @@ impl Clients {
         let config = ClientConfig {
             number,
             coordinators: world.coordinators(),
+            tables: self.tables,
             sessions: *self.rng.choose(&[1, 1, 2, 3]),
             deadline: if self.patient { PATIENT } else { deadline },
             depth: *self.rng.choose(&[1, 2, 8]),
@@ -93,6 +106,40 @@ impl Clients {
         let mix = Mix { steps, ..self.mix };
         let rng = self.rng.fork(100 + u64::from(number));
         (config, Workload::new(rng, number, mix))
+    }
+
+    /// Somebody fills a table that an admin has made, and will drop.
+    pub(super) fn fill(&mut self, world: &mut World, clients: &[usize], admins: &[usize]) {
+        for admin in admins {
+            let table = world.admin(*admin).and_then(|admin| admin.table());
+            let client = *self.more.choose(clients);
+            let process = world.machines[client].process;
+            let (Some(table), Some(process)) = (table, process) else {
+                continue;
+            };
+            let writes: Vec<_> = (0..self.more.below(0..8))
+                .map(|_| self.one_in(table))
+                .collect();
+            world.with(process, |node, context| {
+                if let Node::Client(client) = node {
+                    let add = |step| client.books.workload_mut().add(step);
+                    writes.into_iter().for_each(add);
+                    client.poke(context);
+                }
+            });
+        }
+    }
+
+    fn one_in(&mut self, table: TableId) -> Step {
+        let key = format!("doomed{}", self.more.below(0..20)).into_bytes();
+        let action = match self.more.percent(70) {
+            true => Action::Write {
+                value: vec![b'-'; self.more.below(8..self.mix.longest + 9) as usize + 1],
+                rules: RejectRules::default(),
+            },
+            false => Action::Read,
+        };
+        Step::Doomed((table, key), action)
     }
 
     /// Some guests leave, and others come in their place. Returns when to look again.

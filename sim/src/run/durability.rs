@@ -92,7 +92,7 @@ impl Run {
         let without = without.filter(|m| self.world.machines[*m].process.is_none());
         let (without, none) = (without.collect(), BTreeSet::new());
         for (down, lost) in [(&without, lost.copies()), (&none, lost.for_good())] {
-            let Some(more) = (self.replicas - 1).checked_sub(lost) else {
+            let Some(more) = self.replicas.checked_sub(lost + 1) else {
                 continue;
             };
             match inspect::check_master(&self.world, &held, record, &ownership, down, more) {
@@ -118,7 +118,8 @@ impl Run {
             |(server, _): &(&ServerId, _)| !inspect::tablets(coordinator, **server).is_empty();
         let promised = |(server, dead): (&ServerId, &Dead)| {
             let lost = self.lost_of_dead(coordinator, *server, dead);
-            let promised = lost.for_good() < self.replicas && !self.beyond;
+            // What is lost beyond the promise is given up.
+            let promised = lost.for_good() < self.replicas || self.beyond;
             (*server, promised && self.fits(coordinator, *server))
         };
         self.dead.iter().filter(down).map(promised).collect()

@@ -23,10 +23,11 @@ impl Run {
         faults::end(&mut self.world);
         faults::note_recovered(&mut self.world);
         self.look_at_group(now);
+        self.give_up_losses(now);
         let lacking = self.lacking();
         if lacking.is_empty() {
             if self.read_since.is_some() {
-                self.judge_last_reads();
+                self.judge_last_calls();
                 return true;
             }
             self.read_since = Some(self.world.history.tick());
@@ -59,17 +60,10 @@ impl Run {
         }
     }
 
-    /// What the leader says of a dead master's log.
     fn why_down(&self, server: ServerId) -> String {
-        let leader = self
-            .world
-            .leader()
-            .and_then(|machine| self.world.coordinator(machine));
-        let reports = leader.map(|leader| leader.core().recovery_reports());
-        let report = reports
-            .into_iter()
-            .flatten()
-            .find(|report| report.master == server);
+        let reports = self.recoveries().into_iter();
+        let mut reports = reports.filter(|report| report.master == server);
+        let report = reports.next();
         report.map_or_else(|| "nobody leads".into(), |report| report.phase)
     }
 
@@ -121,16 +115,11 @@ impl Run {
         lacking
     }
 
-    /// Tablets that are not served by their owner, but for those of masters that died with more lost
-    /// than the promise covers.
+    /// Tablets that are not served by their owner, but for those for which there is no memory.
     fn not_served(&self, state: &State, unserved: &[(ServerId, bool)]) -> Vec<String> {
         let mut lacking = Vec::new();
-        let excused = |owner: ServerId| {
-            self.beyond
-                || unserved
-                    .iter()
-                    .any(|(dead, promised)| *dead == owner && !promised)
-        };
+        let excused =
+            |owner: ServerId| (unserved.iter()).any(|(dead, promised)| *dead == owner && !promised);
         let is_there = |tablet: &Tablet| {
             let mut servers = self.world.server_machines();
             let owner = servers.find_map(|machine| {
@@ -160,25 +149,55 @@ impl Run {
         lacking
     }
 
-    /// Nothing is broken any more: every key that is served can be read.
-    fn judge_last_reads(&mut self) {
-        let Some(since) = self.read_since.filter(|_| !self.beyond) else {
+    /// Nothing is broken any more: every key that is served can be read, and written where there is memory.
+    fn judge_last_calls(&mut self) {
+        let Some(since) = self.read_since else {
             return;
         };
-        let failed = |operation: &&Operation| {
+        let Some(state) = inspect::recorded(&self.world) else {
+            return;
+        };
+        let full = self.full_masters(&state);
+        let failed = |place: &Place, operation: &&Operation| {
             let ended = matches!(operation.outcome, Outcome::Failed | Outcome::Unknown);
-            operation.action == Action::Read && operation.invoked > since && ended
+            let tablets = || {
+                full.iter()
+                    .flat_map(|owner| inspect::tablets(&state, *owner))
+            };
+            let tablets: Vec<_> = tablets().collect();
+            let may_fail =
+                operation.action.mutates() && inspect::tablet_of(&tablets, place).is_some();
+            operation.invoked > since && ended && !may_fail
         };
         let lost: Vec<String> = (self.world.history.keys())
             .filter_map(|(place, operations)| {
-                let last = operations.iter().find(failed)?;
+                let last = operations.iter().find(|one| failed(place, one))?;
                 let key = String::from_utf8_lossy(&place.1);
-                Some(format!("the last read of {key} failed: {:?}", last.outcome))
+                let what = match last.action.mutates() {
+                    true => "write",
+                    false => "read",
+                };
+                Some(format!(
+                    "the last {what} of {key} failed: {:?}",
+                    last.outcome
+                ))
             })
             .collect();
         if let Some(first) = lost.first() {
             self.find(first);
         }
+    }
+
+    /// Masters that have no memory left for what is written at the end.
+    fn full_masters(&self, state: &State) -> Vec<ServerId> {
+        let least = 3 * u64::from(self.world.config.settings.segment_size);
+        let is_full = |machine: usize| {
+            let master = self.world.server(machine).and_then(|node| node.master());
+            master.is_none_or(|master| master.stats().room < least)
+        };
+        let masters = inspect::living_masters(&self.world, state).into_iter();
+        let full = masters.filter(|(machine, _)| is_full(*machine));
+        full.map(|(_, server)| server).collect()
     }
 
     /// Frames in use that no living master's log accounts for, or too few.
@@ -261,18 +280,18 @@ impl Run {
         let dead: Vec<_> = (self.dead.keys())
             .flat_map(|dead| inspect::tablets(&coordinator, *dead))
             .collect();
+        let Some(first) = self.clients.first().copied() else {
+            return;
+        };
+        let tables = self.world.client(first);
+        let tables = tables.map_or_else(Vec::new, |client| client.tables().to_vec());
         let is_served = |place: &Place| inspect::tablet_of(&dead, place).is_none();
         let keys: Vec<Vec<u8>> = (self.world.history.keys())
-            .filter(|(place, _)| is_served(place))
+            .filter(|(place, _)| tables.contains(&place.0) && is_served(place))
             .map(|(place, _)| place.1.clone())
             .collect();
-        let table = self.world.history.keys().next().map(|(place, _)| place.0);
         let whole = self.unserved(&coordinator).is_empty();
-        let Some(process) = self
-            .clients
-            .first()
-            .and_then(|machine| self.world.machines[*machine].process)
-        else {
+        let Some(process) = self.world.machines[first].process else {
             return;
         };
         // Enough writes that every head rolls over, then a look at everything.
@@ -281,18 +300,20 @@ impl Run {
             .filter(|m| faults::is_master(&self.world, *m))
             .count();
         let writes = masters * 2 * segment / LAST_VALUE;
-        let last: Vec<u64> = (0..writes as u64)
-            .filter(|n| {
-                table.is_some_and(|table| is_served(&(table, format!("last{n}").into_bytes())))
-            })
-            .collect();
         self.world.with(process, |node, context| {
             if let Node::Client(client) = node {
-                for number in last {
+                for number in 0..writes {
+                    let key = format!("last{number}").into_bytes();
+                    if !client
+                        .books
+                        .place(&key)
+                        .is_some_and(|place| is_served(&place))
+                    {
+                        continue;
+                    }
                     let mut value = format!("last{number}-").into_bytes();
                     value.resize(LAST_VALUE, b'.');
                     let rules = RejectRules::default();
-                    let key = format!("last{number}").into_bytes();
                     let write = Action::Write { value, rules };
                     client.books.workload_mut().add(Step::Key(key, write));
                 }

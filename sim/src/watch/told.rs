@@ -45,7 +45,7 @@ fn was_looked_up(op: Op, item: &ResponseItem<'_>) -> bool {
             Op::Remove => item.version == Version(0),
             Op::Write | Op::Increment => false,
         },
-        Status::Absent | Status::Rejected | Status::NotACounter => true,
+        Status::Absent | Status::Rejected | Status::NotACounter | Status::Overflow => true,
         _ => false,
     }
 }

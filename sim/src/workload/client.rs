@@ -19,8 +19,10 @@ use super::{Plan, Step, Workload};
 use crate::history::{Outcome, Place, Ticket};
 use crate::node::Context;
 
-/// The table that all clients use.
-pub const TABLE: &str = "sim";
+/// The name of a table that all clients use, by its number.
+fn table_name(number: usize) -> String {
+    format!("sim{number}")
+}
 /// How long the table may take.
 const CREATE_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -31,6 +33,8 @@ pub struct ClientConfig {
     pub number: u32,
     /// Where the coordinators listen.
     pub coordinators: Vec<String>,
+    /// Tables, which all clients use: its keys are spread over them.
+    pub tables: usize,
     /// Its sessions: connections to each server.
     pub sessions: usize,
     /// How long operations may take.
@@ -46,7 +50,11 @@ pub struct ClientConfig {
 enum Purpose {
     Create,
     Scan(Box<Scan>),
-    Keys(Vec<Ticket>),
+    Keys {
+        tickets: Vec<Ticket>,
+        /// In a table that somebody may drop.
+        doomed: bool,
+    },
 }
 
 #[derive(Debug)]
@@ -64,7 +72,7 @@ struct Call {
 pub struct ClientBooks {
     config: ClientConfig,
     workload: Workload,
-    table: Option<TableId>,
+    tables: Vec<TableId>,
     under: Vec<Call>,
     next_call: Micros,
     /// What scans returned more than once.
@@ -84,7 +92,7 @@ impl ClientBooks {
         Self {
             config,
             workload,
-            table: None,
+            tables: Vec::new(),
             under: Vec::new(),
             next_call: Micros(0),
             repeated: Vec::new(),
@@ -112,10 +120,22 @@ impl ClientBooks {
         &mut self.workload
     }
 
-    /// The table it works on, once it knows.
+    /// The tables it works on, as far as it knows.
     #[must_use]
-    pub fn table(&self) -> Option<TableId> {
-        self.table
+    pub fn tables(&self) -> &[TableId] {
+        &self.tables
+    }
+
+    fn has_tables(&self) -> bool {
+        self.tables.len() == self.config.tables
+    }
+
+    /// Where a key is, for all clients.
+    #[must_use]
+    pub fn place(&self, key: &[u8]) -> Option<Place> {
+        let sum: usize = key.iter().map(|byte| usize::from(*byte)).sum();
+        let table = self.tables.get(sum % self.config.tables)?;
+        Some((*table, key.to_vec()))
     }
 
     /// Operations that failed.
@@ -125,9 +145,9 @@ impl ClientBooks {
     }
 
     fn is_free(&self) -> bool {
-        match self.table {
-            Some(_) => !self.workload.is_over() && self.under.len() < self.config.depth,
-            None => self.under.is_empty(),
+        match self.has_tables() {
+            true => !self.workload.is_over() && self.under.len() < self.config.depth,
+            false => self.under.is_empty(),
         }
     }
 
@@ -151,9 +171,9 @@ impl ClientBooks {
         let mut begun = self.end_calls(context, sessions);
         while self.is_free() && context.now >= self.next_call {
             begun = true;
-            match self.table {
-                Some(table) => self.begin(context, sessions, table),
-                None => self.create_table(context, sessions),
+            match self.has_tables() {
+                true => self.begin(context, sessions),
+                false => self.create_table(context, sessions),
             }
         }
         begun
@@ -161,7 +181,7 @@ impl ClientBooks {
 
     fn create_table<L: Clone>(&mut self, context: &Context<'_>, sessions: &mut [Session<L>]) {
         let id = sessions[0].open(false);
-        let name = TABLE.into();
+        let name = table_name(self.tables.len());
         let request = Request::CreateTable { name, once: None };
         let asked = sessions[0].ask(id, request, context.now + CREATE_DEADLINE);
         let begun = vec![Ok(asked.expect("there is room for one request"))];
@@ -186,21 +206,21 @@ impl ClientBooks {
         self.under.last_mut().expect("just added")
     }
 
-    fn begin<L: Clone>(
-        &mut self,
-        context: &mut Context<'_>,
-        sessions: &mut [Session<L>],
-        table: TableId,
-    ) {
+    fn begin<L: Clone>(&mut self, context: &mut Context<'_>, sessions: &mut [Session<L>]) {
         let Some(plan) = self.workload.next_call() else {
             return;
         };
         self.next_call = context.now + context.rng.micros(0..self.config.think + 1);
         let session = context.rng.index(sessions.len());
         let call = match plan.steps[0] {
-            Step::Scan => self.begin_scan(context, &mut sessions[session], session, table),
-            Step::Key(..) => {
-                self.begin_keys(context, &mut sessions[session], session, table, &plan)
+            Step::Scan => {
+                let table = *context.rng.choose(&self.tables);
+                let scan = Box::new(Scan::begin(context.history, table));
+                let from = ScanPosition::default();
+                self.begin_page(context, &mut sessions[session], session, &from, scan)
+            }
+            Step::Key(..) | Step::Doomed(..) => {
+                self.begin_keys(context, &mut sessions[session], session, &plan)
             }
         };
         call.cancelled_at = plan.cancelled_after.map(|after| context.now + after);
@@ -214,43 +234,41 @@ impl ClientBooks {
         context: &mut Context<'_>,
         session: &mut Session<L>,
         number: usize,
-        table: TableId,
         plan: &Plan,
     ) -> &mut Call {
-        let keys = plan.steps.iter().filter_map(|step| match step {
-            Step::Key(key, action) => Some((key, action)),
-            Step::Scan => None,
-        });
+        let mut doomed = false;
+        let mut places = Vec::new();
+        for step in &plan.steps {
+            match step {
+                Step::Key(key, action) => {
+                    let place = self.place(key).expect("all tables are known");
+                    places.push((place, action));
+                }
+                Step::Doomed(place, action) => {
+                    doomed = true;
+                    places.push((place.clone(), action));
+                }
+                Step::Scan => {}
+            }
+        }
         let mut tickets = Vec::new();
-        for (key, action) in keys.clone() {
-            let place = (table, key.clone());
+        for (place, action) in &places {
             let client = self.config.number;
-            tickets.push(context.history.invoke(client, &place, action.clone()));
+            tickets.push((context.history).invoke(client, place, (*action).clone()));
             if context.trace.wants_lines() {
-                let key = String::from_utf8_lossy(key);
+                let key = String::from_utf8_lossy(&place.1);
                 context.say(format_args!("asks {key} {}", describe(action)));
             }
         }
         let (id, mut begun) = (session.open(true), Vec::new());
         let deadline = context.now + self.config.deadline;
-        let operations = keys.map(|(key, action)| operation(table, key, action));
+        let operations = places.iter();
+        let operations = operations.map(|((table, key), action)| operation(*table, key, action));
         session.begin_many(context.now, id, operations, deadline, &mut begun);
         for ticket in tickets.split_off(begun.len()) {
             context.history.complete(ticket, Outcome::Failed);
         }
-        self.keep(number, id, begun, Purpose::Keys(tickets))
-    }
-
-    fn begin_scan<L: Clone>(
-        &mut self,
-        context: &mut Context<'_>,
-        session: &mut Session<L>,
-        number: usize,
-        table: TableId,
-    ) -> &mut Call {
-        let scan = Box::new(Scan::begin(context.history));
-        let from = ScanPosition::default();
-        self.begin_page(context, session, number, table, &from, scan)
+        self.keep(number, id, begun, Purpose::Keys { tickets, doomed })
     }
 
     fn begin_page<L: Clone>(
@@ -258,11 +276,11 @@ impl ClientBooks {
         context: &Context<'_>,
         session: &mut Session<L>,
         number: usize,
-        table: TableId,
         from: &ScanPosition,
         scan: Box<Scan>,
     ) -> &mut Call {
         let (id, deadline) = (session.open(true), context.now + self.config.deadline);
+        let table = scan.table();
         let page = Operation::Scan { table, from };
         let begun = session.begin(context.now, id, page, deadline);
         let begun = begun.map_err(|error| match error {
@@ -317,12 +335,18 @@ impl ClientBooks {
         mut results: Vec<Result<Told, Error>>,
     ) -> bool {
         for result in &results {
-            self.count(context, result, matches!(purpose, Purpose::Create));
+            let doomed = matches!(purpose, Purpose::Keys { doomed: true, .. });
+            let gone = doomed && *result == Err(Error::TableNotFound);
+            let creates = matches!(purpose, Purpose::Create);
+            self.count(context, result, gone || (creates && result.is_err()));
         }
         match purpose {
-            Purpose::Keys(tickets) => {
+            Purpose::Keys { tickets, doomed } => {
                 for (ticket, result) in tickets.into_iter().zip(results) {
-                    let outcome = self.outcome(result);
+                    let outcome = match result {
+                        Err(Error::TableNotFound) if doomed => Outcome::Failed,
+                        result => self.outcome(result),
+                    };
                     context.history.complete(ticket, outcome);
                 }
             }
@@ -330,7 +354,7 @@ impl ClientBooks {
                 if let Some(Ok(Told::Answer(answer))) = results.pop()
                     && let Answer::Table(table) = *answer
                 {
-                    self.table = Some(table.table);
+                    self.tables.push(table.table);
                     self.next_call = context.now;
                 }
             }
@@ -345,14 +369,14 @@ impl ClientBooks {
         false
     }
 
-    fn count(&mut self, context: &mut Context<'_>, result: &Result<Told, Error>, creates: bool) {
+    fn count(&mut self, context: &mut Context<'_>, result: &Result<Told, Error>, excused: bool) {
         self.ended.0 += 1;
         self.ended.1 += u64::from(result.is_ok());
         let rejected = matches!(
             result,
-            Err(Error::Rejected { .. } | Error::NotACounter | Error::OutOfMemory)
+            Err(Error::Rejected { .. } | Error::NotACounter | Error::Overflow | Error::OutOfMemory)
         );
-        self.rejected += u64::from(rejected || (creates && result.is_err()));
+        self.rejected += u64::from(rejected || excused);
         if context.trace.wants_lines() {
             context.say(format_args!("is answered {}", describe_result(result)));
         }
@@ -366,12 +390,9 @@ impl ClientBooks {
         page: Page,
         mut scan: Box<Scan>,
     ) -> bool {
-        let Some(table) = self.table else {
-            return false;
-        };
-        scan.found(table, page.objects);
+        scan.found(page.objects);
         if let Some(next) = page.next {
-            self.begin_page(context, session, number, table, &next, scan);
+            self.begin_page(context, session, number, &next, scan);
             return true;
         }
         let twice = scan.end(context.history, self.config.number);
@@ -395,6 +416,7 @@ impl ClientBooks {
             Ok(Told::Page(_) | Told::Answer(_)) => Outcome::Unknown,
             Err(Error::Rejected { version }) => Outcome::Rejected { version },
             Err(Error::NotACounter) => Outcome::NotACounter,
+            Err(Error::Overflow) => Outcome::Overflow,
             Err(Error::Timeout {
                 maybe_applied: true,
             }) => Outcome::Unknown,

@@ -10,7 +10,7 @@ use std::time::Duration;
 use ramkeep_wire::Version;
 use ramkeep_wire::data::RejectRules;
 
-use crate::history::Action;
+use crate::history::{Action, Place};
 use crate::rng::Rng;
 
 /// The next thing a client does.
@@ -18,6 +18,8 @@ use crate::rng::Rng;
 pub enum Step {
     /// Something with one key.
     Key(Vec<u8>, Action),
+    /// The same, in a table that somebody may drop.
+    Doomed(Place, Action),
     /// Look at every object.
     Scan,
 }
@@ -197,6 +199,9 @@ impl Workload {
             0 => Action::Read,
             1 => Action::Remove {
                 rules: RejectRules::default(),
+            },
+            2 if self.rng.percent(20) => Action::Increment {
+                by: *self.rng.choose(&[i64::MIN, i64::MAX, i64::MAX / 2]),
             },
             _ => Action::Increment {
                 by: self.rng.below(1..100) as i64 - 30,

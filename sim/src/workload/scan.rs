@@ -11,6 +11,7 @@ use crate::history::{Action, History, Outcome, Place};
 /// A scan under way.
 #[derive(Debug)]
 pub(super) struct Scan {
+    table: TableId,
     invoked: u64,
     /// Keys that were known when it began.
     known: Vec<Place>,
@@ -20,19 +21,26 @@ pub(super) struct Scan {
 
 impl Scan {
     /// It begins now.
-    pub(super) fn begin(history: &mut History) -> Self {
+    pub(super) fn begin(history: &mut History, table: TableId) -> Self {
+        let known = history.keys().map(|(place, _)| place);
         Self {
-            known: history.keys().map(|(place, _)| place.clone()).collect(),
+            table,
+            known: known.filter(|place| place.0 == table).cloned().collect(),
             invoked: history.tick(),
             found: BTreeMap::new(),
             twice: Vec::new(),
         }
     }
 
+    /// Of which table.
+    pub(super) fn table(&self) -> TableId {
+        self.table
+    }
+
     /// A page of it came.
-    pub(super) fn found(&mut self, table: TableId, objects: Vec<(Bytes, Object)>) {
+    pub(super) fn found(&mut self, objects: Vec<(Bytes, Object)>) {
         for (key, object) in objects {
-            let place = (table, key.to_vec());
+            let place = (self.table, key.to_vec());
             let found = Outcome::Found {
                 version: object.version,
                 value: object.value.to_vec(),

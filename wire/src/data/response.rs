@@ -49,6 +49,8 @@ pub enum Status {
     /// There is no memory to remember the result by: nothing was done, nor will be under this rpc id.
     /// It may be asked for as client 0.
     NotRemembered = 12,
+    /// The sum of an increment would not fit in 64 bits; `version` is the counter's, 0 if there is none.
+    Overflow = 13,
 }
 
 impl Status {
@@ -70,6 +72,7 @@ impl Status {
             10 => Self::Stale,
             11 => Self::LeaseOver,
             12 => Self::NotRemembered,
+            13 => Self::Overflow,
             _ => return None,
         })
     }

@@ -67,6 +67,7 @@ fn each_operation_understands_its_answers() {
             b"",
             Err(Error::NotACounter),
         ),
+        (increment, Status::Overflow, 9, b"", Err(Error::Overflow)),
         (
             write(&key, b"v"),
             Status::Rejected,

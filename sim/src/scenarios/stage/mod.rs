@@ -111,6 +111,7 @@ impl Stage {
         let clients = (0..2)
             .map(|number| {
                 let config = ClientConfig {
+                    tables: 1,
                     number,
                     coordinators: world.coordinators(),
                     sessions: 1,
@@ -139,7 +140,7 @@ impl Stage {
     }
 
     fn table_of(&self, client: usize) -> Option<TableId> {
-        self.world.client(client)?.table()
+        self.world.client(client)?.tables().first().copied()
     }
 
     /// The clients' table.
