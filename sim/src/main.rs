@@ -180,6 +180,7 @@ struct Totals {
     recoveries: usize,
     too_full: usize,
     gave_up: u64,
+    short_of_frames: u64,
     faults: BTreeMap<Fault, u32>,
     virtual_seconds: f64,
     struck: BTreeMap<(CrashPoint, Dying), u32>,
@@ -198,6 +199,7 @@ impl Totals {
         self.recoveries += report.recoveries;
         self.too_full += report.too_full;
         self.gave_up += u64::from(report.gave_up);
+        self.short_of_frames += u64::from(report.short_of_frames);
         for (fault, times) in &report.faults {
             *self.faults.entry(*fault).or_default() += times;
         }
@@ -231,7 +233,7 @@ impl Totals {
         println!(
             "{} seeds, {} with findings; {} operations ({} refused or open), {} events, {} faults, \
              {} logs recovered, {} dead masters too large for the rest, \
-             losses given up in {}, {:.0} virtual seconds",
+             losses given up in {}, frames short in {}, {:.0} virtual seconds",
             self.seeds,
             self.findings,
             self.operations,
@@ -241,6 +243,7 @@ impl Totals {
             self.recoveries,
             self.too_full,
             self.gave_up,
+            self.short_of_frames,
             self.virtual_seconds,
         );
         let [some, several, shared] = self.recovered;

@@ -553,3 +553,20 @@ fn the_search_agrees_with_trying_all_orders() {
     }
     assert!(accepted > 200 && refused > 200, "{accepted} {refused}");
 }
+
+#[test]
+fn open_increments_and_removes_that_fill_a_gap_are_found() {
+    let by = [60, 27, 62, -16, -2, -20, 52, 11, 18, 3, 47];
+    let open = |invoked: u64, action: Action| op(invoked, u64::MAX, action, Outcome::Unknown);
+    let mut history = vec![increment(1, 2, 5, 5, 59)];
+    for (invoked, by) in (3..).zip(by) {
+        history.push(open(invoked, Action::Increment { by }));
+    }
+    history.extend((20..23).map(open_remove));
+    // Eight of them came before it.
+    let sum = 60 + 62 - 16 - 2 - 20 + 52 + 11 + 27;
+    history.push(increment(30, 31, 57, 5 + sum + 57, 68));
+    assert_eq!(check_key(&history), Ok(()));
+    history.push(increment(32, 33, 1, 5 + sum + 57, 69));
+    assert_eq!(check_key(&history), Err(Violation::NoOrder));
+}

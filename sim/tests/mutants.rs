@@ -83,6 +83,10 @@ const ELSEWHERE: &[(Mutant, &str)] = &[
         "coordinator/src/core/recovery/end/tests.rs: within the promise a longer replica is there, too",
     ),
     (
+        Mutant::NameWhatIsNew,
+        "coordinator/src/core/recovery/end/tests.rs: few runs lose two segments one after the other",
+    ),
+    (
         Mutant::EndIgnoresFloor,
         "coordinator/src/core/recovery/end/tests.rs: as above",
     ),

@@ -170,6 +170,8 @@ crate::named! {
     NewcomersHaveHeardNothing = "newcomers-have-heard-nothing",
     /// Coordinator: a segment is there when a backup says so, whoever could not prove it.
     BelieveInventories = "believe-inventories",
+    /// Coordinator: of what is missing only that is named which was not given up before.
+    NameWhatIsNew = "name-what-is-new",
     /// Coordinator: what an earlier leader planned takes nobody knows what, until it is over.
     PlansOfOthersAreUnknown = "plans-of-others-are-unknown",
     /// Coordinator: what nobody can replay takes frames all the same.

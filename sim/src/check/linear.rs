@@ -5,7 +5,7 @@ use super::zones::{self, Violation};
 use crate::history::{History, Operation, Outcome, Place};
 
 /// Configurations that the search may visit for one key.
-pub const SEARCH_BUDGET: usize = 200_000;
+pub const SEARCH_BUDGET: usize = 1_000_000;
 
 /// Checks every key of a history: those whose answers contradict each other.
 #[must_use]

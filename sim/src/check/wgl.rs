@@ -221,8 +221,8 @@ impl<'a> Searcher<'a> {
         first.is_some_and(|(state, _)| *state < configuration.model.state())
     }
 
-    /// What could have happened next. Open operations come first so that, the stack being last in
-    /// first out, answered ones are tried before them.
+    /// What could have happened next. The stack is last in first out: answered operations are tried first,
+    /// open removes last, since what is absent may take any version next.
     fn steps(&self, configuration: &Configuration) -> Vec<Configuration> {
         let waiting = || (0..self.operations.len()).filter(|index| !configuration.has(*index));
         let deadline = waiting()
@@ -230,6 +230,7 @@ impl<'a> Searcher<'a> {
             .min()
             .unwrap_or(u64::MAX);
         let mut steps = Vec::new();
+        let mut open = Vec::new();
         let mut answered = Vec::new();
         for index in waiting() {
             let known = &self.operations[index];
@@ -254,12 +255,15 @@ impl<'a> Searcher<'a> {
             if self.is_dead(&next) {
                 continue;
             }
-            if operation.is_open() {
+            if !operation.is_open() {
+                answered.push(next);
+            } else if next.model.object.is_none() {
                 steps.push(next);
             } else {
-                answered.push(next);
+                open.push(next);
             }
         }
+        steps.append(&mut open);
         steps.append(&mut answered);
         steps
     }

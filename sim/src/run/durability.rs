@@ -7,7 +7,7 @@ use ramkeep_wire::ServerId;
 use ramkeep_wire::backup::ReplicaInfo;
 use ramkeep_wire::coordinator::Tablet;
 
-use super::{CrashPoint, Dead, FITS, Reached, Run};
+use super::{CrashPoint, Dead, Reached, Run};
 use crate::check::log_end::MasterRecord;
 use crate::history::Place;
 use crate::promise::{self, Lost};
@@ -125,31 +125,6 @@ impl Run {
         self.dead.iter().filter(down).map(promised).collect()
     }
 
-    /// Whether the living have memory for what is down of a dead master, with [`FITS`] to spare.
-    fn fits(&self, state: &State, dead: ServerId) -> bool {
-        let had = (self.dead.get(&dead))
-            .and_then(|dead| Some((dead.width, *self.world.left.get(&dead.record.master)?)));
-        let Some((width_then, stats)) = had else {
-            return true;
-        };
-        let takes =
-            u128::from(stats.takes()) * (width(state, dead) >> 32) / (width_then >> 32).max(1);
-        let living = inspect::living_masters(&self.world, state).into_iter();
-        let nodes = living.filter_map(|(machine, _)| self.world.server(machine)?.master());
-        let room: u64 = nodes.map(|master| master.stats().room).sum();
-        u128::from(room) * 100 >= takes * FITS
-    }
-
-    /// Dead masters whose tablets are down, since there is no memory for them.
-    pub(super) fn too_full(&self) -> usize {
-        let Some(state) = inspect::recorded(&self.world) else {
-            return 0;
-        };
-        let down = |server: &&ServerId| !inspect::tablets(&state, **server).is_empty();
-        let dead = self.dead.keys().filter(down);
-        dead.filter(|server| !self.fits(&state, **server)).count()
-    }
-
     pub(super) fn show_held(
         &mut self,
         coordinator: &State,
@@ -193,7 +168,7 @@ fn brief(info: &ReplicaInfo) -> String {
 }
 
 /// How many hashes the tablets of a master have.
-fn width(state: &State, master: ServerId) -> u128 {
+pub(super) fn width(state: &State, master: ServerId) -> u128 {
     let tablets = inspect::tablets(state, master);
     let width = |tablet: &Tablet| u128::from(tablet.last.0 - tablet.first.0) + 1;
     tablets.iter().map(width).sum()

@@ -6,7 +6,7 @@ use std::time::Duration;
 use ramkeep_wire::coordinator::Roles;
 use ramkeep_wire::{Micros, ServerId, postcards};
 
-use super::{FRAMES, Run};
+use super::Run;
 use crate::node::Node;
 
 /// Once faults have stopped: how soon there is a leader, a server can join, a table can be made and
@@ -28,7 +28,7 @@ impl Run {
             }
         }
         let (master, backup) = (false, true);
-        let machine = self.world.add_server(Roles { master, backup }, FRAMES, 0);
+        let machine = (self.world).add_server(Roles { master, backup }, self.frames, 0);
         self.joined = Some(machine);
         for admin in self.admins.clone() {
             if let Some(process) = self.world.machines[admin].process {

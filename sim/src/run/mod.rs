@@ -5,6 +5,7 @@ mod durability;
 mod group;
 mod operator;
 mod quiet;
+mod room;
 
 use self::clients::Clients;
 use std::collections::{BTreeMap, BTreeSet};
@@ -72,6 +73,8 @@ pub struct Report {
     pub recoveries: usize,
     /// Dead masters whose tablets are down in the end, since there is no memory for them.
     pub too_full: usize,
+    /// It ended with something waiting for frames that are not there.
+    pub short_of_frames: bool,
     /// True time that the run took, in virtual seconds.
     pub virtual_seconds: f64,
     /// How often which fault happened.
@@ -150,6 +153,8 @@ struct Run {
     world: World,
     faults: Faults,
     replicas: usize,
+    /// Of each backup.
+    frames: u32,
     people: Clients,
     /// Their machines; on the first somebody stays.
     clients: Vec<usize>,
@@ -189,10 +194,6 @@ struct Dead {
     width: u128,
 }
 
-/// A dead master's tablets must be served again if so many times the memory that they took is free, in
-/// hundredths: they are cut by hashes, which fall unevenly where there are few keys.
-const FITS: u128 = 150;
-
 /// Settings of a simulated cluster: small segments, short times.
 #[must_use]
 pub fn settings(rng: &mut Rng, replicas: u8) -> Settings {
@@ -209,7 +210,7 @@ pub fn settings(rng: &mut Rng, replicas: u8) -> Settings {
 /// How long disks of coordinators take to sync, microseconds.
 const SYNCS: [(u64, u64); 4] = [(100, 500), (100, 500), (1_000, 10_000), (20_000, 100_000)];
 
-/// Frames that each simulated backup has.
+/// Frames that each simulated backup has, where they are not short.
 pub const FRAMES: u32 = 512;
 /// Segments that each simulated master has memory for: few enough that a digest of them leaves
 /// room in a small segment.
@@ -263,18 +264,30 @@ impl Run {
             true => rng.below(3..7),
             false => rng.below(1..5),
         };
-        for _ in 0..masters {
-            let backup = rng.percent(50);
+        let both: Vec<bool> = (0..masters).map(|_| rng.percent(50)).collect();
+        let spare = rng.below(1..4) + replicas as u64;
+        let backups = spare + both.iter().filter(|backs_up| **backs_up).count() as u64;
+        // Just enough for all that masters have memory for, if one backup is missing.
+        let copies = masters * segments * replicas as u64;
+        let frames = match Rng::new(options.seed).fork(82).percent(25) {
+            true => (copies.div_ceil((backups - 1).max(1)) + 2 * masters) as u32,
+            false => FRAMES,
+        };
+        for backup in both {
             let master = true;
-            world.add_server(Roles { master, backup }, FRAMES, memory);
+            world.add_server(Roles { master, backup }, frames, memory);
         }
-        let spare = rng.below(1..4);
-        for _ in 0..replicas as u64 + spare {
+        for _ in 0..spare {
             let (master, backup) = (false, true);
-            world.add_server(Roles { master, backup }, FRAMES, memory);
+            world.add_server(Roles { master, backup }, frames, memory);
         }
         let mut people = Clients::new(rng.fork(7), group_only);
         let clients = people.all_come(&mut world);
+        // More than are named in one message.
+        let leases = match Rng::new(options.seed).fork(81).percent(5) {
+            true => 300,
+            false => 0,
+        };
         let admins = (0..rng.below(1..3) as u32)
             .map(|number| {
                 let coordinators = world.coordinators();
@@ -283,6 +296,7 @@ impl Run {
                     coordinators,
                     think: *rng.choose(&[1_000, 30_000]),
                     rounds: rng.below(1..60) as u32,
+                    leases: if number == 0 { leases } else { 0 },
                 })
             })
             .collect();
@@ -311,6 +325,7 @@ impl Run {
         let mut run = Self {
             faults,
             replicas,
+            frames,
             admins,
             group_only,
             beyond,

@@ -36,6 +36,10 @@ impl Run {
             self.stop_workloads();
         }
         if !lacking.is_empty() && now > self.gives_up {
+            if self.frames_are_short() {
+                self.report.short_of_frames = true;
+                return true;
+            }
             let lacking = lacking.join("; ");
             self.find(&format!("not whole again after {CONVERGENCE:?}: {lacking}"));
             return true;
@@ -186,18 +190,6 @@ impl Run {
         if let Some(first) = lost.first() {
             self.find(first);
         }
-    }
-
-    /// Masters that have no memory left for what is written at the end.
-    fn full_masters(&self, state: &State) -> Vec<ServerId> {
-        let least = 3 * u64::from(self.world.config.settings.segment_size);
-        let is_full = |machine: usize| {
-            let master = self.world.server(machine).and_then(|node| node.master());
-            master.is_none_or(|master| master.stats().room < least)
-        };
-        let masters = inspect::living_masters(&self.world, state).into_iter();
-        let full = masters.filter(|(machine, _)| is_full(*machine));
-        full.map(|(_, server)| server).collect()
     }
 
     /// Frames in use that no living master's log accounts for, or too few.

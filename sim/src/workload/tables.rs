@@ -30,6 +30,8 @@ pub struct AdminConfig {
     pub think: u64,
     /// Tables that it makes, at most.
     pub rounds: u32,
+    /// Leases of clients that do nothing, which it opens before anything else.
+    pub leases: u64,
 }
 
 /// Who asks: there is one only.
@@ -59,6 +61,8 @@ enum Asked {
 pub struct TableBooks {
     config: AdminConfig,
     nonce: [u8; 16],
+    /// Leases of others that it has opened.
+    opened: u64,
     client: Option<ClientId>,
     renewed: Micros,
     not_before: Micros,
@@ -84,6 +88,7 @@ impl TableBooks {
         Self {
             config,
             nonce,
+            opened: 0,
             client: None,
             renewed: Micros(0),
             not_before: Micros(0),
@@ -180,7 +185,10 @@ impl TableBooks {
     }
 
     fn next_of_round(&self, now: Micros) -> Option<Request> {
-        let nonce = self.nonce;
+        let nonce = match self.opened < self.config.leases {
+            true => (u128::from_le_bytes(self.nonce) ^ u128::from(self.opened + 1)).to_le_bytes(),
+            false => self.nonce,
+        };
         let Some(client) = self.client else {
             return Some(Request::OpenClientLease { nonce });
         };
@@ -226,8 +234,9 @@ impl TableBooks {
         match self.judge(context.now, &request, answer) {
             Ok(()) => {
                 self.perhaps = false;
-                let think = context.rng.micros(0..self.config.think + 1);
-                self.not_before = context.now + think;
+                let busy = self.opened < self.config.leases;
+                let think = if busy { 0 } else { self.config.think };
+                self.not_before = context.now + context.rng.micros(0..think + 1);
             }
             Err(why) => self.complain(format_args!("{request:?}: {why}")),
         }
@@ -244,6 +253,11 @@ impl TableBooks {
     /// Whether an answer is what must come of what it did.
     fn judge(&mut self, now: Micros, request: &Request, answer: Answer) -> Result<(), String> {
         match (request, answer) {
+            (Request::OpenClientLease { nonce }, Answer::ClientLease { .. })
+                if *nonce != self.nonce =>
+            {
+                self.opened += 1;
+            }
             (Request::OpenClientLease { .. }, Answer::ClientLease { client, .. }) => {
                 match self.client.replace(client) {
                     Some(known) if known != client => {

@@ -116,7 +116,8 @@ impl Coordinator {
     }
 
     /// What is lacking, or would be should a server die.
-    pub(in crate::core) fn shortages(&self) -> Vec<Shortage> {
+    #[must_use]
+    pub fn shortages(&self) -> Vec<Shortage> {
         self.view().shortages()
     }
 

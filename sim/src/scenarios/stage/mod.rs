@@ -384,6 +384,7 @@ impl Stage {
     pub fn add_admin(&mut self, rounds: u32, think: u64) -> usize {
         let coordinators = self.world.coordinators();
         self.world.add_admin(AdminConfig {
+            leases: 0,
             number: 0,
             coordinators,
             think,

@@ -147,6 +147,11 @@ impl Dead {
                 .all(|one| accepted.segments.contains(one))
     }
 
+    fn gave_up(&self, segment: SegmentId) -> bool {
+        let accepted = self.accepted.as_ref();
+        accepted.is_some_and(|loss| loss.segments.contains(&segment))
+    }
+
     fn counts(&self, held: &Held) -> bool {
         let replica = &held.replica;
         let recorded = self.epochs.get(&replica.segment);
@@ -294,10 +299,7 @@ impl Finder {
 
     /// Whether a closed replica counts as what it is said to be: none if it must be read first.
     fn is_sound(&self, dead: &Dead, held: &Held) -> Option<bool> {
-        let segment = held.replica.segment;
-        let accepted = dead.accepted.as_ref();
-        let is_given_up = accepted.is_some_and(|loss| loss.segments.contains(&segment));
-        match is_given_up || mutants::active(Mutant::BelieveInventories) {
+        match dead.gave_up(held.replica.segment) || mutants::active(Mutant::BelieveInventories) {
             true => Some(true),
             false => self.suspects.is_sound(held),
         }
@@ -417,7 +419,11 @@ impl Finder {
         if missing.is_empty() && no_end.is_none() {
             return Step::Found(found(end, &there));
         }
-        let mut segments: Vec<_> = missing.iter().map(|item| item.segment).collect();
+        // What is given up stays so: who accepts names all of it.
+        let forgets = mutants::active(Mutant::NameWhatIsNew);
+        let given_up = (there.iter()).filter(|item| dead.gave_up(item.segment) && !forgets);
+        let named = missing.iter().chain(given_up);
+        let mut segments: Vec<_> = named.map(|item| item.segment).collect();
         segments.sort_unstable();
         segments.dedup();
         let loss = Loss {

@@ -499,6 +499,14 @@ fn a_suspect_is_there_once_a_copy_of_it_is_proved_and_missing_when_none_is() {
     };
     let (found, proved) = search_suspecting(&accepting, &none, &[5]);
     assert!(found.is_ok() && proved.is_empty());
+    // What is lost beside it comes to it.
+    let both = [
+        s5.closed(B).damaged(),
+        s6.closed(B).damaged(),
+        s7.open(C, 1, 0),
+    ];
+    let (found, _) = search_suspecting(&accepting, &both, &[5, 6]);
+    assert_eq!(found.unwrap_err().missing, Some(loss(&[], &[5, 6], false)));
 }
 
 #[test]
@@ -644,7 +652,11 @@ fn a_head_that_comes_back_after_the_loss_was_accepted_is_the_end() {
 #[cfg(feature = "mutants")]
 #[test]
 fn planted_faults_are_caught() {
-    let faults: [(Mutant, fn()); 5] = [
+    let faults: [(Mutant, fn()); 6] = [
+        (
+            Mutant::NameWhatIsNew,
+            a_suspect_is_there_once_a_copy_of_it_is_proved_and_missing_when_none_is,
+        ),
         (
             Mutant::EndIgnoresEpoch,
             a_replica_of_an_epoch_below_the_recorded_one_does_not_count,
