@@ -237,10 +237,16 @@ pub(crate) struct Apart {
 impl Apart {
     /// Starts it and waits until it announces itself.
     pub(crate) fn start(arguments: &[&str]) -> Self {
+        Self::start_logging(arguments, Stdio::inherit())
+    }
+
+    /// The same; what it logs goes elsewhere.
+    pub(crate) fn start_logging(arguments: &[&str], log: Stdio) -> Self {
         let mut process = ramkeep()
             .args(arguments)
             .arg("--json")
             .stdout(Stdio::piped())
+            .stderr(log)
             .spawn()
             .unwrap();
         let events = json_lines(&mut process);

@@ -122,25 +122,11 @@ fn without_their_directories_the_coordinators_make_no_new_cluster_and_servers_sa
     let running = cluster(&data);
     let log = Log(directory.path().join("log"));
     let spare = directory.path().join("spare");
-    let mut server = ramkeep()
-        .args([
-            "server",
-            "--listen",
-            "127.0.0.1:0",
-            "--memory",
-            "64MiB",
-            "--data",
-        ])
-        .arg(&spare)
-        .args(["--coordinators", &running.coordinators])
-        .stdout(Stdio::null())
-        .stderr(File::create(&log.0).unwrap())
-        .spawn()
-        .unwrap();
-    await_that("it joins", || {
-        let status = running.json(&["status"]);
-        status["servers"].as_array().unwrap().len() == 3
-    });
+    let to_log = Stdio::from(File::create(&log.0).unwrap());
+    let server = ["server", "--listen", "127.0.0.1:0", "--memory", "64MiB"];
+    let further = ["--data", spare.to_str().unwrap(), "--coordinators"];
+    let flags = [&server[..], &further, &[&running.coordinators]].concat();
+    let server = Apart::start_logging(&flags, to_log);
     let coordinators = running.of_role("coordinator");
     let flags: Vec<_> = coordinators.iter().map(|one| flags(one.pid)).collect();
     coordinators.iter().for_each(|one| one.kill());
@@ -161,9 +147,7 @@ fn without_their_directories_the_coordinators_make_no_new_cluster_and_servers_sa
     let status = running.json(&["status"]);
     assert_eq!(status["servers"].as_array().unwrap().len(), 0, "{status}");
     assert_eq!(count(&log.0, met), 1);
-    drop(new);
-    drop(server.kill());
-    drop(server.wait());
+    drop((new, server));
 }
 
 /// The last coordinator's flags, once the others are lost and it is stopped.
