@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use rustix::process::Signal;
 
-use crate::harness::{Apart, Cluster, Done, arguments_of, await_that, ramkeep, run};
+use crate::harness::{Apart, Cluster, Done, arguments_of, await_that, run};
 
 /// A cluster that keeps its files, with a value under a key.
 fn cluster(data: &Path) -> Cluster {
@@ -125,8 +125,8 @@ fn without_their_directories_the_coordinators_make_no_new_cluster_and_servers_sa
     let to_log = Stdio::from(File::create(&log.0).unwrap());
     let server = ["server", "--listen", "127.0.0.1:0", "--memory", "64MiB"];
     let further = ["--data", spare.to_str().unwrap(), "--coordinators"];
-    let flags = [&server[..], &further, &[&running.coordinators]].concat();
-    let server = Apart::start_logging(&flags, to_log);
+    let joining = [&server[..], &further, &[&running.coordinators]].concat();
+    let server = Apart::start_logging(&joining, to_log);
     let coordinators = running.of_role("coordinator");
     let flags: Vec<_> = coordinators.iter().map(|one| flags(one.pid)).collect();
     coordinators.iter().for_each(|one| one.kill());
