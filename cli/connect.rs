@@ -92,7 +92,7 @@ pub(crate) fn operation_failed(name: &str, error: &Error) -> Failure {
 
 /// What to say when there is no cluster where it was looked for.
 pub(crate) fn no_answer(addresses: &str, reason: impl Display) -> Failure {
-    Failure::new(format_args!(
+    Failure::NoCluster(format!(
         "no cluster answers at {addresses} ({reason}); start one with `ramkeep up`, or name its \
          coordinators with --coordinators"
     ))

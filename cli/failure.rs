@@ -4,11 +4,17 @@ use std::fmt::Display;
 use std::io;
 use std::process::ExitCode;
 
+use serde_json::{Value, json};
+
+use crate::output::Output;
+
 /// Why a command did not succeed.
 #[derive(Debug)]
 pub(crate) enum Failure {
     /// It could not be done. Exit code 1.
     Failed(String),
+    /// No cluster answers, or none that has a leader. Exit code 1.
+    NoCluster(String),
     /// It was asked for wrongly. Exit code 2.
     Usage(String),
     /// The argument parser has its own words, for wrong usage and for `--help`.
@@ -32,6 +38,7 @@ impl Failure {
     pub(crate) fn within(self, what: impl Display) -> Self {
         match self {
             Self::Failed(message) => Self::Failed(format!("{what}: {message}")),
+            Self::NoCluster(message) => Self::NoCluster(format!("{what}: {message}")),
             other => other,
         }
     }
@@ -40,28 +47,43 @@ impl Failure {
     pub(crate) fn because(self, why: impl Display) -> Self {
         match self {
             Self::Failed(message) => Self::Failed(format!("{message}; {why}")),
+            Self::NoCluster(message) => Self::NoCluster(format!("{message}; {why}")),
             other => other,
         }
     }
 
-    /// Tells the person, once, and gives the exit code.
-    pub(crate) fn report(self) -> ExitCode {
+    /// Tells the person, or the program, once, and gives the exit code.
+    pub(crate) fn report(self, output: Output) -> ExitCode {
+        let code = self.code();
         match self {
-            Self::Failed(message) => {
-                eprintln!("ramkeep: {}", one_line(&message));
-                ExitCode::from(1)
-            }
-            Self::Usage(message) => {
-                eprintln!("ramkeep: {}", one_line(&message));
-                ExitCode::from(2)
-            }
-            Self::Parser(error) => {
+            Self::NoReader => {}
+            Self::Parser(error) if !(output.is_json() && error.use_stderr()) => {
                 // Printing fails only when nobody listens.
                 let _ = error.print();
-                ExitCode::from(if error.use_stderr() { 2 } else { 0 })
             }
-            Self::NoReader => ExitCode::from(1),
+            failure if output.is_json() => eprintln!("{}", failure.json()),
+            failure => eprintln!("ramkeep: {failure}"),
         }
+        ExitCode::from(code)
+    }
+
+    fn code(&self) -> u8 {
+        match self {
+            Self::Failed(_) | Self::NoCluster(_) | Self::NoReader => 1,
+            Self::Usage(_) => 2,
+            Self::Parser(error) => u8::from(error.use_stderr()) * 2,
+        }
+    }
+
+    /// For programs: what kind of failure it is, and what a person is told.
+    fn json(&self) -> Value {
+        let error = match self {
+            Self::Failed(_) => "failed",
+            Self::NoCluster(_) => "no_cluster",
+            Self::Usage(_) | Self::Parser(_) => "usage",
+            Self::NoReader => "no_reader",
+        };
+        json!({ "error": error, "message": one_line(&self.to_string()) })
     }
 }
 
@@ -69,7 +91,9 @@ impl Failure {
 impl Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Failed(message) | Self::Usage(message) => f.write_str(&one_line(message)),
+            Self::Failed(message) | Self::NoCluster(message) | Self::Usage(message) => {
+                f.write_str(&one_line(message))
+            }
             Self::Parser(error) => Display::fmt(error, f),
             Self::NoReader => f.write_str("nobody reads standard output"),
         }
@@ -100,6 +124,17 @@ mod tests {
             one_line("no table\n  flights; create it"),
             "no table flights; create it"
         );
+    }
+
+    #[test]
+    fn a_program_is_told_what_kind_of_failure_it_is() {
+        let failure = Failure::NoCluster("nobody\n  leads".to_owned()).within("status");
+        let told = failure.json();
+        assert_eq!(told["error"], "no_cluster");
+        assert_eq!(told["message"], "status: nobody leads");
+        assert_eq!(failure.code(), 1);
+        assert_eq!(Failure::usage("--data").json()["error"], "usage");
+        assert_eq!(Failure::usage("--data").code(), 2);
     }
 
     #[test]

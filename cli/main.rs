@@ -2,7 +2,7 @@
 //!
 //! # Invariants
 //! 1. Standard output carries results only; with `--json` it carries JSON only. Traces and failures
-//!    go to standard error, a failure in one line.
+//!    go to standard error, a failure in one line, which with `--json` is a JSON object.
 //! 2. The exit code is 0 (done), 1 (failed) or 2 (wrong usage).
 #![forbid(unsafe_code)]
 
@@ -39,12 +39,16 @@ use crate::output::Output;
 fn main() -> ExitCode {
     let cli = match settings::parse(std::env::args_os().collect()) {
         Ok(cli) => cli,
-        Err(failure) => return failure.report(),
+        Err(failure) => {
+            let json = std::env::args_os().any(|flag| flag == "--json");
+            return failure.report(Output::new(json));
+        }
     };
     trace::start(cli.global.trace.as_deref(), cli.global.verbose);
+    let output = Output::new(cli.global.json);
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.report(),
+        Err(failure) => failure.report(output),
     }
 }
 

@@ -34,7 +34,7 @@ use ramkeep_wire::{
 };
 
 /// The file's name in a backup's directory.
-pub const FRAME_FILE: &str = "frames";
+pub const FRAME_FILE: &str = ramkeep_wire::directory::FRAMES;
 /// First bytes of either superblock slot.
 pub const MAGIC: [u8; 8] = *b"RKFRAMES";
 /// The layout drawn above. Changed with every change of it.

@@ -76,6 +76,26 @@ fn request(request: &BackupRequest) -> (Kind, Vec<u8>) {
 const TO: Party = Party(BACKUP.0);
 
 #[test]
+fn a_coordinators_directory_is_refused_and_left_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let journal = folder.path().join(directory::JOURNAL);
+    fs::write(&journal, b"journal").unwrap();
+    let refused = open(folder.path()).unwrap_err();
+    assert!(matches!(refused, OpenError::Coordinators(_)), "{refused}");
+    assert!(
+        refused
+            .to_string()
+            .contains("the directory of a coordinator")
+    );
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    // One that both had before goes on.
+    fs::remove_file(&journal).unwrap();
+    drop(open(folder.path()).unwrap());
+    fs::write(&journal, b"journal").unwrap();
+    assert!(open(folder.path()).is_ok());
+}
+
+#[test]
 fn a_restarted_process_has_its_replicas_and_names_the_former_server() {
     let folder = tempfile::tempdir().unwrap();
     let mut segment = Segment::new(MASTER, 1);

@@ -174,4 +174,16 @@ pub enum Body {
         /// The sender's last decided slot.
         decided: Slot,
     },
+    /// A member is not where the group has it.
+    Moved {
+        /// Where it is reached.
+        address: String,
+    },
+    /// To the leader: a member has `Moved`, and the sender's configuration has it there, too.
+    Called {
+        /// Which.
+        member: PeerId,
+        /// Where.
+        address: String,
+    },
 }

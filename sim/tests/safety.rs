@@ -76,6 +76,7 @@ stories! {
     detection_one_that_hangs_is_told_of_by_others_and_dies_by_the_leaders_probes,
     detection_one_that_is_killed_is_dead_within_half_a_second,
     safety_28_coordinators_that_took_the_places_of_others_are_found,
+    safety_28_a_moved_coordinator_is_found_once_one_other_was_told,
     safety_30_a_copy_of_a_coordinators_directory_takes_part_in_nothing,
     safety_30_copies_of_a_servers_directory_kill_nobody,
 }

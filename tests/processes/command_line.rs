@@ -113,7 +113,8 @@ fn a_configuration_file_with_a_slip_is_refused() {
 #[test]
 fn without_a_key_a_process_refuses_to_be_reached_from_other_machines() {
     let directory = tempfile::tempdir().unwrap();
-    let data = directory.path().to_str().unwrap();
+    let of = |role: &str| directory.path().join(role).to_str().unwrap().to_owned();
+    let (coordinator, server) = (of("coordinator"), of("server"));
     for arguments in [
         &[
             "coordinator",
@@ -122,18 +123,46 @@ fn without_a_key_a_process_refuses_to_be_reached_from_other_machines() {
             "--listen",
             "0.0.0.0:0",
             "--data",
-            data,
+            &coordinator,
         ][..],
         &[
             "server",
             "--listen",
             "0.0.0.0:0",
             "--data",
-            data,
+            &server,
             "--memory",
             "64MiB",
         ],
     ] {
         run(arguments).assert_failed(1, "key file");
+    }
+}
+
+#[test]
+fn with_json_a_failure_is_an_object_on_standard_error() {
+    for (arguments, code, error) in [
+        (
+            &["status", "--json", "--coordinators", "127.0.0.1:1"][..],
+            1,
+            "no_cluster",
+        ),
+        (
+            &["get", "t", "k", "--json", "--coordinators", "127.0.0.1:1"],
+            1,
+            "no_cluster",
+        ),
+        (
+            &["table", "list", "--json", "--config", "/no/such/file"],
+            1,
+            "failed",
+        ),
+        (&["status", "--json", "--nonsense"], 2, "usage"),
+    ] {
+        let failed = run(arguments);
+        failed.assert_failed(code, "");
+        let told: serde_json::Value = serde_json::from_str(&failed.stderr()).unwrap();
+        assert_eq!(told["error"], error, "{told}");
+        assert!(!told["message"].as_str().unwrap().is_empty());
     }
 }

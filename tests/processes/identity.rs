@@ -234,3 +234,106 @@ fn a_rescue_makes_a_whole_group_again() {
     assert_eq!(running.json(&["get", "t", "k"])["value"], "v");
     drop(group);
 }
+
+/// The same flags, with these values instead.
+fn with(flags: &[String], values: &[(&str, String)]) -> Vec<String> {
+    let mut flags = flags.to_vec();
+    for (flag, value) in values {
+        let at = flags.iter().position(|one| one == flag).unwrap();
+        flags[at + 1].clone_from(value);
+    }
+    flags
+}
+
+/// The value of a flag.
+fn value_of(flags: &[String], flag: &str) -> String {
+    let at = flags.iter().position(|one| one == flag).unwrap();
+    flags[at + 1].clone()
+}
+
+/// An address at which nobody listens now.
+fn free_address() -> String {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    free.local_addr().unwrap().to_string()
+}
+
+#[test]
+fn a_moved_coordinator_is_found_by_all_once_one_of_them_is_told() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = directory.path().join("d");
+    let running = cluster(&data);
+    let coordinators = running.of_role("coordinator");
+    let flags: Vec<_> = coordinators.iter().map(|one| flags(one.pid)).collect();
+    // Two of three stop, and one of those goes on elsewhere.
+    coordinators[1].kill();
+    coordinators[2].kill();
+    let (from, to) = (running.addresses[2].clone(), free_address());
+    let home = directory.path().join("moved");
+    std::fs::rename(data.join("coordinator-3"), &home).unwrap();
+    let peers = value_of(&flags[0], "--peers").replace(&format!("3={from}"), &format!("3={to}"));
+    let changed = [
+        ("--listen", to.clone()),
+        ("--data", home.to_str().unwrap().to_owned()),
+        ("--peers", peers.clone()),
+    ];
+    let _moved = start(&with(&flags[2], &changed));
+    let remedy = format!("(coordinator 1) again with 3={to}");
+    await_that("it says from where it calls", || {
+        let status = running.run(&["status", "--json"]);
+        if status.code() == 0 {
+            return false;
+        }
+        let told: serde_json::Value = serde_json::from_str(&status.stderr()).unwrap();
+        assert_eq!(told["error"], "no_cluster", "{told}");
+        told["message"].as_str().unwrap().contains(&remedy)
+    });
+    coordinators[0].kill();
+    let mut told = start(&with(&flags[0], &[("--peers", peers)]));
+    let recorded = |running: &Cluster| {
+        let status = running.run(&["status", "--json"]);
+        status.code() == 0 && status.stdout().contains(&to) && !status.stdout().contains(&from)
+    };
+    await_that("the group has its address", || recorded(&running));
+    assert_eq!(running.json(&["get", "t", "k"])["value"], "v");
+    // Who was told nothing finds it, too; so do servers and clients.
+    let _untold = start(&flags[1]);
+    drop(told.process.kill());
+    drop(told.process.wait());
+    await_that("the two others go on", || recorded(&running));
+    running.json(&["put", "t", "k", "w"]);
+    running.json(&["table", "create", "another"]);
+    assert_eq!(running.json(&["get", "t", "k"])["value"], "w");
+}
+
+#[test]
+fn a_process_of_one_role_is_refused_with_a_directory_of_the_other_and_leaves_it_as_it_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = directory.path().join("d");
+    let mut running = cluster(&data);
+    let coordinator = flags(running.of_role("coordinator")[0].pid);
+    let server = flags(running.of_role("server")[0].pid);
+    running.end(Signal::TERM);
+    let files = |role: &str| {
+        let mut names: Vec<_> = std::fs::read_dir(data.join(role))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        names.sort();
+        names
+    };
+    for (flags, of, whose) in [
+        (&coordinator, "server-1", "the directory of a server"),
+        (&server, "coordinator-1", "the directory of a coordinator"),
+    ] {
+        let before = files(of);
+        let place = data.join(of).to_str().unwrap().to_owned();
+        let line = with(flags, &[("--data", place)]);
+        let refused = run(&line.iter().map(String::as_str).collect::<Vec<_>>());
+        assert_eq!(refused.code(), 1, "{refused:?}");
+        assert!(refused.stderr().contains(whose), "{refused:?}");
+        assert_eq!(files(of), before);
+    }
+    let data = data.to_str().unwrap();
+    let again = Cluster::start(&["--servers", "2", "--replicas", "1", "--data", data]);
+    assert_eq!(again.json(&["get", "t", "k"])["value"], "v");
+}

@@ -10,6 +10,7 @@ pub mod certificate;
 pub mod clients;
 pub mod coordinator;
 pub mod data;
+pub mod directory;
 pub mod entry;
 pub mod envelope;
 pub mod hash;

@@ -12,6 +12,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use ramkeep_memory::{RegionTaken, SharedFile, SharedFileError};
+use ramkeep_wire::directory::JOURNAL;
 use ramkeep_wire::{BootId, Micros};
 
 use crate::core::Backup;
@@ -33,6 +34,12 @@ pub enum OpenError {
         "{} is in use by another process: stop that one, or use another directory", .0.display()
     )]
     InUse(PathBuf),
+    /// It is a coordinator's.
+    #[error(
+        "{} is the directory of a coordinator: nothing in it was changed. Start `ramkeep coordinator` with it, \
+         and this server with its own directory", .0.display()
+    )]
+    Coordinators(PathBuf),
     /// The file was cut off.
     #[error(
         "{} is cut off: {found} bytes where its superblock says {wanted}; its replicas can't be \
@@ -142,8 +149,9 @@ pub(super) fn open(
     now: Micros,
 ) -> Result<(Backup<MappedStore>, DirectoryLock), OpenError> {
     let boot = boot_id().map_err(at(Path::new(BOOT_ID_FILE)))?;
-    let lock = lock(directory)?;
     let path = directory.join(FRAME_FILE);
+    check_role(directory, &path)?;
+    let lock = lock(directory)?;
     if path.try_exists().map_err(at(&path))? {
         judge(&path, geometry)?;
     } else {
@@ -153,6 +161,16 @@ pub(super) fn open(
     let store = MappedStore::new(&file, geometry)?;
     let backup = Backup::open(store, boot, now).map_err(not_ours(&path))?;
     Ok((backup, lock))
+}
+
+/// No frames are made beside a coordinator's journal. A directory that has both already goes on.
+fn check_role(directory: &Path, frames: &Path) -> Result<(), OpenError> {
+    let journal = directory.join(JOURNAL);
+    let both = frames.try_exists().map_err(at(frames))?;
+    if !both && journal.try_exists().map_err(at(&journal))? {
+        return Err(OpenError::Coordinators(directory.to_owned()));
+    }
+    Ok(())
 }
 
 fn lock(directory: &Path) -> Result<DirectoryLock, OpenError> {

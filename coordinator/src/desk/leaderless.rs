@@ -9,6 +9,10 @@ use super::Desk;
 /// Longer than elections take.
 const TELL_AFTER: Duration = Duration::from_secs(2);
 
+fn lost_its_directory(id: paxos::PeerId, at: &str) -> String {
+    format!("coordinator {id} at {at} has lost its directory")
+}
+
 impl Desk {
     /// What keeps the group from having a leader and what leads out, unless it may just be about to have one.
     pub(super) fn why_nobody_leads(&self) -> Option<String> {
@@ -37,28 +41,68 @@ impl Desk {
         if !node.is_member() {
             return Some("it is no member of the group yet".to_owned());
         }
+        if let (Some(at), Some(was)) = (node.has_moved_to(), group.member(setup.me)) {
+            let (me, was) = (setup.me, &was.address);
+            return Some(format!(
+                "the group has coordinator {me} at {was}, and its own --peers have it at {at}: if it was moved, \
+                 start another one again with {me}={at} in its --peers, so that all find it"
+            ));
+        }
+        let mut moved = Vec::new();
         let away = group.members.iter().filter(|member| member.id != setup.me);
         let away = away.filter_map(|member| {
             let (id, at) = (member.id, &member.address);
-            if node.has_called(id) {
-                Some(format!("coordinator {id} at {at} has lost its directory"))
-            } else if !self.peers.is_up(PeerId(id.0)) {
-                Some(format!("coordinator {id} at {at} does not answer"))
-            } else {
-                None
+            if self.peers.is_up(PeerId(id.0)) {
+                return (node.has_called(id)).then(|| lost_its_directory(id, at));
             }
+            if let Some(calls) = node.calls_from(id) {
+                moved.push(format!("{id}={calls}"));
+                return Some(format!(
+                    "coordinator {id} calls from {calls}, and does not answer at {at}"
+                ));
+            }
+            Some(match node.has_called(id) {
+                true => lost_its_directory(id, at),
+                false => format!("coordinator {id} at {at} does not answer"),
+            })
         });
         let away: Vec<String> = away.collect();
         let (all, majority) = (group.members.len(), group.majority());
         if all - away.len() >= majority {
             return None;
         }
+        let away = away.join(", ");
+        let missing = format!("{majority} of the {all} coordinators have to be there: {away}.");
+        if !moved.is_empty() {
+            let (me, moved) = (setup.me, moved.join(","));
+            return Some(format!(
+                "{missing} If it was moved there, and nothing runs where it was, start this one (coordinator \
+                 {me}) again with {moved} in its --peers"
+            ));
+        }
         Some(format!(
-            "{majority} of the {all} coordinators have to be there: {}. Start one of them with its directory; \
-             if those directories are lost for good, stop this one and go on from what it has with \
-             `ramkeep coordinator rescue`",
-            away.join(", ")
+            "{missing} Start one of them with its directory; if those directories are lost for good, stop this \
+             one and go on from what it has with `ramkeep coordinator rescue`"
         ))
+    }
+
+    /// Says in the log, once for each address, that a member calls from where it is not called.
+    pub(super) fn tell_moves(&mut self) {
+        let node = self.core.node();
+        for member in node.group().iter().flat_map(|group| &group.members) {
+            let (id, is_at) = (member.id, &member.address);
+            let Some(calls_from) = node.calls_from(id) else {
+                continue;
+            };
+            let told = self.told_moves.insert(id, calls_from.to_owned());
+            if told.as_deref() != Some(calls_from) {
+                tracing::warn!(
+                    %id, calls_from, is_at,
+                    "a coordinator calls from elsewhere than the group has it: if it was moved, start this one \
+                     again with its new address in --peers"
+                );
+            }
+        }
     }
 
     /// Says so in the log, once as long as it lasts.

@@ -27,7 +27,7 @@ mod peers;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use paxos::{Record, Snapshot};
 use ramkeep_rpc::wires::{Calls, WireEnd, WireId, WireOutput};
@@ -111,6 +111,8 @@ pub struct Desk {
     cluster: ClusterId,
     /// Since when it knows nobody who leads, and whether why was said.
     leaderless: Option<(Micros, bool)>,
+    /// From where members call, as was said in the log.
+    told_moves: BTreeMap<paxos::PeerId, String>,
     /// As long as it is not known whether this coordinator runs where it was before.
     moved: Option<Moved>,
     /// The generation of the group that all who asked before were told.
@@ -139,6 +141,7 @@ impl Desk {
             maps: EncodedMap::default(),
             cluster: ClusterId::default(),
             leaderless: None,
+            told_moves: BTreeMap::new(),
             ended: false,
         }
     }
@@ -289,6 +292,7 @@ impl Desk {
         }
         self.core.handle_tick(now);
         self.tell_why(now);
+        self.tell_moves();
         self.errands_late(now);
         self.peers.handle_tick(now);
     }
@@ -370,7 +374,16 @@ impl Desk {
     /// It is not where it was: it has moved, and takes part from here.
     fn goes_on(&mut self, now: Micros) {
         if let Some(moved) = self.moved.take() {
-            tracing::info!(was = moved.address(), "this coordinator has moved");
+            let (was, node) = (moved.address(), self.core.node());
+            match node.has_moved_to() {
+                Some(at) => tracing::info!(was, at, "this coordinator has moved"),
+                None => tracing::info!(
+                    was,
+                    listens = node.setup().address,
+                    "this coordinator listens elsewhere than it is called: if it was moved, start it with its new \
+                     address in --peers, too"
+                ),
+            }
         }
         self.core.handle_tick(now);
     }

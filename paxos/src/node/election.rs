@@ -123,6 +123,16 @@ impl Node {
     fn ask_to_lead(&mut self) {
         let ballot = self.next_ballot();
         self.stats.elections += 1;
+        let changed = self
+            .group
+            .as_ref()
+            .is_some_and(|group| group.generation > 0);
+        if changed && matches!(self.role, Role::Asking(_)) {
+            // Nobody has answered: they may know an older group, with another address of this peer.
+            self.others()
+                .into_iter()
+                .for_each(|peer| self.tell_group(peer));
+        }
         self.leader = None;
         self.role = Role::Asking(Poll {
             ballot,

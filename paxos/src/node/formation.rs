@@ -30,8 +30,10 @@ impl Node {
             return;
         }
         self.formation.due = Some(self.now + self.setup.timing.retry);
-        if self.removed || self.is_member() {
+        if self.removed || (self.is_member() && !self.tell_move()) {
             self.formation.due = None;
+        } else if self.is_member() {
+            // Said again until the group has it.
         } else if self.group.is_some() {
             self.ask_to_join();
         } else {
@@ -165,7 +167,8 @@ impl Node {
             self.group = Some(group);
             self.rest_before_election();
         } else if stays {
-            // How the group came to be stands in slots that are missing here.
+            // How the group came to be stands in slots that are missing here; where they are asked for, in it.
+            self.newer = Some(group);
             self.fetch_from(from, self.learning.decided.next());
         } else {
             self.group = Some(group);

@@ -112,7 +112,7 @@ impl Node {
         self.begin_change(out, member)
     }
 
-    fn begin_change(&mut self, out: PeerId, by: Member) -> Result<(), ReplaceError> {
+    pub(super) fn begin_change(&mut self, out: PeerId, by: Member) -> Result<(), ReplaceError> {
         let Role::Leading(leader) = &mut self.role else {
             return Err(ReplaceError::NotLeader(self.leader));
         };
@@ -208,7 +208,10 @@ impl Node {
         for member in &group.members {
             self.learners.remove(&member.id);
             self.callers.remove(&member.id);
+            self.moved.remove(&member.id);
         }
+        let generation = group.generation;
+        self.newer.take_if(|newer| newer.generation <= generation);
         let known = self.group.as_ref().map(|group| group.generation);
         if known.is_none_or(|known| known <= group.generation) {
             self.forget_lost_disks(&group);

@@ -16,6 +16,7 @@ mod leader;
 mod leading;
 mod learning;
 mod membership;
+mod moving;
 mod restore;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -192,6 +193,10 @@ pub struct Node {
     learners: BTreeMap<PeerId, membership::Learner>,
     /// Where those are who asked and are no members.
     callers: BTreeMap<PeerId, (Incarnation, String)>,
+    /// A later group that this member stays in, and has to learn of yet.
+    newer: Option<Group>,
+    /// Where members say that they are, if the group has them elsewhere.
+    moved: BTreeMap<PeerId, String>,
     removed: bool,
     actions: VecDeque<Action>,
     stats: Stats,
@@ -350,19 +355,20 @@ impl Node {
         self.stats
     }
 
-    /// Where a peer may be reached, the likeliest first: where it says it is while it learns, where
-    /// this peer was told that it is, where the group says it is. Last, where one is who asks as it:
-    /// who only asks does not say where others are.
+    /// Where a peer may be reached, the likeliest first: where it says it is while it learns; where the
+    /// group has it, as all others know; where this peer was told that it is. Last, where one is who asks as
+    /// it: who only asks does not say where others are.
     #[must_use]
-    pub fn addresses_of(&self, peer: PeerId) -> Vec<&str> {
+    pub fn addresses_of<'a>(&'a self, peer: PeerId) -> Vec<&'a str> {
         let learner = self.learners.get(&peer).map(|l| l.address.as_str());
         let named = self.setup.peers.iter().find(|(id, _)| *id == peer);
-        let member = self.group.as_ref().and_then(|group| group.member(peer));
+        let has = |group: &'a Option<Group>| Some(group.as_ref()?.member(peer)?.address.as_str());
         let caller = self.callers.get(&peer).map(|(_, address)| address.as_str());
         let known = [
             learner,
+            has(&self.newer),
+            has(&self.group),
             named.map(|(_, address)| address.as_str()),
-            member.map(|member| member.address.as_str()),
             caller,
         ];
         let mut addresses: Vec<&str> = Vec::new();
@@ -435,6 +441,10 @@ impl Node {
         }
         match body {
             Body::Join { address, decided } => self.joins(from, incarnation, address, decided),
+            Body::Moved { address } => self.hear_move(from, incarnation, address),
+            Body::Called { member, address } => {
+                self.hear_called((from, incarnation), member, address);
+            }
             Body::Learn {
                 from: slot,
                 snapshot,

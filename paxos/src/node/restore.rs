@@ -81,6 +81,8 @@ impl Node {
             overslept: false,
             learners: BTreeMap::new(),
             callers: BTreeMap::new(),
+            newer: None,
+            moved: BTreeMap::new(),
             removed: false,
             actions: VecDeque::new(),
             stats: Stats::default(),

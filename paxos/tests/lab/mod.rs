@@ -17,6 +17,10 @@ pub(crate) struct Peer {
     pub(crate) disk: Stored,
     pub(crate) incarnation: u8,
     pub(crate) named: Vec<u32>,
+    /// Where it is.
+    pub(crate) at: String,
+    /// Where its configuration has others, or itself, if not at [`address`].
+    pub(crate) named_at: BTreeMap<u32, String>,
     /// Writes that are not synced.
     pub(crate) unsynced: Vec<(u64, Option<Snapshot>, Vec<Record>)>,
     /// Whether writes are synced at once.
@@ -70,6 +74,8 @@ impl Lab {
             disk: Stored::default(),
             incarnation: 1,
             named,
+            at: address(id),
+            named_at: BTreeMap::new(),
             unsynced: Vec::new(),
             syncs: true,
             applied: Vec::new(),
@@ -88,11 +94,11 @@ impl Lab {
         let setup = Setup {
             me: PeerId(id),
             incarnation: Incarnation([peer.incarnation; 16]),
-            address: address(id),
+            address: peer.at.clone(),
             peers: peer
                 .named
                 .iter()
-                .map(|id| (PeerId(*id), address(*id)))
+                .map(|id| (PeerId(*id), peer.names(*id)))
                 .collect(),
             timing: paxos::limits::Timing::default(),
             founds: true,
@@ -125,6 +131,31 @@ impl Lab {
         peer.incarnation += 1;
     }
 
+    /// A stopped peer's directory goes to another address, which its own configuration has.
+    pub(crate) fn move_to(&mut self, id: u32, to: &str) {
+        self.name(id, id, to);
+        self.peers.get_mut(&id).unwrap().at = to.to_owned();
+    }
+
+    /// From its next start on a peer's configuration has another at this address.
+    pub(crate) fn name(&mut self, who: u32, other: u32, at: &str) {
+        let names = &mut self.peers.get_mut(&who).unwrap().named_at;
+        names.insert(other, at.to_owned());
+    }
+
+    /// Where the group as a peer knows it has a member.
+    pub(crate) fn recorded(&self, by: u32, of: u32) -> &str {
+        let member = self.node(by).group().unwrap().member(PeerId(of));
+        &member.unwrap().address
+    }
+
+    /// Whether a message gets to where its receiver is; to one of whom no address is known it does.
+    fn is_found(&self, envelope: &Envelope) -> bool {
+        let to = self.peers.get(&envelope.to.0);
+        let called = self.node(envelope.from.0).addresses_of(envelope.to);
+        called.is_empty() || to.is_some_and(|to| called.contains(&to.at.as_str()))
+    }
+
     pub(crate) fn node(&self, id: u32) -> &Node {
         self.peers[&id].node.as_ref().unwrap()
     }
@@ -139,10 +170,16 @@ impl Lab {
 
     fn carry_out(&mut self, id: u32) {
         let now = Time(self.now);
-        let peer = self.peers.get_mut(&id).unwrap();
-        while let Some(action) = peer.node.as_mut().unwrap().poll_action() {
+        while let Some(action) = self.poll_action(id) {
+            if let Action::Send(envelope) = action {
+                if self.is_found(&envelope) {
+                    self.mail.push(envelope);
+                }
+                continue;
+            }
+            let peer = self.peers.get_mut(&id).unwrap();
             match action {
-                Action::Send(envelope) => self.mail.push(envelope),
+                Action::Send(_) => {}
                 Action::Persist { seq, records } => peer.unsynced.push((seq, None, records)),
                 Action::SaveSnapshot {
                     seq,
@@ -172,6 +209,11 @@ impl Lab {
                 peer.sync(now);
             }
         }
+    }
+
+    fn poll_action(&mut self, id: u32) -> Option<Action> {
+        let peer = self.peers.get_mut(&id).unwrap();
+        peer.node.as_mut().unwrap().poll_action()
     }
 
     /// Syncs what waits, and from now on at once.
@@ -270,6 +312,11 @@ impl Lab {
 }
 
 impl Peer {
+    fn names(&self, id: u32) -> String {
+        let named = self.named_at.get(&id).cloned();
+        named.unwrap_or_else(|| address(id))
+    }
+
     fn sync(&mut self, now: Time) {
         for (seq, snapshot, records) in std::mem::take(&mut self.unsynced) {
             if let Some(snapshot) = snapshot {

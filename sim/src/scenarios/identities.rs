@@ -63,6 +63,56 @@ pub(super) fn members_at_new_addresses(lines: Lines) -> Played {
     stage.close()
 }
 
+/// Two of three coordinators stop, and one of those goes on elsewhere: nobody calls it there before the
+/// third is told. Then the group has its address, and who was told nothing finds it, too.
+pub(super) fn a_moved_coordinator(lines: Lines) -> Played {
+    let mut stage = Stage::with_group(3, 4, lines)?;
+    stage.write("k0", "before")?;
+    let told = stage.leader()?;
+    let others = stage.coordinators.iter().copied();
+    let others: Vec<usize> = others.filter(|machine| *machine != told).collect();
+    let peer = stage
+        .world
+        .coordinator(others[0])
+        .ok_or("it does not run")?;
+    let peer = peer.core().peer_id();
+    for machine in &others {
+        stage.world.kill(stage.process(*machine), Death::Kill);
+    }
+    let moved = stage.world.move_journal(others[0]);
+    let moved = moved.ok_or("it is no coordinator")?;
+    stage.pass(5_000);
+    ensure(stage.world.leader().is_none(), "nobody was told")?;
+    let address = stage.world.machines[moved].address.clone();
+    stage.world.kill(stage.process(told), Death::Kill);
+    stage.world.tell_coordinator(told, peer, &address);
+    stage.world.start(told);
+    let recorded = |stage: &Stage, by: usize| {
+        let node = stage.world.coordinator(by)?.core().node();
+        let member = node.group()?.member(paxos::PeerId(peer.0))?;
+        Some(member.address == address)
+    };
+    stage.until("the group has its address", |stage| {
+        recorded(stage, told) == Some(true)
+    })?;
+    stage.world.start(others[1]);
+    stage.until("who was told nothing has it", |stage| {
+        recorded(stage, others[1]) == Some(true)
+    })?;
+    stage.pass(1_000);
+    stage.world.kill(stage.process(told), Death::Kill);
+    stage.pass(3_000);
+    stage.until("the two others go on", |stage| {
+        stage.world.leader().is_some()
+    })?;
+    // Without a record of the change nobody could write any more.
+    let lost = stage.backups_of(stage.head())[0];
+    stage.world.kill(stage.process(lost), Death::Kill);
+    stage.pass(3_000);
+    works_for(&mut stage, 1_000)?;
+    stage.close()
+}
+
 /// A coordinator's directory is copied, and the copy started elsewhere: it takes part in nothing.
 pub(super) fn a_coordinators_copy(lines: Lines) -> Played {
     let mut stage = Stage::with_group(3, 4, lines)?;

@@ -239,6 +239,10 @@ pub const ALL: &[Scenario] = &[
         play: identities::members_at_new_addresses,
     },
     Scenario {
+        name: "safety_28_a_moved_coordinator_is_found_once_one_other_was_told",
+        play: identities::a_moved_coordinator,
+    },
+    Scenario {
         name: "safety_30_a_copy_of_a_coordinators_directory_takes_part_in_nothing",
         play: identities::a_coordinators_copy,
     },

@@ -63,6 +63,34 @@ impl World {
         Some(self.add(role, address, disk, BootId::default()))
     }
 
+    /// The directory of a coordinator that does not run is started at an address of its own, which that one's
+    /// configuration has; nobody starts it where it was. Its machine now.
+    pub fn move_journal(&mut self, from: usize) -> Option<usize> {
+        let disk = self.copy_journal(from)?;
+        let (me, address) = self.coordinator_of(from, format!("moved{}", self.machines.len()))?;
+        self.tell_coordinator(from, me, &address);
+        let place = &mut self.machines[from];
+        let role = std::mem::replace(&mut place.role, Role::Client);
+        Some(self.add(role, address, Disk::Journal(disk), BootId::default()))
+    }
+
+    /// The number of the coordinator on a machine, which is at this address from its next start on.
+    fn coordinator_of(&mut self, machine: usize, address: String) -> Option<(PeerId, String)> {
+        let Role::Coordinator(config) = &mut self.machines[machine].role else {
+            return None;
+        };
+        config.core.address.clone_from(&address);
+        Some((config.core.peer, address))
+    }
+
+    /// From its next start on the configuration of the coordinator on a machine has another at this address.
+    pub fn tell_coordinator(&mut self, machine: usize, other: PeerId, at: &str) {
+        if let Role::Coordinator(config) = &mut self.machines[machine].role {
+            let named = config.core.peers.iter_mut().filter(|(id, _)| *id == other);
+            named.for_each(|(_, address)| at.clone_into(address));
+        }
+    }
+
     /// Starts a server with another's frames, at an address of its own and beside the original if that runs.
     pub fn start_frames(&mut self, original: usize, frames: MemoryStore) -> usize {
         let (boot, role) = (

@@ -1,12 +1,12 @@
 //! Copies of a coordinator's directory, and directories that were moved.
 
-use paxos::Stored;
+use paxos::{Body, Incarnation, Stored};
 use ramkeep_rpc::wires::{WireEnd, WireId, WireOutput};
 use ramkeep_wire::hello::Refusal;
 use ramkeep_wire::{Micros, Party, PeerId};
 
 use super::super::{Desk, DeskEnd, DeskOutput};
-use super::lab::{core, core_from};
+use super::lab::{Lab, core, core_from};
 use crate::core::Output;
 
 const NOW: Micros = Micros(2_000_000);
@@ -108,4 +108,43 @@ fn a_coordinator_whose_directory_was_moved_goes_on() {
 fn one_that_is_where_it_was_asks_nobody() {
     let mut desk = Desk::new(core_from(1, 1, false, "coordinator-1", stored()));
     assert!(takes_part(&mut desk, NOW));
+}
+
+#[test]
+fn who_lacks_a_moved_coordinator_says_from_where_it_calls_and_what_leads_out() {
+    let mut lab = Lab::new(3);
+    let leader = lab.leader();
+    let others: Vec<u32> = (1..=3).filter(|id| *id != leader as u32 + 1).collect();
+    let moved = others[0];
+    for other in &others {
+        lab.away.insert(*other);
+        lab.part(leader, *other as usize - 1);
+    }
+    let session = lab.session(Party::coordinator(PeerId(moved)));
+    let message = paxos::Envelope {
+        group: lab.desks[leader]
+            .core()
+            .node()
+            .group()
+            .map(|group| group.id),
+        from: paxos::PeerId(moved),
+        incarnation: Incarnation([moved as u8; 16]),
+        to: paxos::PeerId(leader as u32 + 1),
+        body: Body::Moved {
+            address: "elsewhere".to_owned(),
+        },
+    };
+    lab.say(session, &message).unwrap();
+    lab.until(|lab| !lab.desks[leader].core().leads());
+    lab.until(|lab| lab.desks[leader].why_nobody_leads().is_some());
+    let said = lab.desks[leader].why_nobody_leads().unwrap();
+    let (from, flag) = (
+        format!(
+            "coordinator {moved} calls from elsewhere, and does not answer at coordinator-{moved}"
+        ),
+        format!("coordinator {}) again with {moved}=elsewhere", leader + 1),
+    );
+    for part in ["2 of the 3", &from, &flag] {
+        assert!(said.contains(part), "{said}");
+    }
 }

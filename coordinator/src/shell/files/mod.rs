@@ -24,11 +24,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use ramkeep_wire::PeerId;
+use ramkeep_wire::directory::{FRAMES, JOURNAL};
 
 use crate::journal::{self, JournalError, Owner};
 use disk::InPlace;
 
-const JOURNAL: &str = "journal";
 const JOURNAL_NEW: &str = "journal.new";
 const SNAPSHOT: &str = "snapshot";
 const SNAPSHOT_NEW: &str = "snapshot.new";
@@ -49,6 +49,12 @@ pub enum FilesError {
     /// Another process has it.
     #[error("{0} is in use by another coordinator process")]
     Locked(PathBuf),
+    /// It is a server's.
+    #[error(
+        "{0} is the directory of a server: nothing in it was changed. Start `ramkeep server` with it, and this \
+         coordinator with its own directory"
+    )]
+    Servers(PathBuf),
     /// A file is not what it must be.
     #[error("{path}: {error}; restore the directory from a copy, or remove it to begin anew")]
     Bad {
@@ -147,9 +153,13 @@ impl Files {
         peer: PeerId,
         fresh: [u8; 16],
     ) -> Result<(Self, Recovered), FilesError> {
+        let path = directory.join(JOURNAL);
+        // A directory that has both already goes on.
+        if !path.exists() && directory.join(FRAMES).exists() {
+            return Err(FilesError::Servers(directory.to_owned()));
+        }
         disk::make_directory(directory)?;
         let lock = disk::lock(directory)?;
-        let path = directory.join(JOURNAL);
         let Some(bytes) = disk::read(&path)? else {
             for snapshot in [SNAPSHOT, SNAPSHOT_NEW] {
                 if directory.join(snapshot).exists() {

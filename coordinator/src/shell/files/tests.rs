@@ -49,6 +49,22 @@ fn records_are_appended_beyond_the_space_made() {
 }
 
 #[test]
+fn a_servers_directory_is_refused_and_left_as_it_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let frames = directory.path().join(FRAMES);
+    std::fs::write(&frames, b"frames").unwrap();
+    let refused = open(directory.path()).unwrap_err();
+    assert!(matches!(refused, FilesError::Servers(_)), "{refused}");
+    assert!(refused.to_string().contains("the directory of a server"));
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+    // One that both had before goes on.
+    std::fs::remove_file(&frames).unwrap();
+    written(directory.path(), 2);
+    std::fs::write(&frames, b"frames").unwrap();
+    assert_eq!(kept(directory.path()), records(2));
+}
+
+#[test]
 fn two_processes_never_share_a_directory() {
     let directory = tempfile::tempdir().unwrap();
     let held = open(directory.path()).unwrap();
