@@ -180,6 +180,7 @@ impl<S: FrameStore> Backup<S> {
             used: used as u32,
             inherited: self.inherited.len() as u32,
             damaged: self.damaged,
+            kept: self.kept_frames().min(self.frames.free_count()) as u32,
         }
     }
 

@@ -136,7 +136,7 @@ fn memory(stats: &MasterStats) -> Value {
 }
 
 fn frames(stats: &BackupStats) -> Value {
-    json!({ "total": stats.frames, "used": stats.used, "inherited": stats.inherited, "damaged": stats.damaged })
+    json!({ "total": stats.frames, "used": stats.used, "inherited": stats.inherited, "damaged": stats.damaged, "kept": stats.kept })
 }
 
 /// Hashes are hexadecimal text: they go past what a JSON number holds exactly.

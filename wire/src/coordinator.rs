@@ -220,6 +220,8 @@ pub struct BackupStats {
     pub inherited: u32,
     /// Frames that were found torn or damaged when they were opened.
     pub damaged: u32,
+    /// Of the free ones those that are not given out now: they are kept for recoveries.
+    pub kept: u32,
 }
 
 /// A replica that is not what it should be.

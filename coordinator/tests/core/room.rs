@@ -91,6 +91,22 @@ pub(crate) fn who_lacks_frames_for_a_while_gives_its_part_to_one_that_does_not()
 }
 
 #[test]
+fn frames_that_are_kept_for_recoveries_are_none_for_writing() {
+    let (mut world, [m, b, c, d], _) = cast();
+    world.run(300);
+    let is_said = |world: &mut World| {
+        let mut shortages = world.status().shortages.into_iter();
+        shortages.any(|one| one.is_now && one.server == m && one.kind == ShortageKind::Frames)
+    };
+    assert!(!is_said(&mut world));
+    for server in [b, c, d] {
+        world.server(server).kept = 1_000;
+    }
+    world.run(300);
+    assert!(is_said(&mut world));
+}
+
+#[test]
 fn what_would_be_lacking_should_the_fullest_die_is_said_before() {
     let (mut world, [m, b, c, d], _) = cast();
     world.run(300);

@@ -1,6 +1,7 @@
 //! The end of a run: faults have stopped, everything must become whole, then everything is read.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use ramkeep_coordinator::state::State;
 use ramkeep_wire::coordinator::{Tablet, TabletState};
@@ -13,6 +14,8 @@ use crate::node::Node;
 use crate::workload::Step;
 use crate::{faults, inspect};
 
+/// How long what is being decided when it is given up may take.
+const SETTLES: Duration = Duration::from_secs(1);
 /// Bytes of each value written at the end.
 const LAST_VALUE: usize = 1_000;
 
@@ -35,13 +38,17 @@ impl Run {
         } else if now > self.patience && self.read_since.is_none() {
             self.stop_workloads();
         }
-        if !lacking.is_empty() && now > self.gives_up {
+        // What is being decided just now is not waited for longer.
+        let settles = now < self.gives_up + SETTLES && !self.group_lacks().is_empty();
+        if !lacking.is_empty() && now > self.gives_up && !settles {
             if self.frames_are_short() {
                 self.report.short_of_frames = true;
                 return true;
             }
-            let lacking = lacking.join("; ");
-            self.find(&format!("not whole again after {CONVERGENCE:?}: {lacking}"));
+            let (lacking, free) = (lacking.join("; "), self.free_frames());
+            self.find(&format!(
+                "not whole again after {CONVERGENCE:?}: {lacking}; free frames: {free:?}"
+            ));
             return true;
         }
         self.world

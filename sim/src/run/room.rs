@@ -52,19 +52,25 @@ impl Run {
         full.map(|(_, server)| server).collect()
     }
 
+    /// How many frames are free on which living backup.
+    pub(super) fn free_frames(&self) -> Vec<(ServerId, u32)> {
+        let nodes = self.world.server_machines();
+        let nodes = nodes.filter_map(|machine| self.world.server(machine));
+        let free = nodes.filter_map(|node| {
+            let stats = node.backup()?.stats();
+            Some((node.server(), stats.frames - stats.used - stats.kept))
+        });
+        free.collect()
+    }
+
     /// Frames are free on too few backups for another copy of a segment; somebody says so.
     pub(super) fn frames_are_short(&mut self) -> bool {
         if self.frames == FRAMES {
             return false;
         }
-        let has_some = |machine: &usize| {
-            let backup = self.world.server(*machine).and_then(|node| node.backup());
-            let stats = backup.map(|backup| backup.stats());
-            stats.is_some_and(|stats| stats.used + FEW <= stats.frames)
-        };
-        let machines = self.world.server_machines();
+        let free = self.free_frames();
         // A master's own is none for it.
-        let is_short = machines.filter(has_some).count() <= self.replicas;
+        let is_short = free.iter().filter(|(_, free)| *free >= FEW).count() <= self.replicas;
         let leader = self.world.leader();
         let leader = leader.and_then(|machine| self.world.coordinator(machine));
         let shortages = leader.map_or_else(Vec::new, |leader| leader.core().shortages());

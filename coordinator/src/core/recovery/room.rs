@@ -49,13 +49,18 @@ impl<'v> View<'v> {
 
     /// Frames that are free on each living backup but these.
     fn free_frames_but(&self, except: &[ServerId]) -> Vec<u64> {
+        self.frames_but(except, |stats| stats.frames.saturating_sub(stats.used))
+    }
+
+    /// How many frames each living backup but these has, if it told.
+    fn frames_but(&self, except: &[ServerId], of: impl Fn(BackupStats) -> u32) -> Vec<u64> {
         let others = self
             .backups
             .keys()
             .filter(|server| !except.contains(server));
-        let free = |stats: BackupStats| u64::from(stats.frames.saturating_sub(stats.used));
+        let frames = |server| self.backup_stats(server).map(|stats| u64::from(of(stats)));
         others
-            .map(|server| self.backup_stats(*server).map_or(PLENTY, free))
+            .map(|server| frames(*server).unwrap_or(PLENTY))
             .collect()
     }
 
@@ -93,7 +98,10 @@ impl<'v> View<'v> {
     /// What keeps a master's own log from going on, if that is backups.
     pub(super) fn lacks_backups(&self, by: ServerId) -> Option<Shortage> {
         let (_, copies) = self.shape();
-        let others = self.free_frames_but(&[by]);
+        // Those that are kept for recoveries are free for replays only.
+        let others = self.frames_but(&[by], |stats| {
+            stats.frames.saturating_sub(stats.used + stats.kept)
+        });
         let with_frames = others.iter().filter(|free| **free > 0).count() as u64;
         let there = others.len() as u64;
         let (kind, text) = if there < copies {
@@ -105,8 +113,8 @@ impl<'v> View<'v> {
             (ShortageKind::Backups, text)
         } else if with_frames < copies {
             let text = format!(
-                "{by:?} needs free frames on {copies} other servers, and {with_frames} have some: \
-                 start another server, or one again with more --frames"
+                "{by:?} needs free frames on {copies} other servers, and {with_frames} have some \
+                 beside those that are kept for recoveries: start another server, or one again with more --frames"
             );
             (ShortageKind::Frames, text)
         } else {

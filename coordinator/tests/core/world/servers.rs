@@ -53,6 +53,8 @@ pub struct Fake {
     pub live: u64,
     /// Frames that it has.
     pub frames: u32,
+    /// Of the free ones those that it keeps for recoveries.
+    pub kept: u32,
     /// Its first head is not open yet.
     pub joins: bool,
 }
@@ -84,6 +86,7 @@ impl Fake {
             }),
             backup: Some(BackupStats {
                 frames: self.frames,
+                kept: self.kept,
                 used: self.replicas.len() as u32,
                 ..BackupStats::default()
             }),
@@ -357,6 +360,7 @@ impl World {
         let fake = Fake {
             free: 1 << 30,
             frames: 1_000,
+            kept: 0,
             ..Fake::default()
         };
         self.servers.insert(server, fake);
