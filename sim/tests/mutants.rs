@@ -59,6 +59,10 @@ const ELSEWHERE: &[(Mutant, &str)] = &[
         "coordinator/src/desk/tests: no simulated coordinator lies",
     ),
     (
+        Mutant::PromiseNothing,
+        "master/tests/recovery/main.rs: few logs of few objects are replayed side by side",
+    ),
+    (
         Mutant::LoseQuestions,
         "coordinator/src/desk/tests: few questions are lost in the moment of a recovery",
     ),
