@@ -203,7 +203,6 @@ fn frames_each(args: &UpArgs) -> u64 {
     even + even / 2 + SPARE_FRAMES
 }
 
-/// What the frames take if every one is used to the end.
 /// Whether there is no cluster yet: no coordinator has anything in its journal, and no server frames.
 fn makes_cluster(args: &UpArgs) -> Result<bool, Failure> {
     let Some(data) = &args.data else {
@@ -244,6 +243,7 @@ fn makes_cluster(args: &UpArgs) -> Result<bool, Failure> {
     Ok(!journals)
 }
 
+/// What the frames take if every one is used to the end.
 fn bytes_of_frames(args: &UpArgs) -> u64 {
     let copies = args.memory.0 * u64::from(args.replicas) * u64::from(args.servers);
     copies + SEGMENT_SIZE as u64 * u64::from(args.servers + args.backups)

@@ -168,16 +168,12 @@ impl Run {
         let Some(state) = inspect::recorded(&self.world) else {
             return;
         };
-        let full = self.full_masters(&state);
+        let full: Vec<Tablet> = (self.full_masters(&state).into_iter())
+            .flat_map(|owner| inspect::tablets(&state, owner))
+            .collect();
         let failed = |place: &Place, operation: &&Operation| {
             let ended = matches!(operation.outcome, Outcome::Failed | Outcome::Unknown);
-            let tablets = || {
-                full.iter()
-                    .flat_map(|owner| inspect::tablets(&state, *owner))
-            };
-            let tablets: Vec<_> = tablets().collect();
-            let may_fail =
-                operation.action.mutates() && inspect::tablet_of(&tablets, place).is_some();
+            let may_fail = operation.action.mutates() && inspect::tablet_of(&full, place).is_some();
             operation.invoked > since && ended && !may_fail
         };
         let lost: Vec<String> = (self.world.history.keys())

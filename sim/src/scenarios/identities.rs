@@ -55,7 +55,11 @@ pub(super) fn members_at_new_addresses(lines: Lines) -> Played {
     stage.world.kill(stage.process(leader), Death::Kill);
     stage.pass(3_000);
     stage.until("another leads", |stage| stage.world.leader().is_some())?;
-    // Without a record of the change nobody could write any more.
+    changes_backups(stage)
+}
+
+/// A backup dies: without a record of the change nobody could write any more.
+fn changes_backups(mut stage: Stage) -> Played {
     let lost = stage.backups_of(stage.head())[0];
     stage.world.kill(stage.process(lost), Death::Kill);
     stage.pass(3_000);
@@ -105,12 +109,7 @@ pub(super) fn a_moved_coordinator(lines: Lines) -> Played {
     stage.until("the two others go on", |stage| {
         stage.world.leader().is_some()
     })?;
-    // Without a record of the change nobody could write any more.
-    let lost = stage.backups_of(stage.head())[0];
-    stage.world.kill(stage.process(lost), Death::Kill);
-    stage.pass(3_000);
-    works_for(&mut stage, 1_000)?;
-    stage.close()
+    changes_backups(stage)
 }
 
 /// A coordinator's directory is copied, and the copy started elsewhere: it takes part in nothing.

@@ -1,9 +1,9 @@
 //! What living servers have room for: memory of masters, and frames on enough backups; and what the cluster
 //! lacks, or would lack should a server die.
 
-use ramkeep_wire::ServerId;
 use std::cmp::Reverse;
 
+use ramkeep_wire::ServerId;
 use ramkeep_wire::coordinator::{BackupStats, MasterStats, Shortage, ShortageKind};
 
 use super::View;
@@ -30,7 +30,7 @@ fn placeable(free: &[u64], copies: u64) -> u64 {
     fits
 }
 
-/// How much is lacking should this master of these die, and what of.
+/// How bad it would be should this master of these die, and what would be lacking.
 type Death<'v> = fn(&View<'v>, ServerId, MasterStats, &[ServerId]) -> Option<(u64, String)>;
 
 impl<'v> View<'v> {
